@@ -1,0 +1,214 @@
+package arch
+
+import (
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const module = "banger/"
+
+// rooms lists every package of the house and the rooms it may open a door to. Test files may
+// open more doors (hosttest, the fakes); what ships may not.
+var rooms = map[string][]string{
+	// Doorbells.
+	"cmd/banger":           {"internal/cli"},
+	"cmd/bangerd":          {"internal/daemon"},
+	"cmd/banger-agent":     {"internal/agent"},
+	"cmd/banger-nethelper": {"internal/hostnet/helper"},
+
+	// Contracts.
+	"api/agent/v1":                  {},
+	"api/agent/v1/agentv1connect":   {"api/agent/v1"},
+	"api/banger/v1":                 {"api/agent/v1"},
+	"api/banger/v1/bangerv1connect": {"api/banger/v1"},
+
+	// Layer 0: pure, or nearly.
+	"internal/fault":    {},
+	"internal/vm":       {"internal/fault"},
+	"internal/undo":     {},
+	"internal/progress": {},
+	"internal/paths":    {"internal/fault", "internal/vm"},
+	"internal/build":    {},
+	"internal/doctor":   {"internal/fault"},
+	"internal/channel":  {"internal/fault"},
+
+	// Layer 1: hands.
+	"internal/system":         {"internal/fault", "internal/paths"},
+	"internal/disk":           {"internal/fault", "internal/paths", "internal/system"},
+	"internal/hostnet":        {"internal/fault", "internal/paths", "internal/system", "internal/vm"},
+	"internal/hostnet/helper": {"internal/fault", "internal/hostnet", "internal/paths"},
+
+	// Layer 2: services.
+	"internal/store":    {"internal/fault", "internal/vm"},
+	"internal/kernel":   {"internal/disk", "internal/fault", "internal/paths", "internal/progress", "internal/system"},
+	"internal/image":    {"internal/disk", "internal/fault", "internal/paths", "internal/progress", "internal/system"},
+	"internal/guest":    {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/fault", "internal/paths", "internal/vm"},
+	"internal/vmm":      {"internal/fault", "internal/vm"},
+	"internal/vmm/qemu": {"internal/channel", "internal/fault", "internal/system", "internal/vm", "internal/vmm"},
+	"internal/vmm/fake": {
+		"api/agent/v1", "internal/agent/serve", "internal/channel", "internal/fault", "internal/system",
+		"internal/vm", "internal/vmm",
+	},
+
+	// Layer 3.
+	"internal/capability": {
+		"api/agent/v1", "internal/disk", "internal/fault", "internal/guest", "internal/hostnet", "internal/image",
+		"internal/kernel", "internal/paths", "internal/vm", "internal/vmm",
+	},
+
+	// Layer 4.
+	"internal/engine": {
+		"api/agent/v1", "api/agent/v1/agentv1connect", "internal/capability", "internal/fault", "internal/guest",
+		"internal/paths", "internal/progress", "internal/store", "internal/undo", "internal/vm", "internal/vmm",
+	},
+
+	// Layer 5.
+	"internal/wire": {
+		"api/banger/v1", "internal/engine", "internal/fault", "internal/image", "internal/kernel", "internal/progress",
+		"internal/store", "internal/vm", "internal/vmm",
+	},
+	"internal/server": {
+		"api/agent/v1", "api/agent/v1/agentv1connect", "api/banger/v1", "api/banger/v1/bangerv1connect",
+		"internal/build", "internal/engine", "internal/fault", "internal/image", "internal/kernel", "internal/paths",
+		"internal/progress", "internal/store", "internal/vm", "internal/wire",
+	},
+	"internal/client": {
+		"api/agent/v1", "api/banger/v1", "api/banger/v1/bangerv1connect", "internal/build", "internal/fault",
+		"internal/paths", "internal/system", "internal/wire",
+	},
+
+	// Layer 6.
+	"internal/daemon": {
+		"internal/agent/serve", "internal/build", "internal/capability", "internal/engine", "internal/fault",
+		"internal/guest", "internal/hostnet", "internal/image", "internal/kernel", "internal/paths",
+		"internal/progress", "internal/server", "internal/store", "internal/system", "internal/vm", "internal/vmm",
+		"internal/vmm/fake", "internal/vmm/qemu", "internal/disk", "internal/doctor",
+	},
+	"internal/cli": {
+		"api/agent/v1", "api/banger/v1", "internal/build", "internal/client", "internal/doctor", "internal/fault",
+		"internal/paths", "internal/system",
+	},
+
+	// The guest's side.
+	"internal/agent":       {"api/agent/v1", "internal/agent/boot", "internal/agent/run", "internal/agent/serve", "internal/build", "internal/channel"},
+	"internal/agent/boot":  {"api/agent/v1"},
+	"internal/agent/run":   {"api/agent/v1"},
+	"internal/agent/serve": {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/agent/run", "internal/build", "internal/channel"},
+
+	// Tests.
+	"internal/arch":        {},
+	"internal/hosttest":    {"internal/paths"},
+	"internal/vmm/vmmtest": {"api/agent/v1", "internal/fault", "internal/guest", "internal/vm", "internal/vmm"},
+}
+
+// keys lists outside packages that only some rooms may hold.
+var keys = map[string][]string{
+	"os/exec":      {"internal/system", "internal/agent/run", "internal/agent/boot"},
+	"database/sql": {"internal/store"},
+	"github.com/vishvananda/netlink": {
+		"internal/hostnet", "internal/hostnet/helper", "internal/agent/boot", "internal/hosttest",
+	},
+	"github.com/google/nftables": {"internal/hostnet", "internal/hostnet/helper", "internal/hosttest"},
+	"github.com/spf13/cobra":     {"internal/cli", "internal/daemon"},
+}
+
+func TestHouse(t *testing.T) {
+	packages := parse(t)
+	for name, p := range packages {
+		allowed, known := rooms[name]
+		if !known {
+			t.Errorf("package %s has no room: decide where it lives in internal/arch", name)
+			continue
+		}
+		if p.doc == "" {
+			t.Errorf("package %s has no package comment", name)
+		}
+		for _, imported := range p.imports {
+			if inside, ok := strings.CutPrefix(imported, module); ok {
+				if !slices.Contains(allowed, inside) {
+					t.Errorf("%s must not import %s", name, inside)
+				}
+			}
+			if holders, locked := keys[imported]; locked && !slices.Contains(holders, name) {
+				t.Errorf("%s must not import %s: that key is held by %s", name, imported, strings.Join(holders, ", "))
+			}
+		}
+	}
+	for name := range rooms {
+		if _, ok := packages[name]; !ok {
+			t.Errorf("room %s is empty: remove it from the table", name)
+		}
+	}
+}
+
+type house struct {
+	imports []string
+	doc     string
+}
+
+// parse reads the imports and package comments of all files that ship.
+func parse(t *testing.T) map[string]*house {
+	t.Helper()
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	packages := map[string]*house{}
+	err = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, _ := filepath.Rel(root, path)
+		if d.IsDir() {
+			if rel == "tools" || strings.HasPrefix(d.Name(), ".") && rel != "." || d.Name() == "testdata" {
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		if !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		return readFile(packages, filepath.ToSlash(filepath.Dir(rel)), path)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return packages
+}
+
+func readFile(packages map[string]*house, pkg, path string) error {
+	src, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	f, err := parser.ParseFile(token.NewFileSet(), path, src, parser.ImportsOnly|parser.ParseComments)
+	if err != nil {
+		return err
+	}
+	p := packages[pkg]
+	if p == nil {
+		p = &house{}
+		packages[pkg] = p
+	}
+	if f.Doc != nil {
+		p.doc += f.Doc.Text()
+	}
+	if strings.HasPrefix(pkg, "api/") {
+		p.doc = "generated"
+	}
+	for _, spec := range f.Imports {
+		imported, err := strconv.Unquote(spec.Path.Value)
+		if err != nil {
+			return err
+		}
+		p.imports = append(p.imports, imported)
+	}
+	return nil
+}

@@ -1,0 +1,134 @@
+// Package paths holds every name banger gives to something on the host: files, sockets, network
+// devices. docs/state.md explains the files; a test keeps the two equal.
+package paths
+
+import (
+	"os"
+	"path/filepath"
+
+	"github.com/adrg/xdg"
+
+	"banger/internal/fault"
+	"banger/internal/vm"
+)
+
+// MaxSocketPath is the longest path a Unix socket may have: sun_path holds 108 bytes with the
+// closing NUL (unix(7)).
+const MaxSocketPath = 107
+
+// Names in the host's network.
+const (
+	Bridge    = "banger0" // the default bridge
+	TAPPrefix = "bgr-"    // every TAP device of a VM
+	Subnet    = "172.30.0.0/16"
+)
+
+// TAP returns the name of a VM's TAP device, at most 15 characters (IFNAMSIZ).
+func TAP(id vm.ID) string { return TAPPrefix + string(id) }
+
+// Paths are the directories of one user's banger.
+type Paths struct {
+	Config  string // directory of config.toml
+	State   string // database, VMs, images, kernels, keys
+	Cache   string // what can be made again
+	Runtime string // the daemon's socket
+}
+
+// FromEnvironment returns the directories that the XDG base directory variables name, read now.
+// Without XDG_RUNTIME_DIR the socket lies in the state directory.
+func FromEnvironment() Paths {
+	xdg.Reload()
+	p := Paths{
+		Config: filepath.Join(xdg.ConfigHome, "banger"),
+		State:  filepath.Join(xdg.StateHome, "banger"),
+		Cache:  filepath.Join(xdg.CacheHome, "banger"),
+	}
+	if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
+		p.Runtime = filepath.Join(dir, "banger")
+	} else {
+		p.Runtime = filepath.Join(p.State, "run")
+	}
+	return p
+}
+
+// Under returns directories below one root, for tests and for private instances.
+func Under(root string) Paths {
+	return Paths{
+		Config: filepath.Join(root, "config"), State: filepath.Join(root, "state"),
+		Cache: filepath.Join(root, "cache"), Runtime: filepath.Join(root, "run"),
+	}
+}
+
+// Make creates the directories, private to the user.
+func (p Paths) Make() error {
+	for _, dir := range []string{p.Config, p.State, p.Cache, p.Runtime, p.VMs(), p.Images(), p.Kernels(), p.SSH()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fault.Wrap(fault.Precondition, err, "cannot make directory %s", dir)
+		}
+	}
+	return nil
+}
+
+// ConfigFile is the user's configuration.
+func (p Paths) ConfigFile() string { return filepath.Join(p.Config, "config.toml") }
+
+// Database is the SQLite file.
+func (p Paths) Database() string { return filepath.Join(p.State, "banger.db") }
+
+// Socket is where the daemon listens.
+func (p Paths) Socket() string { return filepath.Join(p.Runtime, "bangerd.sock") }
+
+// Lock is held by the one daemon of this state directory; it holds the daemon's pid.
+func (p Paths) Lock() string { return filepath.Join(p.State, "bangerd.lock") }
+
+// DaemonLog is the daemon's log.
+func (p Paths) DaemonLog() string { return filepath.Join(p.State, "bangerd.log") }
+
+// VMs holds a directory for each VM.
+func (p Paths) VMs() string { return filepath.Join(p.State, "vms") }
+
+// VM is a VM's own directory.
+func (p Paths) VM(id vm.ID) string { return filepath.Join(p.VMs(), string(id)) }
+
+// Images holds a directory for each image.
+func (p Paths) Images() string { return filepath.Join(p.State, "images") }
+
+// Kernels holds a directory for each kernel.
+func (p Paths) Kernels() string { return filepath.Join(p.State, "kernels") }
+
+// SSH holds the client key and the known hosts.
+func (p Paths) SSH() string { return filepath.Join(p.State, "ssh") }
+
+// SSHKey is banger's own client key; its public half has ".pub" added.
+func (p Paths) SSHKey() string { return filepath.Join(p.SSH(), "id_ed25519") }
+
+// KnownHosts holds the host keys of all VMs.
+func (p Paths) KnownHosts() string { return filepath.Join(p.SSH(), "known_hosts") }
+
+// Seeds caches empty file systems that new disks are cloned from.
+func (p Paths) Seeds() string { return filepath.Join(p.Cache, "seeds") }
+
+// Initramfs caches initramfs archives by content hash.
+func (p Paths) Initramfs() string { return filepath.Join(p.Cache, "initramfs") }
+
+// Downloads caches what was fetched.
+func (p Paths) Downloads() string { return filepath.Join(p.Cache, "downloads") }
+
+// Files of a VM's directory that the VMM does not name.
+const (
+	OverlayDisk   = "overlay.ext4"
+	WorkDisk      = "work.ext4"
+	VMInitramfs   = "initramfs.img" // base initramfs and guest config; only while it starts
+	SSHHostKey    = "ssh_host_ed25519_key"
+	SSHHostKeyPub = "ssh_host_ed25519_key.pub"
+)
+
+// CheckSocket refuses a socket path that the kernel would cut short.
+func CheckSocket(path string) error {
+	if len(path) <= MaxSocketPath {
+		return nil
+	}
+	return fault.New(fault.Precondition, "socket path is %d bytes long, the most is %d: %s",
+		len(path), MaxSocketPath, path).
+		WithHint("set XDG_RUNTIME_DIR to a directory with a shorter path")
+}

@@ -1,0 +1,123 @@
+// Package vmm is the vocabulary between the engine and the drivers that run machines: Driver,
+// Running and the machine they run. Drivers live in sub-packages; vmmtest is the conformance
+// suite all of them pass, the fake included.
+package vmm
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+
+	"banger/internal/vm"
+)
+
+// File names inside a machine's directory. A VMM has that directory as its working directory and
+// is given relative names, so that paths stay short and a snapshot's paths mean each clone's own files.
+const (
+	GuestSocket = "guest.sock"  // the guest channel
+	SerialLog   = "serial.log"  // the guest's console
+	VMMLog      = "vmm.log"     // stdout and stderr of the VMM
+	CommandFile = "command.txt" // the command line, to run it again by hand
+)
+
+// ChannelPort is the name of the virtio-serial port that carries the guest channel.
+const ChannelPort = "banger.agent.0"
+
+// Disk is one drive. Order matters: the first one is /dev/vda in the guest.
+type Disk struct {
+	Role     string // root, overlay, work or modules; unique in a machine
+	Path     string // absolute, or relative to Machine.Dir
+	ReadOnly bool
+}
+
+// NIC is one network interface on an existing TAP device.
+type NIC struct {
+	TAP string
+	MAC string
+}
+
+// Machine is all a driver needs to run a VM. Capabilities fill it in.
+type Machine struct {
+	ID          vm.ID
+	Name        string
+	Dir         string // absolute; the machine's own directory, which exists
+	CPUs        int
+	MemoryBytes int64
+	Kernel      string   // absolute path of a kernel the driver's Caps().KernelFormats names
+	Initramfs   string   // absolute or relative to Dir
+	Cmdline     []string // kernel arguments; the driver appends those of its own machine
+	Disks       []Disk
+	NICs        []NIC
+}
+
+// Handle finds a machine again after the daemon restarted. It is stored in the VM's row.
+type Handle struct {
+	PID       int             `json:"pid"`
+	StartTime uint64          `json:"start_time"` // field 22 of /proc/<pid>/stat: clock ticks since boot
+	Extra     json.RawMessage `json:"extra,omitempty"`
+}
+
+// Caps is what a driver can do on this host.
+type Caps struct {
+	Accelerator   string   // kvm, tcg or fake
+	Version       string   // of the VMM binary
+	SlowReason    string   // why Accelerator is not kvm; empty when it is
+	KernelFormats []string // in order of preference: "elf", "bzimage", "image" (arm64)
+	Channel       string   // "virtio-serial" or "vsock"
+	MaxCPUs       int
+}
+
+// ExitKind classes the end of a machine.
+type ExitKind string
+
+// The ways a machine ends.
+const (
+	ExitPowerOff ExitKind = "power-off" // the guest powered itself off
+	ExitReboot   ExitKind = "reboot"    // the guest asked for a reboot; VMMs here never reset in place
+	ExitPanic    ExitKind = "panic"     // the guest's kernel panicked
+	ExitStopped  ExitKind = "stopped"   // Stop of this Running did it
+	ExitKilled   ExitKind = "killed"    // a signal from outside
+	ExitCrash    ExitKind = "crash"     // the VMM failed
+)
+
+// Exit tells how a machine ended.
+type Exit struct {
+	Kind   ExitKind
+	Detail string // one line: signal, exit code, the line of the panic
+}
+
+// Driver runs machines on one VMM. Machines outlive the daemon; Adopt finds one again. All
+// methods may be called from several goroutines.
+type Driver interface {
+	// Name is the driver's name in specs and rows.
+	Name() string
+	// Caps tells what the driver can do here. It may probe the host once and remembers the answer;
+	// a Precondition fault says why the driver cannot be used.
+	Caps(context.Context) (Caps, error)
+	// Check finds what would make Start fail, and changes nothing.
+	Check(context.Context, Machine) error
+	// Start starts the machine's process and returns when the VMM has taken it; the guest may
+	// not have booted. On error nothing is left behind.
+	Start(context.Context, Machine) (Running, error)
+	// Adopt finds a machine that an earlier daemon started. A NotFound fault says that the process
+	// is gone; what it left (sockets) is removed then.
+	Adopt(context.Context, Machine, Handle) (Running, error)
+}
+
+// Running is a machine with a process.
+type Running interface {
+	Handle() Handle
+	// DialGuest returns a new stream to the agent. It waits for the guest until ctx ends or the machine does.
+	DialGuest(context.Context) (net.Conn, error)
+	// Done is closed when the process has ended.
+	Done() <-chan struct{}
+	// Exit tells how; it is valid once Done is closed.
+	Exit() Exit
+	// PowerButton asks the guest's firmware interface for an orderly power-off; Unsupported
+	// machines answer with a Precondition fault. It does not wait.
+	PowerButton(context.Context) error
+	// Stop ends the process, insisting up to SIGKILL, waits for its end, and removes its sockets. It succeeds when the machine has already ended.
+	Stop(context.Context) error
+	// Close lets go of the machine without touching it: connections closed, goroutines ended.
+	Close() error
+}
