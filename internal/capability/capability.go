@@ -6,7 +6,6 @@ import (
 	"context"
 	"encoding/json"
 
-
 	agentv1 "banger/api/agent/v1"
 	"banger/internal/vm"
 	"banger/internal/vmm"
@@ -53,4 +52,3 @@ type Reattacher interface {
 type Eraser interface {
 	Erase(context.Context, vm.VM) error
 }
-

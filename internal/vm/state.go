@@ -7,12 +7,12 @@ type State string
 
 // The states. Starting, Stopping and Deleting are passed through while someone works on the VM.
 //
-//	                 AskStart            Booted
-//	  ┌── stopped ─────────────► starting ──────► running ──┐
-//	  │     ▲  ▲                    │ BootFailed    │  │ Died
-//	  │     │  └──── AskStop ── failed ◄────────────│──┘
-//	  │     └ TakenDown ──── stopping ◄── AskStop ──┘
-//	  └─ AskDelete ─► deleting ── Erased ─► (gone)
+//	               AskStart            Booted
+//	┌── stopped ─────────────► starting ──────► running ──┐
+//	│     ▲  ▲                    │ BootFailed    │  │ Died
+//	│     │  └──── AskStop ── failed ◄────────────│──┘
+//	│     └ TakenDown ──── stopping ◄── AskStop ──┘
+//	└─ AskDelete ─► deleting ── Erased ─► (gone)
 const (
 	Stopped   State = "stopped"
 	Starting  State = "starting"
