@@ -103,14 +103,15 @@ var rooms = map[string][]string{
 	"internal/agent/serve": {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/agent/run", "internal/build", "internal/channel"},
 
 	// Tests.
-	"internal/arch":        {},
-	"internal/hosttest":    {"internal/paths"},
-	"internal/vmm/vmmtest": {"api/agent/v1", "internal/fault", "internal/guest", "internal/vm", "internal/vmm"},
+	"internal/arch":          {},
+	"internal/hosttest":      {"internal/paths"},
+	"internal/hosttest/need": {"internal/paths"},
+	"internal/vmm/vmmtest":   {"api/agent/v1", "internal/fault", "internal/guest", "internal/vm", "internal/vmm"},
 }
 
 // keys lists outside packages that only some rooms may hold.
 var keys = map[string][]string{
-	"os/exec":      {"internal/system", "internal/agent/run", "internal/agent/boot"},
+	"os/exec":      {"internal/system", "internal/agent/run", "internal/agent/boot", "internal/hosttest/need"},
 	"database/sql": {"internal/store"},
 	"github.com/vishvananda/netlink": {
 		"internal/hostnet", "internal/hostnet/helper", "internal/agent/boot", "internal/hosttest",
