@@ -1,0 +1,40 @@
+// Package guest is the host's side of the guest: the config its init is started with, the keys it
+// is known by, and the client of its agent.
+package guest
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"time"
+
+	"banger/api/agent/v1/agentv1connect"
+)
+
+// Client speaks to the agent of one VM: HTTP/2 without TLS over streams of the guest channel. It
+// may be used from several goroutines, and dials again when a stream broke.
+type Client struct {
+	agentv1connect.AgentServiceClient
+
+	transport *http.Transport
+}
+
+// NewClient returns a client that opens its streams with open, usually a Running's DialGuest.
+// Nothing is dialled before the first call.
+func NewClient(open func(context.Context) (net.Conn, error)) *Client {
+	var protocols http.Protocols
+	protocols.SetUnencryptedHTTP2(true)
+	t := &http.Transport{
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return open(ctx) },
+		Protocols:         &protocols,
+		IdleConnTimeout:   5 * time.Minute,
+		DisableKeepAlives: false,
+	}
+	return &Client{
+		AgentServiceClient: agentv1connect.NewAgentServiceClient(&http.Client{Transport: t}, "http://agent"),
+		transport:          t,
+	}
+}
+
+// Close lets go of idle streams. Calls under way go on until their context ends.
+func (c *Client) Close() { c.transport.CloseIdleConnections() }
