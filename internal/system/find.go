@@ -1,0 +1,24 @@
+package system
+
+import (
+	"os/exec"
+	"path/filepath"
+
+	"banger/internal/fault"
+)
+
+// Find returns the absolute path of a program, looking in PATH and then where distributions keep
+// administrators' programs, which many users' PATH lacks. When it is missing, the Precondition
+// fault's hint names the Debian package that has it.
+func Find(program, debianPackage string) (string, error) {
+	if path, err := exec.LookPath(program); err == nil {
+		return filepath.Abs(path)
+	}
+	for _, dir := range []string{"/usr/sbin", "/sbin", "/usr/local/sbin"} {
+		if path, err := exec.LookPath(filepath.Join(dir, program)); err == nil {
+			return path, nil
+		}
+	}
+	return "", fault.New(fault.Precondition, "the program %s is not installed", program).
+		WithHint("apt install %s", debianPackage)
+}
