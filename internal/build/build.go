@@ -9,6 +9,9 @@ var (
 	Stamp   = ""
 )
 
+// API is the number of the daemon's API. It grows when a client of an older number can no longer be served.
+const API = 1
+
 // ID returns what client, daemon and agent compare to see whether they are of one build.
 func ID() string {
 	if Stamp != "" {

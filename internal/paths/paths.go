@@ -81,8 +81,15 @@ func (p Paths) Socket() string { return filepath.Join(p.Runtime, "bangerd.sock")
 // Lock is held by the one daemon of this state directory; it holds the daemon's pid.
 func (p Paths) Lock() string { return filepath.Join(p.State, "bangerd.lock") }
 
+// StartLock is held by a client while it starts or replaces the daemon.
+func (p Paths) StartLock() string { return filepath.Join(p.Runtime, "start.lock") }
+
 // DaemonLog is the daemon's log.
 func (p Paths) DaemonLog() string { return filepath.Join(p.State, "bangerd.log") }
+
+// DaemonOutput is what the daemon printed besides its log: why it could not start, or the trace of a
+// crash. That of the run before has ".1" added.
+func (p Paths) DaemonOutput() string { return filepath.Join(p.State, "bangerd.out") }
 
 // VMs holds a directory for each VM.
 func (p Paths) VMs() string { return filepath.Join(p.State, "vms") }
