@@ -1,0 +1,282 @@
+package hostnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/fault"
+	"banger/internal/paths"
+	"banger/internal/system"
+)
+
+const (
+	// requestTimeout bounds one request, the helper's start included.
+	requestTimeout = 15 * time.Second
+	// closeTimeout is how long a helper may take to notice that its socket is closed.
+	closeTimeout = 3 * time.Second
+)
+
+// Options says which helper to use, and for what.
+type Options struct {
+	HelperPath string       // of banger-nethelper
+	HelperLog  string       // file for what the helper says; it logs each refusal
+	Bridge     string       // "" is paths.Bridge
+	Subnet     netip.Prefix // zero: keep that of an existing bridge, else the first of Candidates that is free
+	Instance   string       // tells one banger of a user from another; see CheckInstance. "" is any
+	Logger     *slog.Logger
+}
+
+// Client asks banger-nethelper. The helper is started by the first request, and once more when it
+// has died; requests go one at a time. It is safe for concurrent use.
+type Client struct {
+	o Options
+
+	mu      sync.Mutex
+	helper  *helper // nil while none runs
+	closed  bool
+	address netip.Prefix // of the bridge, once ensured
+}
+
+var _ Network = (*Client)(nil)
+
+// helper is a running banger-nethelper.
+type helper struct {
+	process *system.Process
+	conn    net.Conn
+}
+
+// Start returns a client. Nothing runs and nothing is changed yet. ctx is not kept.
+func Start(_ context.Context, o Options) (*Client, error) {
+	if o.Bridge == "" {
+		o.Bridge = paths.Bridge
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	if err := errors.Join(CheckBridge(o.Bridge), CheckInstance(o.Instance)); err != nil {
+		return nil, err
+	}
+	if o.Subnet.IsValid() {
+		if err := CheckSubnet(o.Subnet); err != nil {
+			return nil, err
+		}
+	}
+	return &Client{o: o}, nil
+}
+
+// Close ends the helper. Bridge, TAP devices and NAT stay.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.closed = true
+	return c.drop()
+}
+
+// EnsureBridge makes the bridge. Without a configured subnet an existing bridge keeps its own, for
+// VMs may be running there; else the first candidate is taken that clashes with no route. A
+// configured subnet that clashes is a Conflict fault.
+func (c *Client) EnsureBridge(ctx context.Context) (netip.Prefix, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	address, err := c.chooseAddress()
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	if _, err := c.ask(ctx, Request{Op: OpEnsureBridge, Address: address}); err != nil {
+		return netip.Prefix{}, err
+	}
+	c.address = address
+	return address, nil
+}
+
+func (c *Client) chooseAddress() (netip.Prefix, error) {
+	current, err := bridgeAddress(c.o.Bridge)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	if current.IsValid() && (!c.o.Subnet.IsValid() || Gateway(c.o.Subnet) == current) {
+		return current, nil
+	}
+	routes, err := ReadRoutes()
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	if c.o.Subnet.IsValid() {
+		if r, clash := Clash(c.o.Subnet, routes, c.o.Bridge); clash {
+			return netip.Prefix{}, ClashFault(c.o.Subnet, r)
+		}
+		return Gateway(c.o.Subnet), nil
+	}
+	subnet, why, err := PickSubnet(Candidates, routes, c.o.Bridge)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	if why != "" {
+		c.o.Logger.Warn("another subnet was chosen for the VMs", "subnet", subnet.String(), "reason", why)
+	}
+	return Gateway(subnet), nil
+}
+
+// AddTAP makes a TAP device on the bridge that the daemon's user may open.
+func (c *Client) AddTAP(ctx context.Context, name string) error {
+	return c.do(ctx, Request{Op: OpAddTAP, TAP: name, Owner: os.Getuid()})
+}
+
+// DeleteTAP removes a TAP device; that of a missing one succeeds.
+func (c *Client) DeleteTAP(ctx context.Context, name string) error {
+	return c.do(ctx, Request{Op: OpDeleteTAP, TAP: name})
+}
+
+// ListTAPs returns the TAP devices of this instance, sorted.
+func (c *Client) ListTAPs(ctx context.Context) ([]string, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	response, err := c.ask(ctx, Request{Op: OpListTAPs})
+	if err != nil {
+		return nil, err
+	}
+	slices.Sort(response.TAPs)
+	return response.TAPs, nil
+}
+
+// SetNAT switches on or off that a guest reaches other networks through the host. Switching on
+// turns the host's IPv4 forwarding on.
+func (c *Client) SetNAT(ctx context.Context, guest netip.Addr, on bool) error {
+	return c.do(ctx, Request{Op: OpSetNAT, Guest: guest, On: on})
+}
+
+// RemoveNAT takes away all NAT of the bridge, and the nftables table when no other bridge uses it.
+func (c *Client) RemoveNAT(ctx context.Context) error {
+	return c.do(ctx, Request{Op: OpRemoveNAT})
+}
+
+// RemoveBridge takes away the bridge and its NAT. It refuses while there are TAP devices on it.
+func (c *Client) RemoveBridge(ctx context.Context) error {
+	return c.do(ctx, Request{Op: OpRemoveBridge})
+}
+
+func (c *Client) do(ctx context.Context, r Request) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	_, err := c.ask(ctx, r)
+	return err
+}
+
+// ask sends a request and returns the answer. Requests ask for states, so one whose answer was lost
+// is simply sent again, once, to a new helper.
+func (c *Client) ask(ctx context.Context, r Request) (Response, error) {
+	r.Version, r.Bridge, r.Instance = ProtocolVersion, c.o.Bridge, c.o.Instance
+	if err := r.Check(); err != nil {
+		return Response{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	response, err := c.once(ctx, r)
+	if err != nil && fault.KindOf(err) == fault.Unexpected {
+		c.o.Logger.Warn("banger-nethelper is started again", "request", string(r.Op), "reason", err)
+		response, err = c.once(ctx, r)
+	}
+	if err == nil {
+		return response, response.Err()
+	}
+	if ctx.Err() != nil {
+		return Response{}, fault.Wrap(fault.KindOf(ctx.Err()), ctx.Err(), "banger-nethelper did not answer to %s", r.Op)
+	}
+	if fault.KindOf(err) == fault.Unexpected {
+		return Response{}, fault.Wrap(fault.Unexpected, err, "banger-nethelper failed twice at %s", r.Op).
+			WithHint("what it said is in %s", c.o.HelperLog)
+	}
+	return Response{}, err
+}
+
+// once sends a request to the helper, started if need be. A helper whose answer was not read to
+// the end is of no more use.
+func (c *Client) once(ctx context.Context, r Request) (response Response, err error) {
+	if c.closed {
+		return Response{}, fault.New(fault.Conflict, "the network is closed")
+	}
+	if c.helper == nil {
+		if c.helper, err = startHelper(c.o); err != nil {
+			return Response{}, err
+		}
+	}
+	conn := c.helper.conn
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if err = WriteMessage(conn, r); err == nil {
+		err = ReadMessage(conn, &response)
+	}
+	if err != nil {
+		return Response{}, errors.Join(explain(err), c.drop())
+	}
+	return response, nil
+}
+
+func explain(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) {
+		return errors.New("banger-nethelper ended")
+	}
+	return err
+}
+
+// drop closes the helper's socket, on which it ends, and insists when it does not.
+func (c *Client) drop() error {
+	h := c.helper
+	if h == nil {
+		return nil
+	}
+	c.helper = nil
+	err := h.conn.Close()
+	select {
+	case <-h.process.Done():
+	case <-time.After(closeTimeout):
+		err = errors.Join(err, h.process.Signal(syscall.SIGKILL))
+		<-h.process.Done()
+	}
+	return errors.Join(err, h.process.Close())
+}
+
+func startHelper(o Options) (*helper, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make a socketpair: %w", err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "nethelper"), os.NewFile(uintptr(fds[1]), "nethelper")
+	defer ours.Close()
+	defer theirs.Close()
+	conn, err := net.FileConn(ours)
+	if err != nil {
+		return nil, fmt.Errorf("use a socketpair: %w", err)
+	}
+	process, err := system.Start(system.StartOptions{
+		Path: o.HelperPath, Env: []string{}, Dir: "/", Log: o.HelperLog, ExtraFiles: []*os.File{theirs},
+	})
+	if err != nil {
+		conn.Close()
+		return nil, startFault(o.HelperPath, err)
+	}
+	return &helper{process, conn}, nil
+}
+
+func startFault(path string, err error) error {
+	f := fault.Wrap(fault.Precondition, err, "cannot start banger-nethelper")
+	if errors.Is(err, os.ErrNotExist) {
+		return f.WithHint("build and install it: make install")
+	}
+	return f.WithHint("%s", GrantHint(path))
+}
+
+// GrantHint is the command that gives a helper the right it needs.
+func GrantHint(path string) string { return "sudo setcap cap_net_admin+ep " + path }
