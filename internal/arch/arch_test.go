@@ -114,7 +114,7 @@ var rooms = map[string][]string{
 
 // keys lists outside packages that only some rooms may hold.
 var keys = map[string][]string{
-	"os/exec":      {"internal/system", "internal/agent/run", "internal/agent/boot", "internal/hosttest/need"},
+	"os/exec":      {"internal/system", "internal/agent/run", "internal/agent/boot", "internal/hosttest", "internal/hosttest/need"},
 	"database/sql": {"internal/store"},
 	"github.com/vishvananda/netlink": {
 		"internal/hostnet", "internal/hostnet/helper", "internal/agent/boot", "internal/hosttest",

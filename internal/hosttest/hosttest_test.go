@@ -1,0 +1,105 @@
+package hosttest
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+
+	"banger/internal/hosttest/need"
+)
+
+func TestNetNSIsFreshAndLeft(t *testing.T) {
+	need.Root(t)
+	outside := nsName(t)
+	t.Run("inside", func(t *testing.T) {
+		ns := NetNS(t)
+		if nsName(t) == outside {
+			t.Fatal("still in the namespace of before")
+		}
+		if out := ns.Run(t, "readlink", "/proc/self/ns/net"); strings.TrimSpace(out) != nsName(t) {
+			t.Errorf("a program started in the namespace is in %s", out)
+		}
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatalf("lo is not up: %v", err)
+		}
+		l.Close()
+	})
+	t.Run("after", func(t *testing.T) {
+		// The subtest's thread may not be the one of before; the namespace must be.
+		if got := nsName(t); got != outside {
+			t.Errorf("namespace is %s, was %s", got, outside)
+		}
+	})
+}
+
+func TestDoRunsInTheOther(t *testing.T) {
+	here := NetNS(t)
+	other := NewNetNS(t)
+	link := func() error { return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "there0"}}) }
+	if err := other.Do(link); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := netlink.LinkByName("there0"); err == nil {
+		t.Error("the device is here")
+	}
+	if out, err := other.Try("ip", "link", "show", "there0"); err != nil {
+		t.Errorf("the device is not there: %v %s", err, out)
+	}
+	if out, err := here.Try("ip", "link", "show", "there0"); err == nil {
+		t.Errorf("the device is here: %s", out)
+	}
+}
+
+func TestStockSeesWhatIsLeft(t *testing.T) {
+	NetNS(t)
+	dir := t.TempDir()
+	before, err := take([]string{dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(dir, "left"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "left0"}}
+	if err := netlink.LinkAdd(bridge); err != nil {
+		t.Fatal(err)
+	}
+	after, err := take([]string{dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	diff := difference(before, after)
+	for _, want := range []string{"+ fd " + f.Name(), "+ file " + f.Name(), "+ device bridge left0"} {
+		if !strings.Contains(diff, want) {
+			t.Errorf("%q is not in the difference:\n%s", want, diff)
+		}
+	}
+	f.Close()
+	os.Remove(f.Name())
+	if err := netlink.LinkDel(bridge); err != nil {
+		t.Fatal(err)
+	}
+	if diff := waitFor(before, []string{dir}); diff != "" {
+		t.Errorf("all is gone, still a difference:\n%s", diff)
+	}
+}
+
+func TestSnapshotOfACleanTest(t *testing.T) {
+	NetNS(t)
+	Snapshot(t, t.TempDir())
+}
+
+func nsName(t *testing.T) string {
+	t.Helper()
+	name, err := os.Readlink("/proc/thread-self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
