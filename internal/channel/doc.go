@@ -1,0 +1,17 @@
+// Package channel turns one byte pipe between host and guest into many streams.
+//
+// The pipe is a virtio-serial port in the guest and a Unix socket on the host. Host connections come
+// and go while the guest's end stays open, and the guest may not notice the change: so the bytes are
+// stuffed, and a connection begins with a reset that payload cannot forge.
+//
+//	ESC 00            a literal ESC byte
+//	ESC 'R' nonce     reset; the nonce is 8 bytes, stuffed like payload
+//	ESC ESC           the first one was cut off by a reconnect: read on from the second
+//
+// The host begins a connection with a reset and a random nonce. The guest drops its old session, answers
+// with a reset and the same nonce, and starts a new one; the host discards everything before that answer.
+// A guest that has no session (it has just started, or its session failed) says so by a reset with a nonce of
+// zeros, so that a host that waits asks again and a host that believes in an older session gives it up.
+//
+// After the resets both ends speak yamux.
+package channel

@@ -1,0 +1,241 @@
+package channel
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+)
+
+// How often the guest looks for a host when none is connected: a port without a host reads as ended.
+const (
+	pollFirst = 50 * time.Millisecond
+	pollMost  = 200 * time.Millisecond
+)
+
+// Listen starts the guest's end on port and returns the streams that the connected host opens. The listener
+// survives hosts that go and come: an io.EOF from the port means that no host is connected now, and is
+// polled with a bounded pause. When port is itself a net.Conn its end is final, and Accept returns io.EOF.
+// Closing the listener closes the port.
+func Listen(port io.ReadWriteCloser) net.Listener {
+	g := &guestEnd{port: port, streams: make(chan net.Conn), done: make(chan struct{})}
+	_, g.final = port.(net.Conn)
+	g.decoder = decoder{data: g.onData, reset: g.onReset, garbled: g.drop}
+	g.wg.Go(g.pump)
+	return g
+}
+
+// guestEnd is the guest's end: one goroutine reads the port, and a session lives from reset to reset.
+type guestEnd struct {
+	port    io.ReadWriteCloser
+	final   bool
+	decoder decoder
+	streams chan net.Conn
+	done    chan struct{}
+	once    sync.Once
+	wg      sync.WaitGroup
+	err     error // why done was closed
+
+	mu      sync.Mutex // guards what follows, and writes on the port
+	current *guestSession
+	out     []byte
+}
+
+// guestSession is the pipe as one session sees it: dead as soon as another one began.
+type guestSession struct {
+	end   *guestEnd
+	in    *io.PipeReader
+	feed  *io.PipeWriter
+	mux   *yamux.Session
+	ended chan struct{}
+}
+
+// Accept returns the next stream.
+func (g *guestEnd) Accept() (net.Conn, error) {
+	select {
+	case s := <-g.streams:
+		return s, nil
+	case <-g.done:
+		return nil, g.err
+	}
+}
+
+// Addr is the name of the channel.
+func (g *guestEnd) Addr() net.Addr { return addr{} }
+
+type addr struct{}
+
+func (addr) Network() string { return "guest-channel" }
+func (addr) String() string  { return "guest-channel" }
+
+// Close ends all streams, closes the port, and waits for the goroutines.
+func (g *guestEnd) Close() error {
+	g.stop(net.ErrClosed)
+	err := g.port.Close()
+	g.wg.Wait()
+	return err
+}
+
+func (g *guestEnd) stop(err error) {
+	g.once.Do(func() {
+		g.err = err
+		close(g.done)
+	})
+}
+
+// pump reads the port until it fails or the listener is closed.
+func (g *guestEnd) pump() {
+	defer g.replace(nil, nil)
+	_ = g.announce() // the port says it again on reading
+	buf := make([]byte, 32<<10)
+	pause := pollFirst
+	for {
+		n, err := g.port.Read(buf)
+		if n > 0 {
+			pause = pollFirst
+			if err := g.decoder.write(buf[:n]); err != nil {
+				g.stop(err)
+				return
+			}
+		}
+		switch {
+		case err != nil && (g.final || !errors.Is(err, io.EOF)):
+			g.stop(err)
+			return
+		case n == 0:
+			if !g.sleep(pause) {
+				return
+			}
+			pause = min(2*pause, pollMost)
+		}
+	}
+}
+
+func (g *guestEnd) sleep(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-g.done:
+		return false
+	}
+}
+
+// announce tells a host that there is no session.
+func (g *guestEnd) announce() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return writeFull(g.port, reset(noSession))
+}
+
+func (g *guestEnd) drop() error { return g.replace(nil, &noSession) }
+
+func (g *guestEnd) onData(p []byte) error {
+	g.mu.Lock()
+	s := g.current
+	g.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	// The session reads promptly or is closed; what a closed one does not take belongs to nobody.
+	_, _ = s.feed.Write(p)
+	return nil
+}
+
+func (g *guestEnd) onReset(n nonce) error {
+	if n == noSession {
+		return nil // a guest's word; a host never says it
+	}
+	s := &guestSession{end: g, ended: make(chan struct{})}
+	s.in, s.feed = io.Pipe()
+	return g.replace(s, &n)
+}
+
+// replace ends the session there is, answers the host with n, and starts s. Nothing of the old session
+// is written after the answer.
+func (g *guestEnd) replace(s *guestSession, n *nonce) error {
+	g.mu.Lock()
+	old := g.current
+	g.current = s
+	var err error
+	if n != nil {
+		err = writeFull(g.port, reset(*n))
+	}
+	g.mu.Unlock()
+	if old != nil {
+		old.close()
+		<-old.ended
+	}
+	if s == nil || err != nil {
+		return err
+	}
+	s.mux, err = yamux.Server(s, yamuxConfig())
+	if err != nil {
+		return err
+	}
+	g.wg.Go(s.accept)
+	return nil
+}
+
+func (s *guestSession) close() {
+	_ = s.feed.CloseWithError(io.EOF) // cannot fail
+	if s.mux != nil {
+		_ = s.mux.Close() // it is over whatever it says
+	}
+}
+
+// accept hands the session's streams to the listener.
+func (s *guestSession) accept() {
+	defer close(s.ended)
+	for {
+		stream, err := s.mux.AcceptStream()
+		if err != nil {
+			s.failed()
+			return
+		}
+		select {
+		case s.end.streams <- Stream{stream}:
+		case <-s.mux.CloseChan():
+		case <-s.end.done:
+			_ = stream.Close() // the session goes with it
+			return
+		}
+	}
+}
+
+// failed tells the host when the session ended by itself, not by a reset.
+func (s *guestSession) failed() {
+	s.end.mu.Lock()
+	defer s.end.mu.Unlock()
+	if s.end.current != s {
+		return
+	}
+	s.end.current = nil
+	_ = s.feed.CloseWithError(io.EOF)           // cannot fail
+	_ = writeFull(s.end.port, reset(noSession)) // a port that fails shows it on reading
+}
+
+// Read is how the session reads the port.
+func (s *guestSession) Read(p []byte) (int, error) { return s.in.Read(p) }
+
+// Write is how the session writes on the port.
+func (s *guestSession) Write(p []byte) (int, error) {
+	g := s.end
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.current != s {
+		return 0, io.ErrClosedPipe
+	}
+	g.out = stuff(g.out[:0], p)
+	if err := writeFull(g.port, g.out); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// Close ends the session's reading; the port stays open.
+func (s *guestSession) Close() error { return s.in.Close() }

@@ -1,0 +1,308 @@
+package channel
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+
+	"banger/internal/fault"
+)
+
+// Host is the host's end of a guest channel. It connects when a stream is asked for, and again when
+// the connection or the guest's end has failed. It may be used from several goroutines.
+type Host struct {
+	dial func(context.Context) (net.Conn, error)
+
+	mu      sync.Mutex
+	closed  bool
+	session *yamux.Session
+	attempt *attempt
+}
+
+// attempt is a connection in the making, shared by all who wait for it.
+type attempt struct {
+	waiters int
+	cancel  context.CancelFunc
+	done    chan struct{}
+	session *yamux.Session
+	err     error
+}
+
+// NewHost makes the host's end. dial connects to the pipe and is called at most once at a time.
+func NewHost(dial func(context.Context) (net.Conn, error)) *Host {
+	return &Host{dial: dial}
+}
+
+var errClosed = fault.New(fault.Conflict, "the guest channel is closed")
+
+// Open opens a stream. It waits, until ctx ends, for a guest that has not started yet; an error of dial
+// and the end of the connection end the wait too.
+func (h *Host) Open(ctx context.Context) (net.Conn, error) {
+	// A session that died unnoticed shows when the stream is opened: the second try has a new one.
+	for try := 0; ; try++ {
+		s, err := h.connect(ctx)
+		if err != nil {
+			return nil, err
+		}
+		stream, err := s.OpenStream()
+		if err == nil {
+			return Stream{stream}, nil
+		}
+		h.forget(s)
+		if try == 1 {
+			return nil, fault.Wrap(fault.Unexpected, err, "cannot open a stream on the guest channel")
+		}
+	}
+}
+
+// Close ends the session and all its streams, and every wait in Open.
+func (h *Host) Close() error {
+	h.mu.Lock()
+	h.closed = true
+	s, a := h.session, h.attempt
+	h.session = nil
+	h.mu.Unlock()
+	if a != nil {
+		a.cancel()
+		<-a.done
+	}
+	if s != nil {
+		return s.Close()
+	}
+	return nil
+}
+
+func (h *Host) forget(s *yamux.Session) {
+	h.mu.Lock()
+	if h.session == s {
+		h.session = nil
+	}
+	h.mu.Unlock()
+	_ = s.Close() // its error is the one that brought us here
+}
+
+// connect returns the session, made now when there is none.
+func (h *Host) connect(ctx context.Context) (*yamux.Session, error) {
+	h.mu.Lock()
+	if h.closed {
+		h.mu.Unlock()
+		return nil, errClosed
+	}
+	if s := h.session; s != nil && !s.IsClosed() {
+		h.mu.Unlock()
+		return s, nil
+	}
+	a := h.join()
+	h.mu.Unlock()
+
+	select {
+	case <-a.done:
+		return a.session, a.err
+	case <-ctx.Done():
+		h.leave(a)
+		return nil, fault.Wrap(fault.KindOf(ctx.Err()), ctx.Err(), "the guest does not answer on its channel")
+	}
+}
+
+// join returns the attempt under way, or begins one. The caller holds the lock.
+func (h *Host) join() *attempt {
+	if h.attempt != nil {
+		h.attempt.waiters++
+		return h.attempt
+	}
+	// Not the caller's context: others may join and outlive it.
+	ctx, cancel := context.WithCancel(context.Background())
+	a := &attempt{waiters: 1, cancel: cancel, done: make(chan struct{})}
+	h.attempt = a
+	old := h.session
+	h.session = nil
+	go func() {
+		if old != nil {
+			_ = old.Close() // dead already
+		}
+		s, err := establish(ctx, h.dial)
+		h.finish(a, s, err)
+	}()
+	return a
+}
+
+// leave ends the attempt when nobody waits for it any more.
+func (h *Host) leave(a *attempt) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	a.waiters--
+	if a.waiters > 0 {
+		return
+	}
+	a.cancel()
+	if h.attempt == a {
+		h.attempt = nil
+	}
+}
+
+func (h *Host) finish(a *attempt, s *yamux.Session, err error) {
+	h.mu.Lock()
+	abandoned := h.closed || h.attempt != a
+	if h.attempt == a {
+		h.attempt = nil
+	}
+	if err == nil && abandoned {
+		err = errClosed
+	}
+	if err == nil {
+		h.session, a.session = s, s
+	}
+	h.mu.Unlock()
+	if err != nil && s != nil {
+		_ = s.Close() // nobody has used it
+	}
+	a.err = err
+	a.cancel()
+	close(a.done)
+}
+
+// establish connects, shakes hands with the guest, and starts a session.
+func establish(ctx context.Context, dial func(context.Context) (net.Conn, error)) (*yamux.Session, error) {
+	conn, err := dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	hc := &hostConn{Conn: conn}
+	hc.decoder = decoder{data: hc.onData, reset: hc.onReset, garbled: hc.onGarbled}
+	if err := hc.handshake(); err != nil {
+		stop()
+		conn.Close()
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return nil, fault.Wrap(fault.Unexpected, err, "the guest channel broke before the guest answered")
+	}
+	if !stop() {
+		conn.Close()
+		return nil, ctx.Err()
+	}
+	c := yamuxConfig()
+	c.EnableKeepAlive = true
+	s, err := yamux.Client(hc, c)
+	if err != nil {
+		conn.Close()
+		return nil, fault.Wrap(fault.Unexpected, err, "cannot start a session on the guest channel")
+	}
+	return s, nil
+}
+
+// hostConn is the pipe as the session sees it.
+type hostConn struct {
+	net.Conn
+	decoder decoder
+	in      [32 << 10]byte
+	nonce   nonce
+	synced  bool
+	ready   []byte // decoded, not yet read
+	pending []byte // memory of ready
+	err     error
+
+	wmu sync.Mutex
+	out []byte
+}
+
+// handshake asks for a new session until the guest has answered.
+func (c *hostConn) handshake() error {
+	if err := c.ask(); err != nil {
+		return err
+	}
+	for !c.synced {
+		if err := c.fill(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *hostConn) ask() error {
+	if _, err := rand.Read(c.nonce[:]); err != nil {
+		return err
+	}
+	if err := c.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
+		return err
+	}
+	if err := writeFull(c.Conn, reset(c.nonce)); err != nil {
+		return err
+	}
+	return c.SetWriteDeadline(time.Time{})
+}
+
+func (c *hostConn) onData(p []byte) error {
+	if c.synced {
+		c.pending = append(c.pending, p...)
+	}
+	return nil
+}
+
+func (c *hostConn) onReset(n nonce) error {
+	switch {
+	case c.synced:
+		return errors.New("the guest began a new session")
+	case n == c.nonce:
+		c.synced = true
+	case n == noSession:
+		// The guest's agent has just started and may not have seen what we wrote.
+		return c.ask()
+	}
+	return nil
+}
+
+func (c *hostConn) onGarbled() error {
+	if c.synced {
+		return errGarbled
+	}
+	return nil
+}
+
+// fill reads once from the pipe and decodes.
+func (c *hostConn) fill() error {
+	n, err := c.Conn.Read(c.in[:])
+	if n > 0 {
+		c.pending = c.pending[:0]
+		derr := c.decoder.write(c.in[:n])
+		c.ready = c.pending
+		if derr != nil {
+			return derr
+		}
+	}
+	if err == nil && n == 0 {
+		err = io.ErrNoProgress
+	}
+	return err
+}
+
+// Read returns what the guest sent in this session.
+func (c *hostConn) Read(p []byte) (int, error) {
+	for len(c.ready) == 0 {
+		if c.err != nil {
+			return 0, c.err
+		}
+		c.err = c.fill()
+	}
+	n := copy(p, c.ready)
+	c.ready = c.ready[n:]
+	return n, nil
+}
+
+// Write sends p.
+func (c *hostConn) Write(p []byte) (int, error) {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	c.out = stuff(c.out[:0], p)
+	if err := writeFull(c.Conn, c.out); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
