@@ -21,6 +21,7 @@ var rooms = map[string][]string{
 	"cmd/banger":           {"internal/cli"},
 	"cmd/bangerd":          {"internal/daemon"},
 	"cmd/banger-agent":     {"internal/agent"},
+	"cmd/banger-bench":     {"internal/bench"},
 	"cmd/banger-nethelper": {"internal/hostnet/helper"},
 
 	// Contracts.

@@ -1,0 +1,243 @@
+package bench
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+type shown struct {
+	Name      string `json:"name"`
+	IP        string `json:"ip"`
+	PID       int    `json:"pid"`
+	Directory string `json:"directory"`
+}
+
+// boots compares a cold create with a stock boot, in turns, so that what slows the machine slows both.
+func (b *bench) boots(ctx context.Context, m Machine) error {
+	s, err := makeStock(ctx, b.cache)
+	if err != nil {
+		return err
+	}
+	var stockBoots, agents, banners []float64
+	for i := range b.rounds {
+		took, err := s.boot(ctx, m.Accelerator, benchCPUs, benchMiB)
+		if err != nil {
+			return err
+		}
+		stockBoots = append(stockBoots, took.Seconds())
+		agent, banner, err := b.coldCreate(ctx, fmt.Sprintf("cold%d", i))
+		if err != nil {
+			return err
+		}
+		agents, banners = append(agents, agent), append(banners, banner)
+	}
+	base := b.add(measured("stock boot until SSH", "s", 0, stockBoots...))
+	b.add(measured("create until the agent answers", "s", 0, agents...).against(base, 0.2))
+	b.add(measured("create until SSH answers", "s", 0, banners...).against(base, 0.4))
+	return nil
+}
+
+// coldCreate creates a VM and deletes it; it returns the seconds from the start of the command until the
+// command ended (the agent answers then), and until the SSH banner.
+func (b *bench) coldCreate(ctx context.Context, name string) (agent, banner float64, err error) {
+	begin := time.Now()
+	if err := b.create(ctx, name); err != nil {
+		return 0, 0, err
+	}
+	agent = time.Since(begin).Seconds()
+	v, err := b.show(ctx, name)
+	if err != nil {
+		return 0, 0, err
+	}
+	waiting, cancel := context.WithTimeout(ctx, bootLimit)
+	defer cancel()
+	if err := awaitBanner(waiting, net.JoinHostPort(v.IP, "22")); err != nil {
+		return 0, 0, err
+	}
+	banner = time.Since(begin).Seconds()
+	return agent, banner, b.banger(ctx, nil, "vm", "delete", "--force", "--yes", name)
+}
+
+func (b *bench) create(ctx context.Context, name string, more ...string) error {
+	args := []string{"vm", "create", name, "--cpus", strconv.Itoa(benchCPUs), "--memory", fmt.Sprintf("%dM", benchMiB)}
+	return b.banger(ctx, nil, append(args, more...)...)
+}
+
+func (b *bench) show(ctx context.Context, name string) (shown, error) {
+	var v shown
+	err := b.banger(ctx, &v, "vm", "show", name, "-o", "json")
+	return v, err
+}
+
+// commands compares exec over the guest channel with SSH, on one running VM.
+func (b *bench) commands(ctx context.Context, _ Machine) error {
+	if err := b.create(ctx, "busy"); err != nil {
+		return err
+	}
+	if err := b.banger(ctx, nil, "vm", "ssh", "busy", "--", "true"); err != nil {
+		return err
+	}
+	var execs, sshs []float64
+	for range 10 {
+		e, err := seconds(func() error { return b.banger(ctx, nil, "vm", "exec", "busy", "--", "true") })
+		if err != nil {
+			return err
+		}
+		s, err := seconds(func() error { return b.banger(ctx, nil, "vm", "ssh", "busy", "--", "true") })
+		if err != nil {
+			return err
+		}
+		execs, sshs = append(execs, e), append(sshs, s)
+	}
+	base := b.add(measured("ssh NAME true", "s", 0, sshs...))
+	b.add(measured("exec NAME true", "s", 0, execs...).against(base, 0.1))
+	return b.banger(ctx, nil, "vm", "delete", "--force", "--yes", "busy")
+}
+
+// two boots two VMs at once. The second create must not wait for the first: what both take together
+// stays below twice what one takes alone on a machine with one CPU for each.
+func (b *bench) two(ctx context.Context, _ Machine) error {
+	one, err := seconds(func() error { return b.create(ctx, "one") })
+	if err != nil {
+		return err
+	}
+	ends := make([]float64, 2)
+	begin := time.Now()
+	group, gctx := errgroup.WithContext(ctx)
+	for i := range ends {
+		group.Go(func() error {
+			err := b.create(gctx, fmt.Sprintf("pair%d", i))
+			ends[i] = time.Since(begin).Seconds()
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	base := b.add(measured("create of one VM", "s", 0, one))
+	b.add(measured("two creates at once, the slower", "s", 0, max(ends[0], ends[1])).against(base, 3))
+	return b.banger(ctx, nil, "vm", "delete", "--force", "--yes", "one", "pair0", "pair1")
+}
+
+// many measures what needs no guest: disk, creation and listing with the fake driver.
+func (b *bench) many(ctx context.Context, _ Machine) error {
+	took, err := seconds(func() error {
+		group, gctx := errgroup.WithContext(ctx)
+		for i := range 10 {
+			group.Go(func() error { return b.create(gctx, fmt.Sprintf("f%d", i), "--vmm", "fake") })
+		}
+		return group.Wait()
+	})
+	if err != nil {
+		return err
+	}
+	b.add(measured("ten VMs with the fake driver, in all", "s", 1, took))
+	v, err := b.show(ctx, "f0")
+	if err != nil {
+		return err
+	}
+	size, err := allocated(v.Directory)
+	if err != nil {
+		return err
+	}
+	b.add(measured("disk of a VM before its first boot", "MB", 20, float64(size)/1e6))
+	for i := 10; i < 200; i++ {
+		if err := b.create(ctx, fmt.Sprintf("f%d", i), "--no-start"); err != nil {
+			return err
+		}
+	}
+	var lists []float64
+	for range 20 {
+		l, err := seconds(func() error { return b.banger(ctx, nil, "vm", "list", "-o", "json") })
+		if err != nil {
+			return err
+		}
+		lists = append(lists, l*1000)
+	}
+	b.add(measured("vm list with 200 VMs", "ms", 50, lists...))
+	return nil
+}
+
+// idle looks at a daemon that nobody asks anything.
+func (b *bench) idle(ctx context.Context, _ Machine) error {
+	var status struct {
+		PID int `json:"pid"`
+	}
+	if err := b.banger(ctx, nil, "daemon", "restart"); err != nil {
+		return err
+	}
+	if err := b.banger(ctx, &status, "daemon", "status", "-o", "json"); err != nil {
+		return err
+	}
+	const window = 20 * time.Second
+	sleep := func(d time.Duration) error {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(d):
+			return nil
+		}
+	}
+	if err := sleep(3 * time.Second); err != nil {
+		return err
+	}
+	before, err := switches(status.PID)
+	if err != nil {
+		return err
+	}
+	if err := sleep(window); err != nil {
+		return err
+	}
+	after, err := switches(status.PID)
+	if err != nil {
+		return err
+	}
+	rss, err := statusField(fmt.Sprintf("/proc/%d/status", status.PID), "VmRSS")
+	if err != nil {
+		return err
+	}
+	b.add(measured("idle bangerd: memory", "MB", 40, float64(rss)*1024/1e6))
+	b.add(measured("idle bangerd: wake-ups", "1/s", 1, float64(after-before)/window.Seconds()))
+	return nil
+}
+
+// switches sums the voluntary context switches of all threads: each is a wake-up that was slept again.
+func switches(pid int) (int64, error) {
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
+	if err != nil || len(tasks) == 0 {
+		return 0, fmt.Errorf("process %d is gone", pid)
+	}
+	var sum int64
+	for _, task := range tasks {
+		n, err := statusField(task, "voluntary_ctxt_switches")
+		if err != nil {
+			return 0, err
+		}
+		sum += n
+	}
+	return sum, nil
+}
+
+// statusField reads one number of a /proc status file (proc_pid_status(5)); VmRSS is in KiB.
+func statusField(path, name string) (int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	for s := bufio.NewScanner(f); s.Scan(); {
+		if value, ok := strings.CutPrefix(s.Text(), name+":"); ok {
+			return strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
+		}
+	}
+	return 0, fmt.Errorf("%s has no %s", path, name)
+}
