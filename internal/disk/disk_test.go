@@ -1,0 +1,399 @@
+package disk
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	"pgregory.net/rapid"
+
+	"banger/internal/fault"
+	"banger/internal/hosttest/need"
+)
+
+func checkClean(t *testing.T, path string) {
+	t.Helper()
+	out, err := exec.Command(need.Binary(t, "e2fsck"), "-fn", path).CombinedOutput()
+	if err != nil {
+		t.Errorf("e2fsck: %v\n%s", err, out)
+	}
+}
+
+func debugfs(t *testing.T, path, command string) string {
+	t.Helper()
+	out, err := exec.Command(need.Binary(t, "debugfs"), "-R", command, path).Output()
+	if err != nil {
+		t.Fatalf("debugfs %s: %v", command, err)
+	}
+	return string(out)
+}
+
+func noLeftovers(t *testing.T, dir string) {
+	t.Helper()
+	if left, _ := filepath.Glob(filepath.Join(dir, temporaryPrefix+"*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestCreateExt4IsCleanAndSmall(t *testing.T) {
+	need.Binary(t, "mke2fs")
+	path := filepath.Join(t.TempDir(), "d.ext4")
+	if err := CreateExt4(t.Context(), path, 4<<30, "overlay"); err != nil {
+		t.Fatal(err)
+	}
+	checkClean(t, path)
+	if n, err := AllocatedBytes(path); err != nil || n > 3<<20 {
+		t.Errorf("an empty disk of 4 GiB takes %d bytes (%v)", n, err)
+	}
+	info, err := os.Stat(path)
+	if err != nil || info.Mode().Perm() != 0o600 || info.Size() != 4<<30 {
+		t.Errorf("mode %v, size %d, error %v", info.Mode(), info.Size(), err)
+	}
+	noLeftovers(t, filepath.Dir(path))
+}
+
+func TestCreateExt4Refuses(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "d.ext4")
+	if err := CreateExt4(t.Context(), path, 1<<20, "x"); fault.KindOf(err) != fault.Usage {
+		t.Errorf("a disk of 1 MiB: %v", err)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Error("a refused disk is there")
+	}
+}
+
+func TestCloneSeed(t *testing.T) {
+	need.Binary(t, "mke2fs")
+	dir := t.TempDir()
+	seeds := filepath.Join(dir, "seeds")
+	var wait sync.WaitGroup
+	for i := range 4 {
+		wait.Go(func() {
+			if err := CloneSeed(t.Context(), seeds, filepath.Join(dir, string(rune('a'+i))), 256<<20, "overlay"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wait.Wait()
+	checkClean(t, filepath.Join(dir, "a"))
+	checkClean(t, filepath.Join(dir, "d"))
+	if all, _ := os.ReadDir(seeds); len(all) != 1 {
+		t.Errorf("%d entries among the seeds", len(all))
+	}
+
+	// A seed that a crash of the host cut short is not believed.
+	seed, _ := filepath.Glob(filepath.Join(seeds, "*.ext4"))
+	if err := os.Truncate(seed[0], 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(seed[0], 256<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := CloneSeed(t.Context(), seeds, filepath.Join(dir, "e"), 256<<20, "overlay"); err != nil {
+		t.Fatal(err)
+	}
+	checkClean(t, filepath.Join(dir, "e"))
+}
+
+// TestCopySparse compares contents and holes of sparse copies with their sources.
+func TestCopySparse(t *testing.T) {
+	dir := t.TempDir()
+	rapid.Check(t, func(rt *rapid.T) {
+		src, dst := filepath.Join(dir, "src"), filepath.Join(dir, "dst")
+		from, err := os.Create(src)
+		if err != nil {
+			rt.Fatal(err)
+		}
+		defer from.Close()
+		size := rapid.Int64Range(0, 4<<20).Draw(rt, "size")
+		for range rapid.IntRange(0, 5).Draw(rt, "extents") {
+			data := rapid.SliceOfN(rapid.Byte(), 1, 100).Draw(rt, "data")
+			if _, err := from.WriteAt(data, rapid.Int64Range(0, 4<<20).Draw(rt, "at")); err != nil {
+				rt.Fatal(err)
+			}
+		}
+		if err := from.Truncate(size); err != nil {
+			rt.Fatal(err)
+		}
+		copySourceTo(rt, dst, from)
+		want, _ := os.ReadFile(src)
+		got, err := os.ReadFile(dst)
+		if err != nil || !bytes.Equal(got, want) {
+			rt.Fatalf("the copy differs (%v)", err)
+		}
+		a, _ := AllocatedBytes(src)
+		if b, _ := AllocatedBytes(dst); b > a+64<<10 {
+			rt.Fatalf("the copy takes %d bytes, the source %d", b, a)
+		}
+	})
+}
+
+func copySourceTo(t *rapid.T, dst string, from *os.File) {
+	to, err := os.Create(dst)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer to.Close()
+	if err := copySparse(context.Background(), to, from); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestCloneFileLeavesNothingWhenInterrupted(t *testing.T) {
+	dir := t.TempDir()
+	src := filepath.Join(dir, "src")
+	if err := os.WriteFile(src, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	err := CloneFile(ctx, filepath.Join(dir, "dst"), src)
+	if err == nil {
+		t.Skip("the file system shares blocks: nothing to interrupt")
+	}
+	if fault.KindOf(err) != fault.Interrupted {
+		t.Errorf("error %v", err)
+	}
+	noLeftovers(t, dir)
+	if err := CloneFile(t.Context(), filepath.Join(dir, "dst"), filepath.Join(dir, "none")); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("cloning what is not there: %v", err)
+	}
+}
+
+// smallDisk mounts a tmpfs of 1 MiB in a mount namespace of the test's own thread.
+func smallDisk(t *testing.T) string {
+	t.Helper()
+	need.Root(t)
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+func TestFullDisk(t *testing.T) {
+	small := smallDisk(t)
+	src := filepath.Join(t.TempDir(), "src")
+	if err := os.WriteFile(src, bytes.Repeat([]byte("x"), 3<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	full := map[string]error{
+		"clone": CloneFile(t.Context(), filepath.Join(small, "dst"), src),
+		"mke2fs": func() error {
+			need.Binary(t, "mke2fs")
+			return CreateExt4(t.Context(), filepath.Join(small, "d.ext4"), 4<<30, "x")
+		}(),
+	}
+	for what, err := range full {
+		if fault.KindOf(err) != fault.Precondition || fault.HintOf(err) == "" || !strings.Contains(err.Error(), "disk full") {
+			t.Errorf("%s on a full disk: %v", what, err)
+		}
+	}
+	noLeftovers(t, small)
+	if free, err := FreeBytes(small); err != nil || free < 900<<10 {
+		t.Errorf("%d bytes free after the failures (%v)", free, err)
+	}
+}
+
+func TestGrowExt4(t *testing.T) {
+	need.Binary(t, "resize2fs")
+	path := filepath.Join(t.TempDir(), "d.ext4")
+	if err := CreateExt4(t.Context(), path, 256<<20, "work"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := GrowExt4(t.Context(), path, 512<<20); err != nil {
+			t.Fatal(err)
+		}
+	}
+	checkClean(t, path)
+	if size, _, err := readSuperblock(path); err != nil || size != 512<<20 {
+		t.Errorf("file system of %d bytes (%v)", size, err)
+	}
+	// A crash after the file became longer and before the file system did.
+	if err := os.Truncate(path, 600<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := GrowExt4(t.Context(), path, 600<<20); err != nil {
+		t.Fatal(err)
+	}
+	checkClean(t, path)
+	if err := GrowExt4(t.Context(), path, 256<<20); fault.KindOf(err) != fault.Usage {
+		t.Errorf("shrinking: %v", err)
+	}
+}
+
+// TestGrowUsedExt4 grows a disk as a guest that was killed leaves it: mounted before, journal not
+// replayed.
+func TestGrowUsedExt4(t *testing.T) {
+	need.Binary(t, "resize2fs")
+	path := filepath.Join(t.TempDir(), "d.ext4")
+	if err := CreateExt4(t.Context(), path, 256<<20, "work"); err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range []string{"set_super_value mnt_count 3", "set_super_value state 0"} {
+		if out, err := exec.Command(need.Binary(t, "debugfs"), "-w", "-R", command, path).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	if err := GrowExt4(t.Context(), path, 512<<20); err != nil {
+		t.Fatal(err)
+	}
+	checkClean(t, path)
+}
+
+// tree is a tar stream with all kinds of entries an image has.
+func tree(t *testing.T) *bytes.Buffer {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	put := func(h tar.Header, content string) {
+		h.Size = int64(len(content))
+		h.Format = tar.FormatPAX
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write([]byte(content)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(tar.Header{Typeflag: tar.TypeDir, Name: "./", Mode: 0o755}, "")
+	put(tar.Header{Typeflag: tar.TypeDir, Name: "./etc/", Mode: 0o755}, "")
+	put(tar.Header{Typeflag: tar.TypeReg, Name: "./etc/hello", Mode: 0o644, Uid: 1000, Gid: 70000}, "hello\n")
+	put(tar.Header{Typeflag: tar.TypeLink, Name: "./etc/link", Linkname: "./etc/hello"}, "")
+	put(tar.Header{Typeflag: tar.TypeSymlink, Name: "./etc/sym", Linkname: "hello"}, "")
+	put(tar.Header{Typeflag: tar.TypeReg, Name: "./etc/setuid", Mode: 0o4755}, "x")
+	put(tar.Header{Typeflag: tar.TypeReg, Name: "./" + strings.Repeat("n", 255), Mode: 0o600}, "long")
+	put(tar.Header{Typeflag: tar.TypeReg, Name: "./cap", Mode: 0o755, PAXRecords: map[string]string{
+		"SCHILY.xattr.security.capability": "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
+	}}, "c")
+	put(tar.Header{Typeflag: tar.TypeDir, Name: "./dev/", Mode: 0o755}, "")
+	put(tar.Header{Typeflag: tar.TypeChar, Name: "./dev/null", Mode: 0o666, Devmajor: 1, Devminor: 3}, "")
+	put(tar.Header{Typeflag: tar.TypeFifo, Name: "./dev/fifo", Mode: 0o600}, "")
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return &b
+}
+
+func TestWriteExt4(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "root.ext4")
+	f, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := WriteExt4(t.Context(), tree(t), f); err != nil {
+		t.Fatal(err)
+	}
+	checkClean(t, path)
+	if got := debugfs(t, path, "cat /etc/link"); got != "hello\n" {
+		t.Errorf("content behind the hard link: %q", got)
+	}
+	if got := debugfs(t, path, "stat /etc/hello"); !strings.Contains(got, "User:  1000   Group: 70000") || !strings.Contains(got, "Links: 2") {
+		t.Errorf("owner or link count: %s", got)
+	}
+	if got := debugfs(t, path, "stat /etc/setuid"); !strings.Contains(got, "Mode:  04755") {
+		t.Errorf("mode: %s", got)
+	}
+	if got := debugfs(t, path, "ea_list /cap"); !strings.Contains(got, "security.capability (20)") {
+		t.Errorf("extended attributes: %s", got)
+	}
+	if got := debugfs(t, path, "stat /dev/null"); !strings.Contains(got, "Device major/minor number: 01:03") {
+		t.Errorf("device: %s", got)
+	}
+}
+
+func TestWriteExt4OfManyFilesIsClean(t *testing.T) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for i := range 3000 { // more than one step of the inode table
+		h := &tar.Header{Typeflag: tar.TypeReg, Name: "d/" + strings.Repeat("f", 1+i%200) + string(rune('a'+i%26)) + strings.Repeat("g", i/200), Mode: 0o644}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = w.Close()
+	f, err := os.Create(filepath.Join(t.TempDir(), "root.ext4"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := WriteExt4(t.Context(), &b, f); err != nil {
+		t.Fatal(err)
+	}
+	checkClean(t, f.Name())
+}
+
+func TestWriteExt4OfBrokenTarFails(t *testing.T) {
+	whole := tree(t).Bytes()
+	f, err := os.Create(filepath.Join(t.TempDir(), "root.ext4"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := WriteExt4(t.Context(), bytes.NewReader(whole[:1300]), f); err == nil {
+		t.Error("a tar stream cut short was taken for a whole one")
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := WriteExt4(ctx, bytes.NewReader(whole), f); fault.KindOf(err) != fault.Interrupted {
+		t.Errorf("after the caller gave up: %v", err)
+	}
+}
+
+func TestCreateExt4FromTar(t *testing.T) {
+	need.Binary(t, "mke2fs")
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, h := range []tar.Header{
+		{Typeflag: tar.TypeDir, Name: "./", Mode: 0o700},
+		{Typeflag: tar.TypeReg, Name: "./.bashrc", Mode: 0o644, Uid: 7, Gid: 9, Size: 2},
+		{Typeflag: tar.TypeDir, Name: "./.ssh/", Mode: 0o700},
+		{Typeflag: tar.TypeSymlink, Name: "./with space", Linkname: ".bashrc", Mode: 0o777},
+	} {
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = w.Write([]byte("#\n")[:h.Size])
+	}
+	_ = w.Close()
+	path := filepath.Join(t.TempDir(), "seed.ext4")
+	if err := CreateExt4FromTar(t.Context(), path, 256<<20, "work", &b); err != nil {
+		t.Fatal(err)
+	}
+	checkClean(t, path)
+	if got := debugfs(t, path, "stat /"); !strings.Contains(got, "Mode:  0700") {
+		t.Errorf("root: %s", got)
+	}
+	if got := debugfs(t, path, "stat /.bashrc"); !strings.Contains(got, "User:     7   Group:     9") {
+		t.Errorf("owner: %s", got)
+	}
+	if got := debugfs(t, path, "stat \"/with space\""); !strings.Contains(got, "Fast link dest: \".bashrc\"") {
+		t.Errorf("link: %s", got)
+	}
+	noLeftovers(t, filepath.Dir(path))
+}
+
+func TestSpaceFault(t *testing.T) {
+	if err := spaceFault(syscall.EIO, "/x"); !errors.Is(err, syscall.EIO) || fault.KindOf(err) != fault.Unexpected {
+		t.Errorf("EIO became %v", err)
+	}
+	if spaceFault(nil, "/x") != nil {
+		t.Error("no error became one")
+	}
+}

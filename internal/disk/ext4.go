@@ -1,0 +1,215 @@
+package disk
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"banger/internal/fault"
+	"banger/internal/system"
+)
+
+const (
+	// MinExt4 is the smallest file system CreateExt4 makes: below it the journal does not fit.
+	MinExt4 = 64 << 20
+
+	e2fsprogs   = "e2fsprogs"
+	toolTimeout = 5 * time.Minute
+
+	// seedFormat is part of a seed's file name: raise it when the options of mke2fs change.
+	seedFormat = 1
+)
+
+// CreateExt4 makes path a sparse file of size bytes with an empty ext4 in it, at most 16 bytes of
+// label. It has a journal; the journal and the inode tables count as zeroed, as the holes of a new file
+// read as zeros, so neither we nor the guest's kernel write them.
+func CreateExt4(ctx context.Context, path string, size int64, label string) error {
+	return makeExt4(ctx, path, size, label, "")
+}
+
+// makeExt4 fills the file system with the files below dir, unless dir is "".
+func makeExt4(ctx context.Context, path string, size int64, label, dir string) error {
+	if size < MinExt4 {
+		return fault.New(fault.Usage, "a disk of %d bytes is too small, the least is %d", size, int64(MinExt4))
+	}
+	mke2fs, err := system.Find("mke2fs", e2fsprogs)
+	if err != nil {
+		return err
+	}
+	return atomically(path, func(t *os.File) error {
+		if err := t.Truncate(size); err != nil {
+			return fault.Wrap(fault.Usage, err, "cannot make a file of %d bytes", size)
+		}
+		args := []string{
+			"-q", "-F", "-t", "ext4", "-m", "0", "-J", "size=" + strconv.FormatInt(journalMiB(size), 10), "-L", label,
+			"-E", "nodiscard,assume_storage_prezeroed=1,lazy_itable_init=1,root_owner=0:0",
+		}
+		if dir != "" {
+			args = append(args, "-d", dir)
+		}
+		_, err := system.Run(ctx, system.Command{Path: mke2fs, Args: append(args, t.Name()), Timeout: toolTimeout})
+		return toolFault(err, path)
+	})
+}
+
+// journalMiB keeps the journal small: a guest that writes fills all of it on the host's disk.
+func journalMiB(size int64) int64 {
+	return min(32, max(4, size>>26))
+}
+
+// toolFault tells a full disk from other failures of a program, which only says so in words.
+func toolFault(err error, path string) error {
+	if err == nil || !strings.Contains(err.Error(), "No space left on device") {
+		return err
+	}
+	return fault.Wrap(fault.Precondition, err, "disk full while writing %s", path).
+		WithHint("free some space in %s", filepath.Dir(path))
+}
+
+// CloneSeed makes dst a sparse file of size bytes with an empty ext4 in it, by cloning one that
+// is kept in seedsDir and made when it is missing. It takes some milliseconds. All clones of one
+// seed have the same file system UUID.
+func CloneSeed(ctx context.Context, seedsDir, dst string, size int64, label string) error {
+	seed := filepath.Join(seedsDir, fmt.Sprintf("%s-%d-v%d.ext4", label, size, seedFormat))
+	if !whole(seed, size) {
+		if err := makeSeed(ctx, seed, size, label); err != nil {
+			return err
+		}
+	}
+	return CloneFile(ctx, dst, seed)
+}
+
+// whole tells whether a seed can be believed: a crash of the host can cut a file short.
+func whole(seed string, size int64) bool {
+	info, err := os.Stat(seed)
+	if err != nil || info.Size() != size {
+		return false
+	}
+	have, _, err := readSuperblock(seed)
+	return err == nil && have == size
+}
+
+func makeSeed(ctx context.Context, seed string, size int64, label string) error {
+	dir := filepath.Dir(seed)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fault.Wrap(fault.Precondition, err, "cannot make directory %s", dir)
+	}
+	removeLeftovers(dir)
+	own, err := os.MkdirTemp(dir, temporaryPrefix)
+	if err != nil {
+		return spaceFault(err, seed)
+	}
+	defer func() { _ = os.RemoveAll(own) }()
+	made := filepath.Join(own, "seed")
+	if err := CreateExt4(ctx, made, size, label); err != nil {
+		return err
+	}
+	if err := flush(made); err != nil {
+		return spaceFault(err, seed)
+	}
+	// Another caller may have been quicker. Both seeds are good and a rename replaces in one step,
+	// so that a clone that is being made of the other one is not disturbed.
+	return os.Rename(made, seed)
+}
+
+// leftoverAge is how old a temporary entry must be to have lost its maker.
+const leftoverAge = time.Hour
+
+func removeLeftovers(dir string) {
+	found, _ := filepath.Glob(filepath.Join(dir, temporaryPrefix+"*"))
+	for _, path := range found {
+		if info, err := os.Stat(path); err == nil && time.Since(info.ModTime()) > leftoverAge {
+			_ = os.RemoveAll(path) // tried again next time
+		}
+	}
+}
+
+func flush(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// GrowExt4 makes the file at path and the ext4 in it size bytes long. No machine may use it. The same
+// size is a success, a smaller one a Usage fault. It may be called again after a crash.
+func GrowExt4(ctx context.Context, path string, size int64) error {
+	have, mounts, err := readSuperblock(path)
+	if err != nil {
+		return err
+	}
+	size -= size % 4096
+	switch {
+	case size == have:
+		return nil
+	case size < have:
+		return fault.New(fault.Usage, "disk %s has %d bytes and cannot shrink to %d", filepath.Base(path), have, size)
+	}
+	if mounts > 0 { // resize2fs wants a checked one; a new clone needs no check
+		if err := checkExt4(ctx, path); err != nil {
+			return err
+		}
+	}
+	resize2fs, err := system.Find("resize2fs", e2fsprogs)
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return fault.Wrap(fault.Unexpected, err, "cannot grow disk %s", path)
+	}
+	if info.Size() < size {
+		if err := os.Truncate(path, size); err != nil {
+			return fault.Wrap(fault.Usage, err, "cannot make disk %s %d bytes long", path, size)
+		}
+	}
+	_, err = system.Run(ctx, system.Command{Path: resize2fs, Args: []string{path}, Timeout: toolTimeout})
+	return toolFault(err, path)
+}
+
+// checkExt4 replays the journal and repairs what is safe to repair.
+func checkExt4(ctx context.Context, path string) error {
+	e2fsck, err := system.Find("e2fsck", e2fsprogs)
+	if err != nil {
+		return err
+	}
+	_, first := system.Run(ctx, system.Command{Path: e2fsck, Args: []string{"-fp", path}, Timeout: toolTimeout})
+	if first == nil {
+		return nil
+	}
+	// Exit code 1 says that something was mended; then a second look finds nothing.
+	if _, err := system.Run(ctx, system.Command{Path: e2fsck, Args: []string{"-fn", path}, Timeout: toolTimeout}); err != nil {
+		return fault.Wrap(fault.Precondition, first, "the file system of disk %s is damaged", path).
+			WithHint("repair it with: e2fsck -f %s", path)
+	}
+	return nil
+}
+
+// readSuperblock returns the size in bytes of the ext4 at path and how often it was mounted.
+func readSuperblock(path string) (size int64, mounts int, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, 0, fault.Wrap(fault.Unexpected, err, "cannot read disk %s", path)
+	}
+	defer func() { _ = f.Close() }()
+	var b [1024]byte
+	if _, err := f.ReadAt(b[:], 1024); err != nil {
+		return 0, 0, fault.Wrap(fault.Unexpected, err, "cannot read disk %s", path)
+	}
+	// Offsets from the kernel's Documentation/filesystems/ext4/super.rst.
+	if binary.LittleEndian.Uint16(b[0x38:]) != 0xEF53 {
+		return 0, 0, fault.New(fault.Precondition, "disk %s holds no ext4 file system", path)
+	}
+	blocks := int64(binary.LittleEndian.Uint32(b[0x4:]))
+	if binary.LittleEndian.Uint32(b[0x60:])&0x80 != 0 { // INCOMPAT_64BIT
+		blocks |= int64(binary.LittleEndian.Uint32(b[0x150:])) << 32
+	}
+	return blocks << (10 + binary.LittleEndian.Uint32(b[0x18:])), int(binary.LittleEndian.Uint16(b[0x34:])), nil
+}
