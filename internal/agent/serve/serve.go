@@ -1,0 +1,163 @@
+// Package serve is the agent's service: the handler of agent.v1.AgentService and the HTTP/2 server it
+// is reached by. It knows neither where its listener comes from nor how programs are run, so that the
+// fake VMM answers with the same code as a guest.
+package serve
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"connectrpc.com/connect"
+
+	agentv1 "banger/api/agent/v1"
+	"banger/api/agent/v1/agentv1connect"
+	"banger/internal/build"
+)
+
+// maxRequest bounds one message from the host; stdin comes in smaller pieces.
+const maxRequest = 4 << 20
+
+// Options is what the service needs of its surroundings. A nil function is answered with "unimplemented".
+type Options struct {
+	Runner Runner
+	// Shutdown begins a power-off or reboot and returns at once.
+	Shutdown func(context.Context, agentv1.ShutdownRequest_Mode) error
+	// SetTime steps the clock and tells by how much; positive when the clock was behind.
+	SetTime func(time.Time) (step time.Duration, err error)
+	// Status looks at the guest from inside.
+	Status func(context.Context) (*agentv1.StatusResponse, error)
+	// BootID is that of the running kernel.
+	BootID string
+}
+
+// Runner runs programs.
+type Runner interface {
+	// Run runs p to its end and returns when all its output has been written. When ctx ends, the program is
+	// hung up on and soon killed. After Run returned, Stdin may still be read until ctx ends; nothing else of p is used.
+	Run(ctx context.Context, p Program) Exit
+}
+
+// Program is a program to run, as in ExecStart.
+type Program struct {
+	Argv     []string // empty: the user's login shell
+	Env      []string // NAME=value, added to the login environment
+	Dir      string   // empty: the user's home
+	User     string   // name or number; empty: root
+	Terminal *Size    // nil: no pseudo-terminal
+
+	Stdin   io.Reader // nil: /dev/null, or a terminal that nobody types on
+	Stdout  io.Writer
+	Stderr  io.Writer             // unused with a terminal
+	Resize  <-chan Size           // never closed
+	Signals <-chan syscall.Signal // for the program's process group; never closed
+	Started func(pid int)         // called once, before any output, unless the program cannot be started
+}
+
+// Size is that of a terminal, in characters.
+type Size struct{ Rows, Columns uint16 }
+
+// Exit is how a program ended.
+type Exit struct {
+	Code   int            // 128+Signal after a signal, 127 not found, 126 not executable
+	Signal syscall.Signal // 0 when it exited by itself
+	Error  string         // why it could not be started; empty otherwise
+}
+
+// New returns the handler of the service.
+func New(o Options) agentv1connect.AgentServiceHandler { return &service{o} }
+
+// Serve answers on l until ctx ends or l fails. It closes l and all connections.
+func Serve(ctx context.Context, l net.Listener, h agentv1connect.AgentServiceHandler) error {
+	mux := http.NewServeMux()
+	// Compression costs more than the channel's bandwidth is worth.
+	mux.Handle(agentv1connect.NewAgentServiceHandler(h,
+		connect.WithReadMaxBytes(maxRequest), connect.WithCompression("gzip", nil, nil)))
+	var protocols http.Protocols
+	protocols.SetUnencryptedHTTP2(true)
+	server := &http.Server{
+		Handler: mux, Protocols: &protocols, ReadHeaderTimeout: 30 * time.Second,
+		ErrorLog: log.New(io.Discard, "", 0),
+	}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() }) // Serve returns its error
+	defer stop()
+	err := server.Serve(l)
+	if ctx.Err() != nil && errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return errors.Join(err, server.Close())
+}
+
+type service struct{ o Options }
+
+func unimplemented() error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("this agent cannot do that"))
+}
+
+// Ping answers.
+func (s *service) Ping(context.Context, *connect.Request[agentv1.PingRequest]) (*connect.Response[agentv1.PingResponse], error) {
+	return connect.NewResponse(&agentv1.PingResponse{
+		Build: build.ID(), BootId: s.o.BootID, UptimeSeconds: uptime(),
+	}), nil
+}
+
+// uptime returns the seconds since the kernel started; 0 when it does not say.
+func uptime() float64 {
+	b, err := os.ReadFile("/proc/uptime")
+	if err != nil {
+		return 0
+	}
+	first, _, _ := strings.Cut(string(b), " ")
+	seconds, _ := strconv.ParseFloat(first, 64) // 0 on error
+	return seconds
+}
+
+// Status tells what the guest looks like.
+func (s *service) Status(ctx context.Context, _ *connect.Request[agentv1.StatusRequest]) (*connect.Response[agentv1.StatusResponse], error) {
+	if s.o.Status == nil {
+		return nil, unimplemented()
+	}
+	status, err := s.o.Status(ctx)
+	if err != nil {
+		return nil, connect.NewError(connect.CodeInternal, err)
+	}
+	return connect.NewResponse(status), nil
+}
+
+// Shutdown begins a power-off or reboot.
+func (s *service) Shutdown(ctx context.Context, r *connect.Request[agentv1.ShutdownRequest]) (*connect.Response[agentv1.ShutdownResponse], error) {
+	mode := r.Msg.GetMode()
+	if mode != agentv1.ShutdownRequest_MODE_POWEROFF && mode != agentv1.ShutdownRequest_MODE_REBOOT {
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("neither power-off nor reboot"))
+	}
+	if s.o.Shutdown == nil {
+		return nil, unimplemented()
+	}
+	if err := s.o.Shutdown(ctx, mode); err != nil {
+		return nil, connect.NewError(connect.CodeInternal, err)
+	}
+	return connect.NewResponse(&agentv1.ShutdownResponse{}), nil
+}
+
+// SetTime steps the clock.
+func (s *service) SetTime(_ context.Context, r *connect.Request[agentv1.SetTimeRequest]) (*connect.Response[agentv1.SetTimeResponse], error) {
+	if r.Msg.GetUnixNanos() <= 0 {
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("no time given"))
+	}
+	if s.o.SetTime == nil {
+		return nil, unimplemented()
+	}
+	step, err := s.o.SetTime(time.Unix(0, r.Msg.GetUnixNanos()))
+	if err != nil {
+		return nil, connect.NewError(connect.CodeInternal, err)
+	}
+	return connect.NewResponse(&agentv1.SetTimeResponse{StepNanos: int64(step)}), nil
+}
