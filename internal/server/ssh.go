@@ -1,0 +1,139 @@
+package server
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/netip"
+	"time"
+
+	bangerv1 "banger/api/banger/v1"
+	"banger/internal/fault"
+	"banger/internal/vm"
+)
+
+// Limits of the wait for an SSH server.
+const (
+	sshWait      = 3 * time.Minute        // for a request without a deadline
+	sshAttempt   = 2 * time.Second        // one connection and its banner
+	sshPause     = 100 * time.Millisecond // between two attempts
+	sshPort      = 22
+	replyReserve = 300 * time.Millisecond // kept of the deadline to tell the client what was wrong
+)
+
+// GetSSHEndpoint tells how to reach a VM by SSH and, on request, waits until its server answers.
+func (s vmService) GetSSHEndpoint(ctx context.Context, req *bangerv1.GetSSHEndpointRequest) (*bangerv1.GetSSHEndpointResponse, error) {
+	ctx, cancel := sshDeadline(ctx)
+	defer cancel()
+	v, err := s.running(ctx, req.GetVm(), req.GetWait())
+	if err != nil {
+		return nil, err
+	}
+	if req.GetWait() {
+		if err := s.awaitSSH(ctx, v); err != nil {
+			return nil, err
+		}
+	}
+	return &bangerv1.GetSSHEndpointResponse{Endpoint: &bangerv1.SSHEndpoint{
+		User: "root", Host: v.IP.String(), Port: sshPort, IdentityFile: s.Paths.SSHKey(),
+		KnownHostsFile: s.Paths.KnownHosts(), HostKeyAlias: v.DNSName(),
+	}}, nil
+}
+
+// sshDeadline ends a little before the client's own deadline.
+func sshDeadline(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return context.WithTimeout(ctx, sshWait)
+	}
+	return context.WithDeadline(ctx, deadline.Add(-min(replyReserve, time.Until(deadline)/4)))
+}
+
+// running returns a VM that runs; with wait, it waits for one that starts.
+func (s *service) running(ctx context.Context, ref string, wait bool) (vm.VM, error) {
+	for {
+		v, err := s.get(ctx, ref)
+		if err != nil {
+			return v, err
+		}
+		switch {
+		case v.State == vm.Running && v.IP.IsValid():
+			return v, nil
+		case v.State == vm.Running:
+			return v, fault.New(fault.Conflict, "VM %s has no address", v.Spec.Name).
+				WithHint("banger vm exec %s works without a network", v.Spec.Name)
+		case v.State != vm.Starting || !wait:
+			return v, notRunning(v)
+		}
+		if err := pause(ctx, sshPause); err != nil {
+			return v, noSSH(v, err)
+		}
+	}
+}
+
+func notRunning(v vm.VM) error {
+	return fault.New(fault.Conflict, "VM %s is %s, not running", v.Spec.Name, v.State).
+		WithHint("start it with: banger vm start %s", v.Spec.Name)
+}
+
+// awaitSSH tries until the VM's SSH server sends its banner, the VM stops running, or ctx ends.
+func (s *service) awaitSSH(ctx context.Context, v vm.VM) error {
+	address := netip.AddrPortFrom(v.IP, sshPort).String()
+	for {
+		err := probeSSH(ctx, address)
+		if err == nil {
+			return nil
+		}
+		if pause(ctx, sshPause) != nil {
+			return noSSH(v, err)
+		}
+		now, err := s.Engine.Get(ctx, string(v.ID))
+		if err != nil {
+			if ctx.Err() != nil {
+				return noSSH(v, err)
+			}
+			return err
+		}
+		if now.State != vm.Running {
+			return notRunning(now)
+		}
+	}
+}
+
+func noSSH(v vm.VM, err error) error {
+	return fault.Wrap(fault.Timeout, err, "the SSH server of VM %s does not answer", v.Spec.Name).
+		WithHint("banger vm logs %s shows the guest's console", v.Spec.Name)
+}
+
+// probeSSH connects and reads the first bytes of the banner (RFC 4253, 4.2).
+func probeSSH(ctx context.Context, address string) error {
+	ctx, cancel := context.WithTimeout(ctx, sshAttempt)
+	defer cancel()
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	deadline, _ := ctx.Deadline()
+	if err := conn.SetReadDeadline(deadline); err != nil {
+		return err
+	}
+	banner := make([]byte, 4)
+	if _, err := io.ReadFull(conn, banner); err != nil {
+		return err
+	}
+	if string(banner) != "SSH-" {
+		return fault.New(fault.Precondition, "what listens on %s is no SSH server", address)
+	}
+	return nil
+}
+
+// pause waits, or returns ctx's error.
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}

@@ -1,0 +1,58 @@
+package server
+
+import (
+	"context"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	bangerv1 "banger/api/banger/v1"
+	"banger/internal/build"
+)
+
+type daemonService struct{ *service }
+
+// GetStatus answers also while the engine still reconciles; the VMs are not counted then.
+func (s daemonService) GetStatus(ctx context.Context, _ *bangerv1.GetStatusRequest) (*bangerv1.GetStatusResponse, error) {
+	h := s.Host(ctx)
+	res := &bangerv1.GetStatusResponse{
+		ApiVersion: build.API, Build: build.ID(), Pid: int32(h.PID), StartedAt: timestamppb.New(h.StartedAt),
+		StateDirectory: s.Paths.State, DefaultVmm: h.DefaultVMM, DefaultVmmReason: h.DefaultVMMReason,
+		Reconciled: h.Reconciled, Subnet: h.Subnet, Bridge: h.Bridge,
+	}
+	for _, d := range h.Drivers {
+		res.Drivers = append(res.Drivers, &bangerv1.Driver{
+			Name: d.Name, Available: d.Available, Version: d.Version, Accelerator: d.Accelerator, Reason: d.Reason,
+		})
+	}
+	if !s.isReady() {
+		return res, nil
+	}
+	list, err := s.Engine.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range list {
+		res.VmCount++
+		if v.State.HasProcess() {
+			res.RunningCount++
+		}
+	}
+	return res, nil
+}
+
+func (s *service) isReady() bool {
+	if s.Ready == nil {
+		return true
+	}
+	select {
+	case <-s.Ready:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s daemonService) Shutdown(context.Context, *bangerv1.ShutdownRequest) (*bangerv1.ShutdownResponse, error) {
+	s.Options.Shutdown()
+	return &bangerv1.ShutdownResponse{}, nil
+}

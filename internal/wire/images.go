@@ -1,0 +1,24 @@
+package wire
+
+import (
+	bangerv1 "banger/api/banger/v1"
+	"banger/internal/image"
+	"banger/internal/kernel"
+)
+
+// Image makes the API's form of an image; usedBy are the names of the VMs that use it.
+func Image(i image.Image, isDefault bool, usedBy []string) *bangerv1.Image {
+	return &bangerv1.Image{
+		Name: i.Name, Digest: i.Digest, Description: i.Description, Architecture: i.Architecture,
+		SizeBytes: i.RootBytes, WorkSeedBytes: i.WorkSeedBytes, PackageCount: int32(len(i.Packages)),
+		CreatedAt: timestamp(i.CreatedAt), IsDefault: isDefault, UsedBy: usedBy, Problem: i.Problem, Directory: i.Dir,
+	}
+}
+
+// Kernel makes the API's form of a kernel.
+func Kernel(k kernel.Kernel, isDefault bool) *bangerv1.Kernel {
+	return &bangerv1.Kernel{
+		Name: k.Name, Release: k.Release, Architecture: k.Architecture, SizeBytes: k.Bytes, IsDefault: isDefault,
+		Problem: k.Problem, Directory: k.Dir,
+	}
+}
