@@ -138,7 +138,9 @@ func (in *input) receive(stream *execStream) {
 			ended = true
 			eof()
 		case *agentv1.ExecRequest_Resize:
-			put(in.ctx, in.resize, *size(m.Resize))
+			if to := size(m.Resize); to != nil {
+				put(in.ctx, in.resize, *to)
+			}
 		case *agentv1.ExecRequest_Signal:
 			if m.Signal > 0 && m.Signal <= maxSignal {
 				put(in.ctx, in.signals, syscall.Signal(m.Signal))

@@ -103,10 +103,10 @@ func unimplemented() error {
 }
 
 // Ping answers.
-func (s *service) Ping(context.Context, *connect.Request[agentv1.PingRequest]) (*connect.Response[agentv1.PingResponse], error) {
-	return connect.NewResponse(&agentv1.PingResponse{
+func (s *service) Ping(context.Context, *agentv1.PingRequest) (*agentv1.PingResponse, error) {
+	return &agentv1.PingResponse{
 		Build: build.ID(), BootId: s.o.BootID, UptimeSeconds: uptime(),
-	}), nil
+	}, nil
 }
 
 // uptime returns the seconds since the kernel started; 0 when it does not say.
@@ -121,7 +121,7 @@ func uptime() float64 {
 }
 
 // Status tells what the guest looks like.
-func (s *service) Status(ctx context.Context, _ *connect.Request[agentv1.StatusRequest]) (*connect.Response[agentv1.StatusResponse], error) {
+func (s *service) Status(ctx context.Context, _ *agentv1.StatusRequest) (*agentv1.StatusResponse, error) {
 	if s.o.Status == nil {
 		return nil, unimplemented()
 	}
@@ -129,12 +129,12 @@ func (s *service) Status(ctx context.Context, _ *connect.Request[agentv1.StatusR
 	if err != nil {
 		return nil, connect.NewError(connect.CodeInternal, err)
 	}
-	return connect.NewResponse(status), nil
+	return status, nil
 }
 
 // Shutdown begins a power-off or reboot.
-func (s *service) Shutdown(ctx context.Context, r *connect.Request[agentv1.ShutdownRequest]) (*connect.Response[agentv1.ShutdownResponse], error) {
-	mode := r.Msg.GetMode()
+func (s *service) Shutdown(ctx context.Context, r *agentv1.ShutdownRequest) (*agentv1.ShutdownResponse, error) {
+	mode := r.GetMode()
 	if mode != agentv1.ShutdownRequest_MODE_POWEROFF && mode != agentv1.ShutdownRequest_MODE_REBOOT {
 		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("neither power-off nor reboot"))
 	}
@@ -144,20 +144,20 @@ func (s *service) Shutdown(ctx context.Context, r *connect.Request[agentv1.Shutd
 	if err := s.o.Shutdown(ctx, mode); err != nil {
 		return nil, connect.NewError(connect.CodeInternal, err)
 	}
-	return connect.NewResponse(&agentv1.ShutdownResponse{}), nil
+	return &agentv1.ShutdownResponse{}, nil
 }
 
 // SetTime steps the clock.
-func (s *service) SetTime(_ context.Context, r *connect.Request[agentv1.SetTimeRequest]) (*connect.Response[agentv1.SetTimeResponse], error) {
-	if r.Msg.GetUnixNanos() <= 0 {
+func (s *service) SetTime(_ context.Context, r *agentv1.SetTimeRequest) (*agentv1.SetTimeResponse, error) {
+	if r.GetUnixNanos() <= 0 {
 		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("no time given"))
 	}
 	if s.o.SetTime == nil {
 		return nil, unimplemented()
 	}
-	step, err := s.o.SetTime(time.Unix(0, r.Msg.GetUnixNanos()))
+	step, err := s.o.SetTime(time.Unix(0, r.GetUnixNanos()))
 	if err != nil {
 		return nil, connect.NewError(connect.CodeInternal, err)
 	}
-	return connect.NewResponse(&agentv1.SetTimeResponse{StepNanos: int64(step)}), nil
+	return &agentv1.SetTimeResponse{StepNanos: int64(step)}, nil
 }
