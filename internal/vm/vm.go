@@ -42,6 +42,7 @@ type VM struct {
 	ID        ID
 	Spec      Spec
 	State     State
+	Creating  bool   // the create that made it has not ended: it is erased when that fails
 	Reason    string // why it is Failed
 	IP        netip.Addr
 	MAC       string
