@@ -96,9 +96,10 @@ var rooms = map[string][]string{
 		"internal/vmm/fake", "internal/vmm/qemu", "internal/disk", "internal/doctor",
 	},
 	"internal/cli": {
-		"api/agent/v1", "api/banger/v1", "internal/build", "internal/client", "internal/doctor", "internal/fault",
-		"internal/paths", "internal/system",
+		"api/agent/v1", "api/banger/v1", "internal/build", "internal/client", "internal/doctor", "internal/doctor/host",
+		"internal/fault", "internal/paths", "internal/system", "internal/vm",
 	},
+	"internal/doctor/host": {"internal/doctor", "internal/fault", "internal/paths", "internal/system"},
 
 	// The guest's side.
 	"internal/agent":       {"api/agent/v1", "internal/agent/boot", "internal/agent/run", "internal/agent/serve", "internal/build", "internal/channel"},

@@ -1,0 +1,65 @@
+package cli
+
+import (
+	"github.com/spf13/cobra"
+
+	"banger/internal/fault"
+)
+
+// Argument checks that yield usage faults; cobra's own speak of "arg(s)".
+
+func noArguments(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usage(cmd, "unexpected argument %q", args[0])
+	}
+	return nil
+}
+
+func oneName(cmd *cobra.Command, args []string) error {
+	switch {
+	case len(args) == 0:
+		return usage(cmd, "a name is missing")
+	case len(args) > 1:
+		return usage(cmd, "unexpected argument %q", args[1])
+	}
+	return nil
+}
+
+func optionalName(cmd *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return usage(cmd, "unexpected argument %q", args[1])
+	}
+	return nil
+}
+
+func someNames(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return usage(cmd, "a name is missing")
+	}
+	return nil
+}
+
+// nameAndCommand wants a name first; what follows is the guest's command.
+func nameAndCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 || cmd.ArgsLenAtDash() == 0 {
+		return usage(cmd, "a name is missing")
+	}
+	return nil
+}
+
+// optionalNameAndCommand wants at most one word before "--".
+func optionalNameAndCommand(cmd *cobra.Command, args []string) error {
+	before := cmd.ArgsLenAtDash()
+	if before < 0 {
+		before = len(args)
+	}
+	if before > 1 {
+		f := fault.New(fault.Usage, "unexpected argument %q", args[1])
+		return f.WithHint("put -- before the command that runs in the guest")
+	}
+	return nil
+}
+
+func usage(cmd *cobra.Command, format string, a ...any) error {
+	return fault.New(fault.Usage, format, a...).WithHint("see %q", cmd.CommandPath()+" --help")
+}

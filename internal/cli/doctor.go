@@ -1,0 +1,99 @@
+package cli
+
+import (
+	"context"
+	"strings"
+
+	"charm.land/lipgloss/v2"
+	"github.com/spf13/cobra"
+
+	bangerv1 "banger/api/banger/v1"
+	"banger/internal/doctor"
+	"banger/internal/doctor/host"
+	"banger/internal/fault"
+)
+
+func newDoctorCommand(e *Env) *cobra.Command {
+	var output outputFormat
+	cmd := &cobra.Command{
+		Use: "doctor", Short: "Check what this machine has and lacks; exit code 5 when something needed is missing",
+		Args: noArguments, ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runDoctor(cmd.Context(), output, e) },
+	}
+	addOutputFlag(cmd, &output)
+	return cmd
+}
+
+func runDoctor(ctx context.Context, output outputFormat, e *Env) error {
+	return e.within(ctx, quickLimit, func(ctx context.Context) error {
+		reports := doctor.Run(ctx, append(host.Checks(e.Paths), e.daemonCheck()))
+		v := doctorView{OK: doctor.OK(reports), Checks: views(reports, viewCheck)}
+		if err := e.print(output, v, func() string { return e.describeChecks(v) }); err != nil {
+			return err
+		}
+		if !v.OK {
+			return silent(int(fault.Precondition))
+		}
+		return nil
+	})
+}
+
+// daemonCheck tells which drivers the daemon finds usable. It does not start one: doctor must work
+// where a daemon cannot.
+func (e *Env) daemonCheck() doctor.Check {
+	return doctor.Check{Name: "daemon", Hint: "start it with: banger daemon start", Run: func(ctx context.Context) doctor.Result {
+		if !listens(ctx, e.Paths.Socket()) {
+			return doctor.Note("not running: the next command starts it")
+		}
+		c, err := e.Dial(ctx, false)
+		if err != nil {
+			return doctor.Fail(err)
+		}
+		defer c.Close()
+		s, err := c.Daemon.GetStatus(ctx, &bangerv1.GetStatusRequest{})
+		if err != nil {
+			return doctor.Fail(err)
+		}
+		v := viewDaemon(s, "")
+		var text []string
+		for _, d := range v.Drivers {
+			text = append(text, d.Name+" "+describeDriver(d))
+		}
+		if v.DefaultVMM == "" {
+			return doctor.Missing("no driver can run VMs here: "+strings.Join(text, "; "), "")
+		}
+		return doctor.Good("VMs run on " + withReason(v.DefaultVMM, v.DefaultVMMReason) + "; drivers: " + strings.Join(text, "; "))
+	}}
+}
+
+func viewCheck(r doctor.Report) checkView {
+	return checkView{Name: r.Name, Status: string(r.Status), Message: r.Message, Hint: r.Hint}
+}
+
+var checkMarks = map[string]struct{ sign, colour string }{
+	string(doctor.OKStatus): {"✓", "2"}, string(doctor.Warning): {"!", "3"}, string(doctor.MissingStatus): {"✗", "1"},
+}
+
+// describeChecks wraps long messages, so that nothing is cut away and all fits maxWidth.
+func (e *Env) describeChecks(v doctorView) string {
+	var b strings.Builder
+	for _, c := range v.Checks {
+		mark := checkMarks[c.Status]
+		sign := mark.sign
+		if e.colour(e.Stdout) {
+			sign = lipgloss.NewStyle().Foreground(lipgloss.Color(mark.colour)).Render(sign)
+		}
+		text := c.Name + ": " + printable(c.Message)
+		b.WriteString(sign + " " + indent(text, 2))
+		if c.Hint != "" {
+			b.WriteString("  hint: " + indent(printable(c.Hint), 8))
+		}
+	}
+	return b.String()
+}
+
+// indent wraps text to maxWidth; its first line is taken to begin at column by already.
+func indent(text string, by int) string {
+	lines := strings.Split(lipgloss.Wrap(text, maxWidth-by, " "), "\n")
+	return strings.Join(lines, "\n"+strings.Repeat(" ", by)) + "\n"
+}

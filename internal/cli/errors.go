@@ -1,0 +1,196 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"banger/internal/fault"
+)
+
+// severalErrors holds the failures of a command that works on several things at once, in the
+// order in which the things were named. Its exit code is the first one's.
+type severalErrors []error
+
+func (s severalErrors) Error() string { return errors.Join(s...).Error() }
+
+// exitCode maps an error to the published exit codes.
+func exitCode(err error) int {
+	var several severalErrors
+	if errors.As(err, &several) && len(several) > 0 {
+		err = several[0]
+	}
+	if code, ok := asExit(err); ok {
+		return code
+	}
+	return fault.ExitCode(err)
+}
+
+// printError prints what went wrong and what to do next.
+func (e *Env) printError(err error) {
+	var several severalErrors
+	if errors.As(err, &several) {
+		for _, one := range several {
+			e.printError(one)
+		}
+		return
+	}
+	if _, quiet := asExit(err); err == nil || quiet {
+		return
+	}
+	fmt.Fprintf(e.Stderr, "banger: error: %s\n", errorText(err))
+	if hint := hintFor(err); hint != "" {
+		fmt.Fprintf(e.Stderr, "banger: hint: %s\n", hint)
+	}
+}
+
+func errorText(err error) string {
+	var f *fault.Error
+	switch {
+	case errors.As(err, &f):
+		return strings.TrimSpace(err.Error())
+	case errors.Is(err, context.Canceled):
+		return "interrupted"
+	case errors.Is(err, context.DeadlineExceeded):
+		return "it took too long"
+	}
+	return strings.TrimSpace(err.Error())
+}
+
+func hintFor(err error) string {
+	if hint := fault.HintOf(err); hint != "" {
+		return hint
+	}
+	if fault.KindOf(err) == fault.Unexpected {
+		return `this looks like a bug in banger; "banger daemon logs" may tell more`
+	}
+	return ""
+}
+
+// explain replaces a bare "context ended" by the reason the context carries, such as the time
+// limit of the command.
+func explain(ctx context.Context, err error) error {
+	var several severalErrors
+	if err == nil || ctx.Err() == nil || errors.As(err, &several) {
+		return err // several were explained one by one
+	}
+	cause := context.Cause(ctx)
+	switch kind := fault.KindOf(err); {
+	case kind != fault.Timeout && kind != fault.Interrupted && kind != fault.Unexpected:
+		return err
+	case errors.Is(cause, context.Canceled):
+		return fault.New(fault.Interrupted, "interrupted")
+	case fault.HintOf(err) != "":
+		return err // the daemon knew better
+	}
+	return cause
+}
+
+// flagError turns pflag's complaint into a usage fault with the nearest flag as a hint.
+func flagError(cmd *cobra.Command, err error) error {
+	f := fault.New(fault.Usage, "%s", firstLine(err.Error()))
+	var unknown *pflag.NotExistError
+	if errors.As(err, &unknown) {
+		if near := nearestFlag(cmd, unknown.GetSpecifiedName()); near != "" {
+			return f.WithHint("did you mean --%s?", near)
+		}
+		if takesGuestCommand(cmd) {
+			return f.WithHint("put -- before the command that runs in the guest")
+		}
+	}
+	return f.WithHint("see %q", cmd.CommandPath()+" --help")
+}
+
+func takesGuestCommand(cmd *cobra.Command) bool { return strings.Contains(cmd.Use, "-- ") }
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}
+
+func nearestFlag(cmd *cobra.Command, name string) string {
+	best, distance := "", 3
+	if len(name) < 2 {
+		return ""
+	}
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if d := editDistance(f.Name, name); d < distance && !f.Hidden {
+			best, distance = f.Name, d
+		}
+	})
+	return best
+}
+
+// editDistance is the Levenshtein distance.
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
+// unknownCommand is the fault for a word that is no command below cmd.
+func unknownCommand(cmd *cobra.Command, word string) error {
+	f := fault.New(fault.Usage, "unknown command %q for %q", word, cmd.CommandPath())
+	if near := nearestCommand(cmd, word); near != "" {
+		return f.WithHint("did you mean %q?", near)
+	}
+	return f.WithHint("see %q", cmd.CommandPath()+" --help")
+}
+
+// nearestCommand looks below cmd first, then for the word as a verb below another noun:
+// "banger ls" means "banger vm list".
+func nearestCommand(cmd *cobra.Command, word string) string {
+	if near := nearestChild(cmd, word, 3); near != nil {
+		return near.CommandPath()
+	}
+	if cmd.HasParent() {
+		return ""
+	}
+	for _, noun := range cmd.Commands() {
+		if near := nearestChild(noun, word, 1); near != nil && !noun.Hidden {
+			return near.CommandPath()
+		}
+	}
+	return ""
+}
+
+// nearestChild returns the sub-command whose name or alias is less than limit edits away.
+func nearestChild(cmd *cobra.Command, word string, limit int) *cobra.Command {
+	var best *cobra.Command
+	for _, child := range cmd.Commands() {
+		if child.Hidden {
+			continue
+		}
+		for _, name := range append(child.Aliases, child.Name()) {
+			if d := editDistance(name, word); d < limit {
+				best, limit = child, d
+			}
+		}
+	}
+	return best
+}
+
+// notice tells something worth knowing on stderr.
+func (e *Env) notice(text string) {
+	if !e.quiet {
+		fmt.Fprintf(e.Stderr, "banger: %s\n", text)
+	}
+}

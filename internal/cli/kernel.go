@@ -1,0 +1,48 @@
+package cli
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	bangerv1 "banger/api/banger/v1"
+)
+
+func newKernelListCommand(e *Env) *cobra.Command {
+	var o listOptions
+	cmd := &cobra.Command{
+		Use: "list", Aliases: []string{"ls"}, Short: "List kernels",
+		Args: noArguments, ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runKernelList(cmd.Context(), o, e) },
+	}
+	addOutputFlag(cmd, &o.output)
+	return cmd
+}
+
+func runKernelList(ctx context.Context, o listOptions, e *Env) error {
+	return e.within(ctx, quickLimit, func(ctx context.Context) error {
+		c, err := e.connect(ctx)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		res, err := c.Images.ListKernels(ctx, &bangerv1.ListKernelsRequest{})
+		if err != nil {
+			return err
+		}
+		kernels := views(res.GetKernels(), viewKernel)
+		return e.print(o.output, kernels, func() string { return kernelTable(kernels) })
+	})
+}
+
+func kernelTable(kernels []kernelView) string {
+	columns := []column{
+		{title: "NAME", flexible: true}, {title: "DEFAULT"}, {title: "RELEASE", flexible: true},
+		{title: "SIZE", right: true}, {title: "PROBLEM", flexible: true},
+	}
+	rows := make([][]string, len(kernels))
+	for i, v := range kernels {
+		rows[i] = []string{v.Name, defaultMark(v.IsDefault), v.Release, size(v.SizeBytes), dash(v.Problem)}
+	}
+	return table(columns, rows)
+}

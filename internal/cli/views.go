@@ -1,0 +1,195 @@
+package cli
+
+import (
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	bangerv1 "banger/api/banger/v1"
+)
+
+// The JSON forms. docs/json.md lists every key; keys are only ever added, and all are always there.
+
+type vmView struct {
+	ID            string     `json:"id"`
+	Name          string     `json:"name"`
+	State         string     `json:"state"`
+	Image         string     `json:"image"`
+	Kernel        string     `json:"kernel"`
+	VMM           string     `json:"vmm"`
+	CPUs          int32      `json:"cpus"`
+	MemoryBytes   int64      `json:"memory_bytes"`
+	DiskBytes     int64      `json:"disk_bytes"`
+	WorkDiskBytes int64      `json:"work_disk_bytes"`
+	IP            string     `json:"ip"`
+	MAC           string     `json:"mac"`
+	DNSName       string     `json:"dns_name"`
+	NAT           bool       `json:"nat"`
+	CreatedAt     *time.Time `json:"created_at"`
+	StartedAt     *time.Time `json:"started_at"`
+	Error         string     `json:"error"`
+	Units         string     `json:"units"`
+	Ephemeral     bool       `json:"ephemeral"`
+	Accelerator   string     `json:"accelerator"`
+	SlowReason    string     `json:"slow_reason"`
+	PID           int32      `json:"pid"`
+	Directory     string     `json:"directory"`
+}
+
+func viewVM(v *bangerv1.VM) vmView {
+	return vmView{
+		ID: v.GetId(), Name: v.GetName(), State: v.GetState(), Image: v.GetImage(), Kernel: v.GetKernel(), VMM: v.GetVmm(),
+		CPUs: v.GetCpus(), MemoryBytes: v.GetMemoryBytes(), DiskBytes: v.GetDiskBytes(), WorkDiskBytes: v.GetWorkDiskBytes(),
+		IP: v.GetIp(), MAC: v.GetMac(), DNSName: v.GetDnsName(), NAT: v.GetNat(),
+		CreatedAt: viewTime(v.GetCreatedAt()), StartedAt: viewTime(v.GetStartedAt()), Error: v.GetError(),
+		Units: v.GetUnits(), Ephemeral: v.GetEphemeral(), Accelerator: v.GetAccelerator(), SlowReason: v.GetSlowReason(),
+		PID: v.GetPid(), Directory: v.GetDirectory(),
+	}
+}
+
+type imageView struct {
+	Name          string     `json:"name"`
+	Digest        string     `json:"digest"`
+	Description   string     `json:"description"`
+	Architecture  string     `json:"architecture"`
+	SizeBytes     int64      `json:"size_bytes"`
+	WorkSeedBytes int64      `json:"work_seed_bytes"`
+	PackageCount  int32      `json:"package_count"`
+	CreatedAt     *time.Time `json:"created_at"`
+	IsDefault     bool       `json:"is_default"`
+	UsedBy        []string   `json:"used_by"`
+	Problem       string     `json:"problem"`
+	Directory     string     `json:"directory"`
+}
+
+func viewImage(i *bangerv1.Image) imageView {
+	return imageView{
+		Name: i.GetName(), Digest: i.GetDigest(), Description: i.GetDescription(), Architecture: i.GetArchitecture(),
+		SizeBytes: i.GetSizeBytes(), WorkSeedBytes: i.GetWorkSeedBytes(), PackageCount: i.GetPackageCount(),
+		CreatedAt: viewTime(i.GetCreatedAt()), IsDefault: i.GetIsDefault(), UsedBy: list(i.GetUsedBy()),
+		Problem: i.GetProblem(), Directory: i.GetDirectory(),
+	}
+}
+
+type kernelView struct {
+	Name         string `json:"name"`
+	Release      string `json:"release"`
+	Architecture string `json:"architecture"`
+	SizeBytes    int64  `json:"size_bytes"`
+	IsDefault    bool   `json:"is_default"`
+	Problem      string `json:"problem"`
+	Directory    string `json:"directory"`
+}
+
+func viewKernel(k *bangerv1.Kernel) kernelView {
+	return kernelView{
+		Name: k.GetName(), Release: k.GetRelease(), Architecture: k.GetArchitecture(), SizeBytes: k.GetSizeBytes(),
+		IsDefault: k.GetIsDefault(), Problem: k.GetProblem(), Directory: k.GetDirectory(),
+	}
+}
+
+type driverView struct {
+	Name        string `json:"name"`
+	Available   bool   `json:"available"`
+	Version     string `json:"version"`
+	Accelerator string `json:"accelerator"`
+	Reason      string `json:"reason"`
+}
+
+type daemonView struct {
+	Running          bool         `json:"running"`
+	APIVersion       int32        `json:"api_version"`
+	Build            string       `json:"build"`
+	PID              int32        `json:"pid"`
+	StartedAt        *time.Time   `json:"started_at"`
+	StateDirectory   string       `json:"state_directory"`
+	Socket           string       `json:"socket"`
+	VMCount          int32        `json:"vm_count"`
+	RunningCount     int32        `json:"running_count"`
+	Drivers          []driverView `json:"drivers"`
+	DefaultVMM       string       `json:"default_vmm"`
+	DefaultVMMReason string       `json:"default_vmm_reason"`
+	Reconciled       []string     `json:"reconciled"`
+	Subnet           string       `json:"subnet"`
+	Bridge           string       `json:"bridge"`
+}
+
+func viewDaemon(s *bangerv1.GetStatusResponse, socket string) daemonView {
+	v := daemonView{
+		Running: s != nil, APIVersion: s.GetApiVersion(), Build: s.GetBuild(), PID: s.GetPid(),
+		StartedAt: viewTime(s.GetStartedAt()), StateDirectory: s.GetStateDirectory(), Socket: socket,
+		VMCount: s.GetVmCount(), RunningCount: s.GetRunningCount(), Drivers: []driverView{},
+		DefaultVMM: s.GetDefaultVmm(), DefaultVMMReason: s.GetDefaultVmmReason(), Reconciled: list(s.GetReconciled()),
+		Subnet: s.GetSubnet(), Bridge: s.GetBridge(),
+	}
+	for _, d := range s.GetDrivers() {
+		v.Drivers = append(v.Drivers, driverView{
+			Name: d.GetName(), Available: d.GetAvailable(), Version: d.GetVersion(),
+			Accelerator: d.GetAccelerator(), Reason: d.GetReason(),
+		})
+	}
+	return v
+}
+
+type pingView struct {
+	Name             string  `json:"name"`
+	RoundTripSeconds float64 `json:"round_trip_seconds"`
+	AgentBuild       string  `json:"agent_build"`
+	BootID           string  `json:"boot_id"`
+	UptimeSeconds    float64 `json:"uptime_seconds"`
+}
+
+type deletedView struct {
+	Name string `json:"name"`
+}
+
+type setupView struct {
+	Image       imageView  `json:"image"`
+	Kernel      kernelView `json:"kernel"`
+	AlreadyDone bool       `json:"already_done"`
+}
+
+type versionView struct {
+	Build        string `json:"build"`
+	DaemonBuild  string `json:"daemon_build"`
+	Go           string `json:"go"`
+	OS           string `json:"os"`
+	Architecture string `json:"architecture"`
+}
+
+type checkView struct {
+	Name    string `json:"name"`
+	Status  string `json:"status"`
+	Message string `json:"message"`
+	Hint    string `json:"hint"`
+}
+
+type doctorView struct {
+	OK     bool        `json:"ok"`
+	Checks []checkView `json:"checks"`
+}
+
+// viewTime returns UTC, so that two machines print the same; nil when t is unset.
+func viewTime(t *timestamppb.Timestamp) *time.Time {
+	if t == nil {
+		return nil
+	}
+	u := t.AsTime().UTC()
+	return &u
+}
+
+// list makes an empty list of a nil one: JSON shows [] and not null.
+func list(s []string) []string {
+	if s == nil {
+		return []string{}
+	}
+	return s
+}
+
+func views[P, V any](in []P, view func(P) V) []V {
+	out := make([]V, len(in))
+	for i, p := range in {
+		out[i] = view(p)
+	}
+	return out
+}

@@ -1,0 +1,53 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	bangerv1 "banger/api/banger/v1"
+)
+
+type pingOptions struct {
+	name   string
+	output outputFormat
+}
+
+func newVMPingCommand(e *Env) *cobra.Command {
+	var o pingOptions
+	cmd := &cobra.Command{
+		Use: "ping NAME", Short: "Ask a VM's agent for an answer, over the guest channel",
+		Args: oneName, ValidArgsFunction: e.completeOneVM(isRunning),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.name = args[0]
+			return runVMPing(cmd.Context(), o, e)
+		},
+	}
+	addOutputFlag(cmd, &o.output)
+	return cmd
+}
+
+func runVMPing(ctx context.Context, o pingOptions, e *Env) error {
+	return e.within(ctx, quickLimit, func(ctx context.Context) error {
+		c, err := e.connect(ctx)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		res, err := c.VMs.PingVM(ctx, &bangerv1.PingVMRequest{Vm: o.name})
+		if err != nil {
+			return err
+		}
+		trip := time.Duration(res.GetRoundTripNanos())
+		v := pingView{
+			Name: o.name, RoundTripSeconds: trip.Seconds(), AgentBuild: res.GetAgentBuild(),
+			BootID: res.GetBootId(), UptimeSeconds: res.GetUptimeSeconds(),
+		}
+		return e.print(o.output, v, func() string {
+			up := span(time.Duration(v.UptimeSeconds * float64(time.Second)))
+			return fmt.Sprintf("%s answered in %.1f ms; up %s\n", v.Name, float64(trip)/1e6, up)
+		})
+	})
+}

@@ -1,0 +1,79 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	bangerv1 "banger/api/banger/v1"
+)
+
+type showOptions struct {
+	name   string
+	output outputFormat
+}
+
+func newVMShowCommand(e *Env) *cobra.Command {
+	var o showOptions
+	cmd := &cobra.Command{
+		Use: "show NAME", Short: "Show all about a VM",
+		Args: oneName, ValidArgsFunction: e.completeOneVM(isAny),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o.name = args[0]
+			return runVMShow(cmd.Context(), o, e)
+		},
+	}
+	addOutputFlag(cmd, &o.output)
+	return cmd
+}
+
+func runVMShow(ctx context.Context, o showOptions, e *Env) error {
+	return e.within(ctx, quickLimit, func(ctx context.Context) error {
+		c, err := e.connect(ctx)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		res, err := c.VMs.GetVM(ctx, &bangerv1.GetVMRequest{Vm: o.name})
+		if err != nil {
+			return err
+		}
+		v := viewVM(res.GetVm())
+		return e.print(o.output, v, func() string { return e.describeVM(v) })
+	})
+}
+
+func (e *Env) describeVM(v vmView) string {
+	list := []field{
+		{"name", v.Name}, {"id", v.ID}, {"state", v.State}, {"error", v.Error},
+		{"started", e.when(v.StartedAt)}, {"created", e.when(v.CreatedAt)},
+		{"image", v.Image}, {"kernel", v.Kernel}, {"vmm", vmmText(v)}, {"slow because", v.SlowReason},
+		{"cpus", fmt.Sprint(v.CPUs)}, {"memory", size(v.MemoryBytes)}, {"disk", size(v.DiskBytes)},
+		{"work disk", size(v.WorkDiskBytes)}, {"units", v.Units},
+		{"ip", v.IP}, {"dns name", v.DNSName}, {"mac", v.MAC}, {"nat", yesNo(v.NAT)}, {"directory", v.Directory},
+	}
+	if v.Ephemeral {
+		list = append(list, field{"ephemeral", "yes: deleted when it stops"})
+	}
+	if v.PID > 0 {
+		list = append(list, field{"pid", fmt.Sprint(v.PID)})
+	}
+	return fields(list)
+}
+
+func vmmText(v vmView) string {
+	if v.Accelerator == "" || v.Accelerator == v.VMM {
+		return v.VMM
+	}
+	return v.VMM + " (" + v.Accelerator + ")"
+}
+
+// when renders a moment both ways; "" for none.
+func (e *Env) when(t *time.Time) string {
+	if t == nil {
+		return ""
+	}
+	return e.age(t) + ", " + t.UTC().Format("2006-01-02 15:04:05 UTC")
+}
