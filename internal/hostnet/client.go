@@ -184,7 +184,7 @@ func (c *Client) ask(ctx context.Context, r Request) (Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	response, err := c.once(ctx, r)
-	if err != nil && fault.KindOf(err) == fault.Unexpected {
+	if err != nil && ctx.Err() == nil && fault.KindOf(err) == fault.Unexpected {
 		c.o.Logger.Warn("banger-nethelper is started again", "request", string(r.Op), "reason", err)
 		response, err = c.once(ctx, r)
 	}

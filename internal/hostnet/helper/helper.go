@@ -1,0 +1,144 @@
+// Package helper is banger-nethelper: the only code of banger that holds a right the user has not,
+// CAP_NET_ADMIN. It answers the requests of internal/hostnet on a socketpair, touches nothing but
+// bridges, TAP devices and one nftables table of banger's that belong to the user who started it,
+// and ends when that socket closes, which the kernel does however the daemon dies.
+package helper
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/fault"
+	"banger/internal/hostnet"
+)
+
+// requestTime bounds the work for one request. It is longer than a client waits, and ends a helper
+// that hangs in the kernel's netlink.
+const requestTime = 30 * time.Second
+
+// Main is the whole program; it returns its exit code.
+func Main() int {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	// The daemon decides when this ends, by closing the socket; a terminal's Ctrl-C does not.
+	signal.Ignore(syscall.SIGINT, syscall.SIGHUP)
+	path, _ := os.Executable()
+	os.Clearenv()
+	if err := checkPeer(hostnet.HelperFD, os.Getuid()); err != nil {
+		fmt.Fprintln(os.Stderr, "banger-nethelper: error:", err)
+		fmt.Fprintln(os.Stderr, "banger-nethelper: hint: bangerd starts this program, and nobody else")
+		return int(fault.Usage)
+	}
+	h := &handler{uid: os.Getuid(), path: path}
+	if err := confine(log); err != nil {
+		h.broken = fault.Wrap(fault.Precondition, err, "banger-nethelper lacks the right to set up networks").
+			WithHint("%s   (or: make install)", hostnet.GrantHint(path))
+		log.Error("no right", "reason", err)
+	}
+	socket := os.NewFile(hostnet.HelperFD, "daemon")
+	if err := serve(socket, h.handle, log); err != nil {
+		log.Error("ended", "reason", err)
+		return int(fault.Unexpected)
+	}
+	return 0
+}
+
+// checkPeer makes sure that fd is a socket whose other end was made by the same user: file
+// capabilities would serve whoever can execute this file, with a socket of anybody's.
+func checkPeer(fd, uid int) error {
+	peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	if err != nil {
+		return fmt.Errorf("file descriptor %d is no socket of a daemon: %w", fd, err)
+	}
+	if int(peer.Uid) != uid {
+		return fmt.Errorf("the daemon's user is %d, not %d", peer.Uid, uid)
+	}
+	return nil
+}
+
+// serve answers requests, one at a time, until the peer closes. A message that cannot be read is
+// answered as well, and is the last: nobody knows where the next one begins.
+func serve(socket io.ReadWriter, handle func(hostnet.Request) (hostnet.Response, error), log *slog.Logger) error {
+	for {
+		var request hostnet.Request
+		if err := hostnet.ReadMessage(socket, &request); errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
+			return nil
+		} else if err != nil {
+			refused := fault.Wrap(fault.Usage, err, "the request cannot be read")
+			return errors.Join(refused, hostnet.WriteMessage(socket, hostnet.Fail(refused)))
+		}
+		if err := hostnet.WriteMessage(socket, answer(request, handle, log)); errors.Is(err, syscall.EPIPE) {
+			return nil
+		} else if err != nil {
+			return fmt.Errorf("write the answer: %w", err)
+		}
+	}
+}
+
+func answer(request hostnet.Request, handle func(hostnet.Request) (hostnet.Response, error), log *slog.Logger) hostnet.Response {
+	watchdog := time.AfterFunc(requestTime, func() {
+		log.Error("a request hangs", "request", string(request.Op))
+		os.Exit(int(fault.Timeout))
+	})
+	defer watchdog.Stop()
+	err := request.Check()
+	var response hostnet.Response
+	if err == nil {
+		response, err = handle(request)
+	}
+	if err != nil {
+		log.Warn("refused", "request", string(request.Op), "bridge", request.Bridge, "tap", request.TAP, "reason", err)
+		return hostnet.Fail(err)
+	}
+	response.Version = hostnet.ProtocolVersion
+	return response
+}
+
+// handler carries requests out for one user.
+type handler struct {
+	uid    int
+	path   string // of this program
+	broken error  // why nothing can be carried out
+}
+
+func (h *handler) handle(r hostnet.Request) (response hostnet.Response, err error) {
+	if h.broken != nil {
+		return response, h.broken
+	}
+	me := owner{h.uid, r.Instance}
+	switch r.Op {
+	case hostnet.OpEnsureBridge:
+		err = ensureBridge(r.Bridge, r.Address, me)
+	case hostnet.OpRemoveBridge:
+		err = removeBridge(r.Bridge, me)
+	case hostnet.OpAddTAP:
+		if r.Owner != h.uid {
+			return response, fault.New(fault.Usage, "user %d asks for a TAP device of user %d", h.uid, r.Owner)
+		}
+		err = addTAP(r.TAP, r.Bridge, me)
+	case hostnet.OpDeleteTAP:
+		err = deleteTAP(r.TAP, me)
+	case hostnet.OpListTAPs:
+		response.TAPs, err = listTAPs(me)
+	case hostnet.OpSetNAT:
+		err = setNAT(r.Bridge, r.Guest, r.On, me)
+	case hostnet.OpRemoveNAT:
+		err = removeNAT(r.Bridge, me)
+	}
+	return response, h.explain(err)
+}
+
+// explain turns what the kernel says when a right is missing into what helps.
+func (h *handler) explain(err error) error {
+	if errors.Is(err, os.ErrPermission) && fault.KindOf(err) == fault.Unexpected {
+		return fault.Wrap(fault.Precondition, err, "the kernel refuses").WithHint("%s   (or: make install)", hostnet.GrantHint(h.path))
+	}
+	return err
+}
