@@ -48,8 +48,10 @@ var rooms = map[string][]string{
 
 	// Layer 2: services.
 	"internal/store":    {"internal/fault", "internal/vm"},
-	"internal/kernel":   {"internal/disk", "internal/fault", "internal/paths", "internal/progress", "internal/system"},
-	"internal/image":    {"internal/disk", "internal/fault", "internal/paths", "internal/progress", "internal/system"},
+	"internal/artifact": {"internal/fault"},
+	"internal/debian":   {"internal/fault", "internal/system"},
+	"internal/kernel":   {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/paths", "internal/progress", "internal/system"},
+	"internal/image":    {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/paths", "internal/progress", "internal/system"},
 	"internal/guest":    {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/fault", "internal/paths", "internal/vm"},
 	"internal/vmm":      {"internal/fault", "internal/vm"},
 	"internal/vmm/qemu": {"internal/channel", "internal/fault", "internal/system", "internal/vm", "internal/vmm"},

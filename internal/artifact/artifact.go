@@ -1,0 +1,335 @@
+// Package artifact keeps what banger builds once and uses often, kernels and images: a directory
+// per thing with its files and a manifest. A thing is built aside and appears whole, under a name
+// that never means another content; a build that died leaves only what the next one removes.
+package artifact
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+
+	"banger/internal/fault"
+)
+
+const (
+	temporaryPrefix = ".new-"
+	lockName        = ".lock"
+	defaultName     = "default"
+	maxManifest     = 8 << 20 // bytes
+)
+
+// File is one file of an artifact, as its manifest tells it.
+type File struct {
+	Name    string `json:"name"` // relative to the artifact's directory
+	Size    int64  `json:"size"` // bytes
+	SHA256  string `json:"sha256"`
+	ModTime int64  `json:"mtime"` // nanoseconds since the Unix epoch; another one makes the sum be checked
+}
+
+// Shelf is a directory of artifacts of one kind.
+type Shelf struct {
+	dir      string
+	kind     string // "kernel" or "image": for the words of errors
+	manifest string // file name of the manifest
+
+	mu       sync.Mutex
+	verified map[string]File // by path: what was found right although its mtime differs
+}
+
+// Open returns the shelf in dir, which need not be there yet.
+func Open(dir, kind, manifest string) *Shelf {
+	return &Shelf{dir: dir, kind: kind, manifest: manifest, verified: map[string]File{}}
+}
+
+// Dir returns the directory of one artifact.
+func (s *Shelf) Dir(name string) string { return filepath.Join(s.dir, name) }
+
+// Names returns the names of all artifacts, whole or damaged, sorted.
+func (s *Shelf) Names() ([]string, error) {
+	entries, err := os.ReadDir(s.dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fault.Wrap(fault.Unexpected, err, "cannot list the %ss", s.kind)
+	}
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() && !strings.HasPrefix(e.Name(), ".") {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+// Has tells whether there is an artifact of that name, whole or damaged.
+func (s *Shelf) Has(name string) bool {
+	names, err := s.Names()
+	return err == nil && slices.Contains(names, name)
+}
+
+// Default returns the name of the artifact that is used when none is named, or "".
+func (s *Shelf) Default() (string, error) {
+	b, err := os.ReadFile(filepath.Join(s.dir, defaultName))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fault.Wrap(fault.Unexpected, err, "cannot tell the default %s", s.kind)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+// SetDefault makes name the one that is used when none is named.
+func (s *Shelf) SetDefault(name string) error {
+	path := filepath.Join(s.dir, defaultName)
+	temporary := filepath.Join(s.dir, temporaryPrefix+defaultName)
+	err := os.WriteFile(temporary, []byte(name+"\n"), 0o600)
+	if err == nil {
+		err = os.Rename(temporary, path)
+	}
+	if err != nil {
+		return fault.Wrap(fault.Unexpected, err, "cannot make %s the default %s", name, s.kind)
+	}
+	return nil
+}
+
+// Missing is the fault for an artifact that is not there; name "" stands for the default.
+func (s *Shelf) Missing(name string) error {
+	if name == "" {
+		return fault.New(fault.NotFound, "there is no %s yet", s.kind).WithHint("make one with: banger setup")
+	}
+	return fault.New(fault.NotFound, "there is no %s %q", s.kind, name).
+		WithHint("banger image list shows what there is, banger setup makes the default")
+}
+
+func (s *Shelf) damaged(name string, cause error, format string, args ...any) error {
+	return fault.Wrap(fault.Precondition, cause, "%s %s is damaged: %s", s.kind, name, fmt.Sprintf(format, args...)).
+		WithHint("make it again with: banger setup --rebuild")
+}
+
+// ReadManifest decodes the manifest of an artifact into v.
+func (s *Shelf) ReadManifest(name string, v any) error {
+	f, err := os.Open(filepath.Join(s.dir, name, s.manifest))
+	if err != nil {
+		return s.damaged(name, err, "no manifest")
+	}
+	defer func() { _ = f.Close() }()
+	b, err := io.ReadAll(io.LimitReader(f, maxManifest))
+	if err == nil {
+		err = json.Unmarshal(b, v)
+	}
+	if err != nil {
+		return s.damaged(name, err, "its manifest cannot be read")
+	}
+	return nil
+}
+
+// Check finds files that are missing, have another size, or were changed: where the modification time
+// is not the manifest's, the whole content is summed, once in the life of this shelf.
+func (s *Shelf) Check(name string, files []File) error {
+	for _, f := range files {
+		path := filepath.Join(s.dir, name, f.Name)
+		info, err := os.Stat(path)
+		switch {
+		case err != nil:
+			return s.damaged(name, err, "file %s cannot be read", f.Name)
+		case info.Size() != f.Size:
+			return s.damaged(name, nil, "file %s has %d bytes instead of %d", f.Name, info.Size(), f.Size)
+		case info.ModTime().UnixNano() == f.ModTime:
+			continue
+		}
+		now := f
+		now.ModTime = info.ModTime().UnixNano()
+		if s.known(path, now) {
+			continue
+		}
+		if err := s.checkSum(name, f); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		s.verified[path] = now
+		s.mu.Unlock()
+	}
+	return nil
+}
+
+func (s *Shelf) known(path string, f File) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.verified[path] == f
+}
+
+// Verify sums the whole content of all files.
+func (s *Shelf) Verify(ctx context.Context, name string, files []File) error {
+	for _, f := range files {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := s.checkSum(name, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Shelf) checkSum(name string, f File) error {
+	sum, _, err := Sum(filepath.Join(s.dir, name, f.Name))
+	if err != nil {
+		return s.damaged(name, err, "file %s cannot be read", f.Name)
+	}
+	if sum != f.SHA256 {
+		return s.damaged(name, nil, "file %s has a wrong checksum", f.Name)
+	}
+	return nil
+}
+
+// Sum returns the SHA-256 of a file in hex, and its size in bytes.
+func Sum(path string) (sum string, size int64, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", 0, err
+	}
+	defer func() { _ = f.Close() }()
+	h := sha256.New()
+	size, err = io.Copy(h, f)
+	return hex.EncodeToString(h.Sum(nil)), size, err
+}
+
+// Describe returns what the manifest says about the named files below dir.
+func Describe(dir string, names ...string) ([]File, error) {
+	var files []File
+	for _, name := range names {
+		path := filepath.Join(dir, name)
+		sum, size, err := Sum(path)
+		if err != nil {
+			return nil, err
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, File{Name: name, Size: size, SHA256: sum, ModTime: info.ModTime().UnixNano()})
+	}
+	return files, nil
+}
+
+// Digest sums up the contents of files, whatever their times: "sha256:" and 64 hex digits.
+func Digest(files []File) string {
+	h := sha256.New()
+	for _, f := range files {
+		fmt.Fprintf(h, "%s %d %s\n", f.Name, f.Size, f.SHA256)
+	}
+	return "sha256:" + hex.EncodeToString(h.Sum(nil))
+}
+
+// Build has f build an artifact in a new directory. f returns the name and the manifest to write;
+// then the artifact appears. One of the same name is replaced. One build runs at a time; a second
+// one is a Conflict fault.
+func (s *Shelf) Build(f func(dir string) (name string, manifest any, err error)) (name string, err error) {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return "", fault.Wrap(fault.Precondition, err, "cannot make directory %s", s.dir)
+	}
+	unlock, err := s.lock()
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if err := s.removeLeftovers(); err != nil {
+		return "", err
+	}
+	dir, err := os.MkdirTemp(s.dir, temporaryPrefix)
+	if err != nil {
+		return "", fault.Wrap(fault.Precondition, err, "cannot build a %s", s.kind)
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	name, manifest, err := f(dir)
+	if err != nil {
+		return "", err
+	}
+	if err := writeManifest(filepath.Join(dir, s.manifest), manifest); err != nil {
+		return "", fault.Wrap(fault.Unexpected, err, "cannot write the manifest of %s %s", s.kind, name)
+	}
+	if err := s.appear(dir, name); err != nil {
+		return "", fault.Wrap(fault.Unexpected, err, "cannot put %s %s in its place", s.kind, name)
+	}
+	return name, nil
+}
+
+func (s *Shelf) lock() (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(s.dir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fault.Wrap(fault.Precondition, err, "cannot lock the %ss", s.kind)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = f.Close()
+		return nil, fault.Wrap(fault.Conflict, err, "another %s is being built", s.kind).
+			WithHint("wait until that is done, then try again")
+	}
+	return func() { _ = f.Close() }, nil // the lock goes with it, and with our process
+}
+
+func (s *Shelf) removeLeftovers() error {
+	found, err := filepath.Glob(filepath.Join(s.dir, temporaryPrefix+"*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range found {
+		if err := os.RemoveAll(path); err != nil {
+			return fault.Wrap(fault.Precondition, err, "cannot remove what an earlier build left").WithHint("remove %s", path)
+		}
+	}
+	return nil
+}
+
+func writeManifest(path string, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(b, '\n'), 0o600)
+}
+
+// appear flushes the directory dir to stable storage and gives it its name. An older artifact
+// steps aside first; whoever has its files open keeps them.
+func (s *Shelf) appear(dir, name string) error {
+	if err := flushTree(dir); err != nil {
+		return err
+	}
+	final := s.Dir(name)
+	old := filepath.Join(s.dir, temporaryPrefix+"old-"+name)
+	if err := os.Rename(final, old); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := os.Rename(dir, final); err != nil {
+		return err
+	}
+	return errors.Join(flush(s.dir), os.RemoveAll(old))
+}
+
+func flushTree(dir string) error {
+	return filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil || !d.IsDir() && !d.Type().IsRegular() {
+			return err
+		}
+		return flush(path)
+	})
+}
+
+func flush(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}

@@ -1,0 +1,246 @@
+package kernel
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cavaliergopher/cpio"
+	"golang.org/x/sys/unix"
+
+	"banger/internal/artifact"
+	"banger/internal/fault"
+)
+
+const (
+	initramfsFormat = 1 // part of the hash: raise it when the layout changes
+	initramfsKept   = 4 // how many the cache holds
+)
+
+// Initramfs returns the path of an initramfs, an uncompressed newc cpio archive: the agent as /init, the modules
+// needed to mount the root file system below /lib/modules, and empty directories. Its length is a multiple
+// of four, so that a further archive can be appended. modules are the modules in it, in the order to
+// load them, as paths below /lib/modules. extra names modules to add, those that are built in are left
+// out. It is cached by its content.
+func (s *Store) Initramfs(ctx context.Context, k Kernel, agentBinary string, extra ...string) (archive string, modules []string, err error) {
+	modules, err = loadOrder(k.Manifest.BootModules, append(basic(k.Manifest.BootModules), extra...))
+	if err != nil {
+		return "", nil, err
+	}
+	agent, _, err := artifact.Sum(agentBinary)
+	if err != nil {
+		return "", nil, fault.Wrap(fault.Precondition, err, "cannot read the guest's agent").WithHint("build it with: make build")
+	}
+	dir := filepath.Join(s.cache, "initramfs")
+	archive = filepath.Join(dir, contentHash(k, agent, modules)+".cpio")
+	if info, err := os.Stat(archive); err == nil && info.Size() > 0 {
+		now := time.Now()
+		_ = os.Chtimes(archive, now, now) // it only decides what is forgotten first
+		return archive, modules, nil
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", nil, fault.Wrap(fault.Precondition, err, "cannot make directory %s", dir)
+	}
+	if err := ctx.Err(); err != nil {
+		return "", nil, err
+	}
+	if err := writeArchive(archive, k, agentBinary, modules); err != nil {
+		return "", nil, fault.Wrap(fault.Unexpected, err, "cannot write the initramfs of kernel %s", k.Name)
+	}
+	return archive, modules, forgetOld(dir)
+}
+
+// basic returns those of bootModules that the kernel has; what it must have was checked when it was made.
+func basic(known []BootModule) []string {
+	var names []string
+	for _, m := range known {
+		if slices.Contains(bootModules, m.Name) {
+			names = append(names, m.Name)
+		}
+	}
+	return names
+}
+
+// loadOrder joins the closures of the named modules, each file once.
+func loadOrder(known []BootModule, names []string) ([]string, error) {
+	var order []string
+	for _, name := range names {
+		i := slices.IndexFunc(known, func(m BootModule) bool { return m.Name == name })
+		if i < 0 {
+			return nil, fault.New(fault.Precondition, "the kernel has no module %s ready for the initramfs", name).
+				WithHint("make the kernel again with: banger setup --rebuild")
+		}
+		for _, p := range known[i].Paths {
+			if !slices.Contains(order, p) {
+				order = append(order, p)
+			}
+		}
+	}
+	return order, nil
+}
+
+func contentHash(k Kernel, agentSum string, modules []string) string {
+	h := sha256.New()
+	fmt.Fprintln(h, initramfsFormat, k.Release, agentSum)
+	for _, f := range k.Manifest.Files {
+		if f.Name == bootName {
+			fmt.Fprintln(h, f.SHA256)
+		}
+	}
+	fmt.Fprintln(h, strings.Join(modules, "\n"))
+	return hex.EncodeToString(h.Sum(nil))[:32]
+}
+
+func writeArchive(archive string, k Kernel, agentBinary string, modules []string) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(archive), ".new-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		err = errors.Join(err, f.Close())
+		if err == nil {
+			err = os.Rename(f.Name(), archive)
+		}
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	w := newArchive(f)
+	for _, dir := range []string{"banger", "dev", "newroot", "proc", "run", "sys", "tmp"} {
+		w.mkdirAll(dir)
+	}
+	w.put(&cpio.Header{Name: "dev/console", Mode: cpio.TypeChar | 0o600, DeviceID: int(unix.Mkdev(5, 1))}, nil)
+	w.copyFile("init", agentBinary, 0o755)
+	w.copyModules(filepath.Join(k.Dir, bootName), modules)
+	return w.close(f)
+}
+
+// archiveWriter writes a cpio archive and remembers the first error.
+type archiveWriter struct {
+	w     *cpio.Writer
+	made  map[string]bool
+	inode int64
+	err   error
+}
+
+func newArchive(w io.Writer) *archiveWriter {
+	return &archiveWriter{w: cpio.NewWriter(w), made: map[string]bool{".": true}}
+}
+
+func (a *archiveWriter) put(h *cpio.Header, content io.Reader) {
+	if a.err != nil {
+		return
+	}
+	a.inode++
+	h.Inode, h.Links = a.inode, 1
+	if a.err = a.w.WriteHeader(h); a.err != nil || content == nil {
+		return
+	}
+	_, a.err = io.Copy(a.w, content)
+}
+
+func (a *archiveWriter) mkdirAll(dir string) {
+	if a.made[dir] {
+		return
+	}
+	a.made[dir] = true
+	a.mkdirAll(path.Dir(dir))
+	a.put(&cpio.Header{Name: dir, Mode: cpio.TypeDir | 0o755}, nil)
+}
+
+func (a *archiveWriter) putFile(name string, mode cpio.FileMode, size int64, content io.Reader) {
+	a.mkdirAll(path.Dir(name))
+	a.put(&cpio.Header{Name: name, Mode: cpio.TypeReg | mode, Size: size}, content)
+}
+
+func (a *archiveWriter) copyFile(name, source string, mode cpio.FileMode) {
+	f, err := os.Open(source)
+	if err != nil {
+		a.err = errors.Join(a.err, err)
+		return
+	}
+	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	if err != nil {
+		a.err = errors.Join(a.err, err)
+		return
+	}
+	a.putFile(name, mode, info.Size(), f)
+}
+
+// copyModules takes the named modules over from another archive.
+func (a *archiveWriter) copyModules(source string, modules []string) {
+	if a.err != nil {
+		return
+	}
+	f, err := os.Open(source)
+	if err != nil {
+		a.err = err
+		return
+	}
+	defer func() { _ = f.Close() }()
+	found := 0
+	for r := cpio.NewReader(f); a.err == nil; {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			a.err = err
+			return
+		}
+		if name, ok := strings.CutPrefix(h.Name, "lib/modules/"); ok && slices.Contains(modules, name) {
+			found++
+			a.putFile(h.Name, 0o644, h.Size, r)
+		}
+	}
+	if a.err == nil && found != len(modules) {
+		a.err = fmt.Errorf("%s holds %d of %d modules", source, found, len(modules))
+	}
+}
+
+// close ends the archive and pads the file to a multiple of 512 bytes.
+func (a *archiveWriter) close(f *os.File) error {
+	if a.err != nil {
+		return a.err
+	}
+	if err := a.w.Close(); err != nil {
+		return err
+	}
+	end, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	return f.Truncate((end + 511) &^ 511)
+}
+
+// forgetOld keeps the newest archives of the cache. Machines have copies of their own.
+func forgetOld(dir string) error {
+	found, err := filepath.Glob(filepath.Join(dir, "*.cpio"))
+	if err != nil {
+		return err
+	}
+	age := func(path string) time.Time {
+		info, err := os.Stat(path)
+		if err != nil {
+			return time.Time{}
+		}
+		return info.ModTime()
+	}
+	slices.SortFunc(found, func(a, b string) int { return age(b).Compare(age(a)) })
+	for _, old := range found[min(len(found), initramfsKept):] {
+		if err := os.Remove(old); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fault.Wrap(fault.Unexpected, err, "cannot remove an old initramfs")
+		}
+	}
+	return nil
+}
