@@ -52,3 +52,9 @@ type Reattacher interface {
 type Eraser interface {
 	Erase(context.Context, vm.VM) error
 }
+
+// Sweeper is a capability that makes things outside the VMs' directories. Sweep removes those that
+// belong to none of the VMs, and returns what it removed as sentences. It runs before the first verb.
+type Sweeper interface {
+	Sweep(context.Context, []vm.VM) ([]string, error)
+}

@@ -1,0 +1,235 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sort"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"banger/internal/capability"
+	"banger/internal/fault"
+	"banger/internal/paths"
+	"banger/internal/vm"
+)
+
+// reconcilers bounds how many VMs are looked at at once.
+const reconcilers = 8
+
+// Reconcile compares the rows with what is on this host, adopts machines that live, takes back the
+// rest, and returns what it mended as sentences. It is called once, before the first verb. What
+// could not be mended is in the error; the other VMs are usable all the same.
+func (e *Engine) Reconcile(ctx context.Context) ([]string, error) {
+	rows, err := e.c.Store.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var mu sync.Mutex
+	var told []string
+	var errs []error
+	tell := func(err error, sentences ...string) {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, s := range sentences {
+			if s != "" {
+				told = append(told, s)
+			}
+		}
+		errs = append(errs, err)
+	}
+	var g errgroup.Group
+	g.SetLimit(reconcilers)
+	for _, v := range rows {
+		g.Go(func() error {
+			sentence, err := e.reconcileOne(ctx, v.ID)
+			tell(err, sentence)
+			return nil
+		})
+	}
+	_ = g.Wait() // its functions keep their errors themselves
+	sort.Strings(told)
+	if rows, err = e.c.Store.List(ctx); err != nil {
+		return told, errors.Join(append(errs, err)...)
+	}
+	for _, c := range e.c.Capabilities {
+		if s, ok := c.(capability.Sweeper); ok {
+			sentences, err := s.Sweep(ctx, rows)
+			tell(err, sentences...)
+		}
+	}
+	sentences, err := e.sweepDirectories(ctx)
+	tell(err, sentences...)
+	for _, s := range told {
+		e.log.Info("reconciled", "mended", s)
+	}
+	return told, errors.Join(errs...)
+}
+
+func (e *Engine) reconcileOne(ctx context.Context, id vm.ID) (string, error) {
+	ctx, o, err := e.begin(ctx, string(id), "reconcile", nil)
+	if err != nil {
+		return "", err
+	}
+	if o.v.State == vm.Stopping {
+		return o.resumeStop(ctx)
+	}
+	defer o.end()
+	if o.v.State.HasProcess() {
+		return o.reattach(ctx)
+	}
+	return o.mend(ctx)
+}
+
+// reattach adopts the machine of a VM whose row says that it runs.
+func (o *operation) reattach(ctx context.Context) (string, error) {
+	m, err := o.adoptLeftover(ctx)
+	if err != nil {
+		return "", err
+	}
+	if m == nil {
+		const reason = "its VMM ended while no daemon watched it"
+		if err := o.died(ctx, reason); err != nil {
+			return "", err
+		}
+		return fmt.Sprintf("VM %s has failed: %s", o.v.Spec.Name, reason), nil
+	}
+	o.e.adoptMachine(m)
+	var errs []error
+	for _, c := range o.wanted() {
+		if r, ok := c.(capability.Reattacher); ok {
+			if err := r.Reattach(ctx, o.v); err != nil {
+				errs = append(errs, fmt.Errorf("take up %s of VM %s again: %w", c.Name(), o.v.Spec.Name, err))
+			}
+		}
+	}
+	return "", errors.Join(errs...)
+}
+
+// resumeStop finishes a stop that an earlier daemon began. A guest that still runs is given its time,
+// in the background; until that is done the VM is owned.
+func (o *operation) resumeStop(ctx context.Context) (string, error) {
+	m, err := o.adoptLeftover(ctx)
+	if err != nil || m == nil {
+		defer o.end()
+		if err != nil {
+			return "", err
+		}
+		return o.mend(ctx)
+	}
+	ctx, cancel := o.detached(ctx)
+	go func() { // o is counted as a verb until end
+		defer o.end()
+		defer cancel()
+		err := o.finishStop(ctx, m, false)
+		if err == nil {
+			err = o.deleteEphemeral(ctx)
+		}
+		if err != nil && o.e.life.Err() == nil {
+			o.log.Error("finish a stop", "error", err)
+		}
+	}()
+	return fmt.Sprintf("VM %s was being stopped: the stop goes on", o.v.Spec.Name), nil
+}
+
+// mend finishes or takes back what nobody works on any more: the caller owns the VM, so a state
+// that is passed through was left by a daemon that died or by a verb that failed half way.
+func (o *operation) mend(ctx context.Context) (string, error) {
+	ctx, cancel := o.detached(ctx)
+	defer cancel()
+	name := o.v.Spec.Name
+	switch o.v.State {
+	case vm.Starting:
+		return o.mendStart(ctx)
+	case vm.Stopping:
+		if err := o.killLeftover(ctx); err != nil {
+			return "", err
+		}
+		if err := o.finishStop(ctx, nil, true); err != nil {
+			return "", err
+		}
+		return fmt.Sprintf("VM %s was being stopped: the stop is done", name), o.deleteEphemeral(ctx)
+	case vm.Deleting:
+		if err := o.finishErase(ctx); err != nil {
+			return "", err
+		}
+		return fmt.Sprintf("VM %s was being deleted: it is gone", name), nil
+	case vm.Failed, vm.Stopped:
+		if o.v.Handle == nil {
+			return "", nil
+		}
+		o.recorded = true
+		if err := o.killLeftover(ctx); err != nil {
+			return "", err
+		}
+		return fmt.Sprintf("VM %s still had a process: ended", name), o.save(ctx)
+	}
+	return "", nil
+}
+
+// mendStart takes back a start that nobody works on any more.
+func (o *operation) mendStart(ctx context.Context) (string, error) {
+	name := o.v.Spec.Name
+	o.recorded = true
+	if o.v.Creating {
+		if _, err := o.move(vm.BootFailed); err != nil {
+			return "", err
+		}
+		return fmt.Sprintf("VM %s was being created: taken back", name), o.erase(ctx)
+	}
+	if err := o.killLeftover(ctx); err != nil {
+		return "", err
+	}
+	if err := o.capabilitiesDown(ctx); err != nil {
+		return "", err
+	}
+	err := o.stage(ctx, stageDone, func(context.Context) error {
+		o.v.Reason = "the daemon ended while it started"
+		_, err := o.move(vm.BootFailed)
+		return err
+	})
+	return fmt.Sprintf("VM %s was being started: taken back", name), err
+}
+
+// sweepDirectories removes directories below the VMs' that belong to no row. One that holds a disk is
+// kept and told: only a lost database can have left it, and it may hold somebody's work.
+func (e *Engine) sweepDirectories(ctx context.Context) ([]string, error) {
+	entries, err := os.ReadDir(e.c.Paths.VMs())
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	var told []string
+	var errs []error
+	for _, entry := range entries {
+		if !vm.IsID(entry.Name()) {
+			continue
+		}
+		if _, err := e.c.Store.Get(ctx, entry.Name()); fault.KindOf(err) != fault.NotFound {
+			errs = append(errs, err)
+			continue
+		}
+		dir := filepath.Join(e.c.Paths.VMs(), entry.Name())
+		if holdsDisk(dir) {
+			told = append(told, fmt.Sprintf("directory %s belongs to no VM and holds disks: it was left there", dir))
+			continue
+		}
+		errs = append(errs, os.RemoveAll(dir))
+		told = append(told, fmt.Sprintf("directory %s belonged to no VM: removed", dir))
+	}
+	return told, errors.Join(errs...)
+}
+
+func holdsDisk(dir string) bool {
+	for _, name := range []string{paths.OverlayDisk, paths.WorkDisk} {
+		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,294 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	agentv1 "banger/api/agent/v1"
+	"banger/internal/capability"
+	"banger/internal/fault"
+	"banger/internal/undo"
+	"banger/internal/vm"
+	"banger/internal/vmm"
+)
+
+// pingPause is between two questions to an agent that broke off an answer.
+const pingPause = 100 * time.Millisecond
+
+// create records the VM and brings it up; on failure nothing is left.
+func (o *operation) create(ctx context.Context, start bool) error {
+	o.e.locks.interruptible(o.v.ID, o.cancel)
+	if _, err := o.e.c.Store.Get(ctx, o.v.Spec.Name); err == nil {
+		return fault.New(fault.Conflict, "a VM named %s exists", o.v.Spec.Name).
+			WithHint("choose another name, or delete it: banger vm delete %s", o.v.Spec.Name)
+	}
+	driver, caps, err := o.check(ctx)
+	if err != nil {
+		return err
+	}
+	err = o.stage(ctx, stageRecord, func(ctx context.Context) error {
+		if start {
+			o.v.Driver = driver.Name()
+			if _, err := o.move(vm.AskStart); err != nil {
+				return err
+			}
+			o.v.Creating = true
+		}
+		v, err := o.e.c.Store.Insert(ctx, o.v, o.e.c.Allocate, o.pending...)
+		if err != nil {
+			return err
+		}
+		o.v, o.pending, o.recorded = v, nil, true
+		return nil
+	})
+	if err != nil && o.recorded {
+		return errors.Join(err, o.eraseFailed(ctx))
+	}
+	if err != nil || !start {
+		return err
+	}
+	if err := o.bringUp(ctx, driver, caps); err != nil {
+		return o.giveUp(ctx, err)
+	}
+	return nil
+}
+
+// start brings up a VM that has a row.
+func (o *operation) start(ctx context.Context) error {
+	before := o.v.State
+	state, act, err := vm.Next(before, vm.AskStart)
+	if err != nil || act == vm.Nothing {
+		return err
+	}
+	o.e.locks.interruptible(o.v.ID, o.cancel)
+	driver, caps, err := o.check(ctx)
+	if err != nil {
+		return err
+	}
+	err = o.stage(ctx, stageRecord, func(context.Context) error {
+		o.v.State, o.v.Reason, o.v.Driver, o.recorded = state, "", driver.Name(), true
+		return nil
+	})
+	if err != nil {
+		o.v.State = before
+		return err
+	}
+	if err := o.bringUp(ctx, driver, caps); err != nil {
+		return o.giveUp(ctx, err)
+	}
+	return nil
+}
+
+// check finds what would make the start fail; it touches nothing.
+func (o *operation) check(ctx context.Context) (driver vmm.Driver, caps vmm.Caps, err error) {
+	err = o.stage(ctx, stageCheck, func(ctx context.Context) error {
+		if err := o.v.Spec.Validate(o.e.c.Limits); err != nil {
+			return err
+		}
+		if driver, caps, err = o.e.pickDriver(ctx, o.v.Spec.VMM); err != nil {
+			return err
+		}
+		if caps.MaxCPUs > 0 && o.v.Spec.CPUs > caps.MaxCPUs {
+			return fault.New(fault.Usage, "%s runs VMs with at most %d CPUs, not %d", driver.Name(), caps.MaxCPUs, o.v.Spec.CPUs)
+		}
+		for _, c := range o.wanted() {
+			if err := c.Check(ctx, o.v); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return driver, caps, err
+}
+
+// pickDriver returns the driver of that name, or for "auto" the first that can be used here.
+func (e *Engine) pickDriver(ctx context.Context, name string) (vmm.Driver, vmm.Caps, error) {
+	var why []string
+	for _, d := range e.c.Drivers {
+		if name != "auto" && name != d.Name() {
+			continue
+		}
+		caps, err := d.Caps(ctx)
+		if err == nil {
+			return d, caps, nil
+		}
+		if name != "auto" || len(e.c.Drivers) == 1 {
+			return nil, vmm.Caps{}, err
+		}
+		why = append(why, d.Name()+": "+err.Error())
+	}
+	return nil, vmm.Caps{}, fault.New(fault.Precondition, "no VMM can be used here: %s", strings.Join(why, "; ")).
+		WithHint("see what is missing: banger doctor")
+}
+
+// bringUp takes a VM from its intent row to running. On failure all but the row is as before.
+func (o *operation) bringUp(ctx context.Context, driver vmm.Driver, caps vmm.Caps) (err error) {
+	u := undo.New()
+	defer u.Unwind(ctx, &err)
+	dir := o.e.c.Paths.VM(o.v.ID)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fault.Wrap(fault.Precondition, err, "cannot make the directory of VM %s", o.v.Spec.Name)
+	}
+	b := &capability.Build{
+		Machine: &vmm.Machine{ID: o.v.ID, Name: o.v.Spec.Name, Dir: dir, CPUs: o.v.Spec.CPUs, MemoryBytes: o.v.Spec.MemoryBytes},
+		Guest:   &agentv1.GuestConfig{},
+		Caps:    caps,
+	}
+	if err := o.capabilitiesUp(ctx, u, b); err != nil {
+		return err
+	}
+	m, err := o.boot(ctx, u, driver, b)
+	if err != nil {
+		return err
+	}
+	if err := o.ready(ctx, m); err != nil {
+		return err
+	}
+	u.Keep()
+	o.e.adoptMachine(m)
+	return nil
+}
+
+func (o *operation) capabilitiesUp(ctx context.Context, u *undo.Stack, b *capability.Build) error {
+	for _, c := range o.wanted() {
+		err := o.stage(ctx, c.Name(), func(ctx context.Context) error {
+			note, err := c.Up(ctx, o.v, b)
+			if err != nil {
+				return err
+			}
+			o.setNote(c.Name(), note)
+			u.Push(c.Name(), func(ctx context.Context) error { return c.Down(ctx, o.v) })
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// boot starts the machine and waits for its agent.
+func (o *operation) boot(ctx context.Context, u *undo.Stack, driver vmm.Driver, b *capability.Build) (*machine, error) {
+	var m *machine
+	err := o.stage(ctx, stageBoot, func(ctx context.Context) error {
+		if err := driver.Check(ctx, *b.Machine); err != nil {
+			return err
+		}
+		running, err := driver.Start(ctx, *b.Machine)
+		if err != nil {
+			return err
+		}
+		m = newMachine(o.v.ID, running)
+		u.Push("machine", m.stop)
+		o.hook(stageMachine)
+		handle, err := json.Marshal(running.Handle())
+		if err != nil {
+			return fmt.Errorf("handle of VM %s: %w", o.v.Spec.Name, err)
+		}
+		o.v.Handle = handle
+		o.v.Accelerator, o.v.SlowReason = b.Caps.Accelerator, b.Caps.SlowReason
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return m, o.stage(ctx, stageAgent, func(ctx context.Context) error { return o.awaitAgent(ctx, m) })
+}
+
+// awaitAgent pings until the agent answers, the machine ends, or the boot timeout is over.
+func (o *operation) awaitAgent(ctx context.Context, m *machine) error {
+	waiting, cancel := context.WithTimeout(ctx, o.e.c.BootTimeout)
+	defer cancel()
+	for {
+		_, err := m.agent.Ping(waiting, &agentv1.PingRequest{})
+		if err == nil {
+			return nil
+		}
+		pause := time.NewTimer(pingPause)
+		select {
+		case <-m.running.Done():
+			pause.Stop()
+			return o.endedWhileBooting(m)
+		case <-waiting.Done():
+			pause.Stop()
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
+			return fault.Wrap(fault.Timeout, err, "the guest of VM %s did not answer within %s", o.v.Spec.Name, o.e.c.BootTimeout).
+				WithHint("its console is in %s", o.serialLog())
+		case <-pause.C:
+		}
+	}
+}
+
+func (o *operation) endedWhileBooting(m *machine) error {
+	exit := m.running.Exit()
+	return fault.New(fault.Unexpected, "VM %s ended while it started (%s): %s", o.v.Spec.Name, exit.Kind, exit.Detail).
+		WithHint("its console is in %s", o.serialLog())
+}
+
+func (o *operation) serialLog() string {
+	return filepath.Join(o.e.c.Paths.VM(o.v.ID), vmm.SerialLog)
+}
+
+// ready lets capabilities do their part in the guest and says in the row that the VM runs.
+func (o *operation) ready(ctx context.Context, m *machine) error {
+	return o.stage(ctx, stageReady, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, o.e.c.BootTimeout)
+		defer cancel()
+		for _, c := range o.wanted() {
+			if g, ok := c.(capability.GuestReadier); ok {
+				if err := g.GuestReady(ctx, o.v, m.running); err != nil {
+					return fmt.Errorf("%s in the guest of VM %s: %w", c.Name(), o.v.Spec.Name, err)
+				}
+			}
+		}
+		if _, err := o.move(vm.Booted); err != nil {
+			return err
+		}
+		o.v.Creating, o.v.StartedAt = false, o.e.c.Now().UTC()
+		return nil
+	})
+}
+
+// giveUp writes the row after a bring-up that failed and was taken back: a VM that was just being
+// made is erased, another one is failed with the reason, or stopped when that was wished.
+func (o *operation) giveUp(ctx context.Context, cause error) error {
+	stopped := errors.Is(cause, errStopAsked)
+	if o.v.State == vm.Running { // its last row could not be written
+		o.v.State = vm.Starting
+	}
+	o.v.Handle, o.v.StartedAt = nil, time.Time{}
+	if o.v.Creating && !stopped {
+		return errors.Join(cause, o.eraseFailed(ctx))
+	}
+	o.v.Creating = false
+	var err error
+	if stopped || fault.KindOf(cause) == fault.Interrupted {
+		_, err1 := o.move(vm.AskStop)
+		_, err2 := o.move(vm.TakenDown)
+		err = errors.Join(err1, err2)
+	} else {
+		o.v.Reason = clip(cause.Error())
+		_, err = o.move(vm.BootFailed)
+	}
+	return errors.Join(cause, err, o.save(ctx))
+}
+
+// eraseFailed removes all of a VM whose create did not end well.
+func (o *operation) eraseFailed(ctx context.Context) error {
+	if o.v.State == vm.Starting {
+		if _, err := o.move(vm.BootFailed); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), eraseTimeout)
+	defer cancel()
+	return o.erase(ctx)
+}
