@@ -54,10 +54,12 @@ var rooms = map[string][]string{
 	"internal/image":    {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/paths", "internal/progress", "internal/system"},
 	"internal/guest":    {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/fault", "internal/paths", "internal/vm"},
 	"internal/vmm":      {"internal/fault", "internal/vm"},
-	"internal/vmm/qemu": {"internal/channel", "internal/fault", "internal/system", "internal/vm", "internal/vmm"},
+	"internal/vmm/machine": {"internal/channel", "internal/fault", "internal/system", "internal/vmm"},
+	"internal/vmm/kvm":     {},
+	"internal/vmm/qemu":    {"internal/fault", "internal/system", "internal/vmm", "internal/vmm/kvm", "internal/vmm/machine"},
 	"internal/vmm/fake": {
 		"api/agent/v1", "internal/agent/serve", "internal/channel", "internal/fault", "internal/system",
-		"internal/vm", "internal/vmm",
+		"internal/vmm", "internal/vmm/machine",
 	},
 
 	// Layer 3.

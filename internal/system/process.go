@@ -138,7 +138,7 @@ func hold(pid int) (*Process, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("pidfd of process %d: %w", pid, err)
 	}
-	started, err := startTimeOf(pid)
+	started, err := StartTime(pid)
 	if err != nil {
 		unix.Close(fd)
 		return nil, err
@@ -148,8 +148,9 @@ func hold(pid int) (*Process, error) {
 	}, nil
 }
 
-// startTimeOf reads field 22 of /proc/<pid>/stat (proc_pid_stat(5)): clock ticks since boot.
-func startTimeOf(pid int) (uint64, error) {
+// StartTime returns when process pid started, in clock ticks since boot: field 22 of
+// /proc/<pid>/stat (proc_pid_stat(5)).
+func StartTime(pid int) (uint64, error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		return 0, err

@@ -266,7 +266,7 @@ func TestAdoptOfAStrangersChild(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	started, err := startTimeOf(pid)
+	started, err := StartTime(pid)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -309,7 +309,7 @@ func TestAdoptReapsAZombie(t *testing.T) {
 		_, err := Adopt(p.PID(), p.StartTime())
 		return fault.KindOf(err) == fault.NotFound
 	})
-	if _, err := startTimeOf(p.PID()); err == nil {
+	if _, err := StartTime(p.PID()); err == nil {
 		t.Error("the zombie is still there")
 	}
 }

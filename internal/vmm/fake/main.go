@@ -1,0 +1,283 @@
+package fake
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	agentv1 "banger/api/agent/v1"
+	"banger/internal/agent/serve"
+	"banger/internal/channel"
+	"banger/internal/vmm"
+)
+
+// Faults that a kernel argument of the machine brings about.
+const (
+	ArgHangBoot   = "fake.hang-boot"  // the guest never answers
+	ArgPanic      = "fake.panic"      // the guest panics right after its start
+	ArgRefuse     = "fake.refuse"     // the VMM fails before the machine runs
+	ArgSlowBoot   = "fake.slow-boot=" // a duration until the agent answers
+	ArgDieAfter   = "fake.die-after=" // a duration until the VMM crashes
+	panicLine     = "Kernel panic - not syncing: asked for by " + ArgPanic
+	orphanCheck   = 10 * time.Second // how often the process looks whether its directory is still there
+	powerButton   = syscall.SIGUSR1
+	readyFD       = 4
+	exitCrash     = 3
+	directoryGone = "the machine's directory is gone"
+)
+
+type knobs struct {
+	hang, panics, refuse bool
+	slowBoot, dieAfter   time.Duration
+}
+
+func parseKnobs(args []string) (knobs, error) {
+	var k knobs
+	for _, a := range args {
+		var err error
+		switch {
+		case a == ArgHangBoot:
+			k.hang = true
+		case a == ArgPanic:
+			k.panics = true
+		case a == ArgRefuse:
+			k.refuse = true
+		case strings.HasPrefix(a, ArgSlowBoot):
+			k.slowBoot, err = time.ParseDuration(strings.TrimPrefix(a, ArgSlowBoot))
+		case strings.HasPrefix(a, ArgDieAfter):
+			k.dieAfter, err = time.ParseDuration(strings.TrimPrefix(a, ArgDieAfter))
+		}
+		if err != nil {
+			return k, fmt.Errorf("kernel argument %s: %w", a, err)
+		}
+	}
+	return k, nil
+}
+
+// Main is a fake machine's process: args are the name and the kernel arguments, the working
+// directory is the machine's own. It returns the exit code.
+func Main(args []string) int {
+	if len(args) == 0 {
+		fmt.Fprintln(os.Stderr, "fake machine: no name given")
+		return 2
+	}
+	k, err := parseKnobs(args[1:])
+	if err == nil && k.refuse {
+		err = errors.New("refused, as " + ArgRefuse + " asks")
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "fake machine:", err)
+		return 1
+	}
+	m := &guestMachine{name: args[0], knobs: k, end: make(chan ending, 1)}
+	if err := m.boot(args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "fake machine:", err)
+		return 1
+	}
+	return m.wait()
+}
+
+// ending is how a machine ends: with a word of the guest, or with an exit code alone.
+type ending struct {
+	exit vmm.Exit
+	code int
+}
+
+type guestMachine struct {
+	name   string
+	knobs  knobs
+	end    chan ending
+	serial *os.File
+}
+
+func (m *guestMachine) boot(cmdline []string) error {
+	serial, err := os.OpenFile(vmm.SerialLog, os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	m.serial = serial
+	fmt.Fprintf(serial, "[    0.000000] Linux version fake\n[    0.000000] Command line: %s\n", strings.Join(cmdline, " "))
+	l, err := net.Listen("unix", vmm.GuestSocket)
+	if err != nil {
+		return err
+	}
+	if err := os.Chmod(vmm.GuestSocket, 0o600); err != nil {
+		return err
+	}
+	go m.guest(newPort(l))
+	ready := os.NewFile(readyFD, "ready")
+	_, err = ready.Write([]byte{1})
+	return errors.Join(err, ready.Close())
+}
+
+// guest is what happens inside.
+func (m *guestMachine) guest(p io.ReadWriteCloser) {
+	if m.knobs.dieAfter > 0 {
+		time.AfterFunc(m.knobs.dieAfter, func() { m.finish(ending{code: exitCrash}) })
+	}
+	if m.knobs.panics {
+		fmt.Fprintln(m.serial, "[    0.100000] "+panicLine)
+		m.finish(ending{exit: vmm.Exit{Kind: vmm.ExitPanic, Detail: panicLine}})
+		return
+	}
+	if m.knobs.hang {
+		return
+	}
+	time.Sleep(m.knobs.slowBoot)
+	fmt.Fprintf(m.serial, "[    0.200000] Run /init as init process\n%s login: \n", m.name)
+	bootID, err := os.ReadFile("/proc/sys/kernel/random/uuid")
+	if err != nil {
+		fmt.Fprintln(m.serial, err)
+	}
+	handler := serve.New(serve.Options{
+		Runner: runner{name: m.name},
+		Shutdown: func(_ context.Context, mode agentv1.ShutdownRequest_Mode) error {
+			m.shutdown(mode)
+			return nil
+		},
+		// The host's clock is the guest's: there is nothing to step.
+		SetTime: func(t time.Time) (time.Duration, error) { return time.Until(t), nil },
+		Status: func(context.Context) (*agentv1.StatusResponse, error) {
+			return &agentv1.StatusResponse{
+				Hostname: m.name, KernelRelease: "fake", SystemState: "running",
+				MemoryTotalBytes: 512 << 20, MemoryAvailableBytes: 400 << 20, SshListening: false,
+				UnixNanos: time.Now().UnixNano(),
+			}, nil
+		},
+		BootID: strings.TrimSpace(string(bootID)),
+	})
+	if err := serve.Serve(context.Background(), channel.Listen(p), handler); err != nil {
+		fmt.Fprintln(m.serial, "agent:", err)
+	}
+}
+
+// shutdown ends the machine a little later, so that the answer still gets out.
+func (m *guestMachine) shutdown(mode agentv1.ShutdownRequest_Mode) {
+	exit := vmm.Exit{Kind: vmm.ExitPowerOff, Detail: "reboot: Power down"}
+	if mode == agentv1.ShutdownRequest_MODE_REBOOT {
+		exit = vmm.Exit{Kind: vmm.ExitReboot, Detail: "reboot: Restarting system"}
+	}
+	fmt.Fprintln(m.serial, exit.Detail)
+	time.AfterFunc(20*time.Millisecond, func() { m.finish(ending{exit: exit}) })
+}
+
+// finish gives the first ending to wait; later ones are lost, as a machine ends once.
+func (m *guestMachine) finish(e ending) {
+	select {
+	case m.end <- e:
+	default:
+	}
+}
+
+// wait returns when the machine ends.
+func (m *guestMachine) wait() int {
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, powerButton)
+	orphan := time.NewTicker(orphanCheck)
+	defer orphan.Stop()
+	for {
+		select {
+		case s := <-signals:
+			if s != powerButton {
+				return 0
+			}
+			if !m.knobs.hang {
+				m.shutdown(agentv1.ShutdownRequest_MODE_POWEROFF)
+			}
+		case <-orphan.C:
+			if _, err := os.Stat(vmm.SerialLog); err != nil {
+				fmt.Fprintln(os.Stderr, "fake machine:", directoryGone)
+				return exitCrash
+			}
+		case e := <-m.end:
+			return m.leave(e)
+		}
+	}
+}
+
+func (m *guestMachine) leave(e ending) int {
+	if e.exit.Kind == "" {
+		return e.code
+	}
+	text, err := json.Marshal(e.exit)
+	if err == nil {
+		err = os.WriteFile(exitFile, text, 0o600)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "fake machine:", err)
+		return exitCrash
+	}
+	return 0
+}
+
+// port is what a virtio-serial port is to a guest: a pipe whose other end comes and goes. One host
+// at a time is connected; the next one waits. Reading waits for a host; what is written without
+// one is lost.
+type port struct {
+	l    net.Listener
+	mu   sync.Mutex
+	conn net.Conn
+}
+
+func newPort(l net.Listener) *port { return &port{l: l} }
+
+func (p *port) current() net.Conn {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.conn
+}
+
+func (p *port) Read(b []byte) (int, error) {
+	for {
+		c := p.current()
+		if c == nil {
+			next, err := p.l.Accept()
+			if err != nil {
+				return 0, err
+			}
+			p.mu.Lock()
+			p.conn = next
+			p.mu.Unlock()
+			continue
+		}
+		n, err := c.Read(b)
+		if n > 0 || err == nil {
+			return n, nil
+		}
+		p.drop(c)
+	}
+}
+
+func (p *port) Write(b []byte) (int, error) {
+	if c := p.current(); c != nil {
+		if _, err := c.Write(b); err != nil {
+			p.drop(c)
+		}
+	}
+	return len(b), nil
+}
+
+func (p *port) drop(c net.Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.conn == c {
+		p.conn = nil
+	}
+	_ = c.Close()
+}
+
+func (p *port) Close() error {
+	if c := p.current(); c != nil {
+		p.drop(c)
+	}
+	return p.l.Close()
+}

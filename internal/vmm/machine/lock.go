@@ -1,0 +1,91 @@
+package machine
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/fault"
+	"banger/internal/system"
+	"banger/internal/vmm"
+)
+
+// LockFile is held locked by a machine's process for its whole life. Nothing is written in it.
+const LockFile = "vmm.lock"
+
+// lockFD is the descriptor under which the process inherits the lock: the first extra one.
+const lockFD = 3
+
+// lockPatience covers a child of ours that has forked but not yet executed its program: for that
+// moment it holds copies of our descriptors.
+const lockPatience = 200 * time.Millisecond
+
+// Lock takes the lock of the machine in dir. The file goes to the process as its first extra file;
+// after that the caller closes it. A Conflict fault says that a process has it already.
+func Lock(dir string) (*os.File, error) {
+	f, err := os.OpenFile(filepath.Join(dir, LockFile), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fault.Wrap(fault.Precondition, err, "cannot lock the machine's directory")
+	}
+	deadline := time.Now().Add(lockPatience)
+	for {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || time.Now().After(deadline) {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	f.Close()
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return nil, fault.New(fault.Conflict, "the machine in %s has a process already", dir)
+	}
+	return nil, fmt.Errorf("lock %s: %w", filepath.Join(dir, LockFile), err)
+}
+
+// Find takes hold of the process of the machine in dir: the one the handle names or, when the
+// handle is zero, because the daemon died before it was recorded, the one that holds the lock.
+// A NotFound fault says that there is none.
+func Find(dir string, h vmm.Handle) (*system.Process, error) {
+	if h.PID != 0 {
+		return system.Adopt(h.PID, h.StartTime)
+	}
+	gone := fault.New(fault.NotFound, "the machine in %s has no process", dir)
+	var lock unix.Stat_t
+	if err := unix.Stat(filepath.Join(dir, LockFile), &lock); err != nil {
+		return nil, gone
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() || !holds(pid, lock) {
+			continue
+		}
+		started, err := system.StartTime(pid)
+		if err != nil {
+			continue // it ended meanwhile
+		}
+		p, err := system.Adopt(pid, started)
+		if err != nil || !holds(pid, lock) {
+			continue
+		}
+		return p, nil
+	}
+	return nil, gone
+}
+
+func holds(pid int, lock unix.Stat_t) bool {
+	var st unix.Stat_t
+	err := unix.Stat(fmt.Sprintf("/proc/%d/fd/%d", pid, lockFD), &st)
+	return err == nil && st.Dev == lock.Dev && st.Ino == lock.Ino
+}

@@ -1,0 +1,36 @@
+package machine
+
+import (
+	"io"
+	"os"
+	"strings"
+)
+
+// Tail returns the last lines of a log, oldest first: at most n, from at most the last 64 KiB. A log
+// that cannot be read has none.
+func Tail(path string, n int) []string {
+	const most = 64 << 10
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil
+	}
+	if _, err := f.Seek(max(0, size-most), io.SeekStart); err != nil {
+		return nil
+	}
+	text, err := io.ReadAll(io.LimitReader(f, most))
+	if err != nil {
+		return nil
+	}
+	var lines []string
+	for line := range strings.Lines(strings.ToValidUTF8(string(text), "?")) {
+		if line = strings.TrimRight(line, "\r\n"); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	return lines[max(0, len(lines)-n):]
+}

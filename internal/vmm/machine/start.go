@@ -1,0 +1,113 @@
+package machine
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"banger/internal/fault"
+	"banger/internal/system"
+	"banger/internal/vmm"
+)
+
+// CheckFiles finds files of a machine that are not there.
+func CheckFiles(m vmm.Machine) error {
+	if info, err := os.Stat(m.Dir); err != nil || !info.IsDir() || !filepath.IsAbs(m.Dir) {
+		return fault.New(fault.Precondition, "the machine's directory %q is not there", m.Dir)
+	}
+	files := map[string]string{"kernel": m.Kernel, "initramfs": m.Initramfs}
+	for _, d := range m.Disks {
+		files[d.Role+" disk"] = d.Path
+	}
+	for what, path := range files {
+		if path == "" {
+			continue
+		}
+		if err := checkFile(m.Dir, path); err != nil {
+			return fault.Wrap(fault.Precondition, err, "the %s of %s cannot be used", what, m.Name)
+		}
+	}
+	return nil
+}
+
+func checkFile(dir, path string) error {
+	if !filepath.IsAbs(path) {
+		path = filepath.Join(dir, path)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() || info.Size() == 0 {
+		return fmt.Errorf("%s is empty or no regular file", path)
+	}
+	return nil
+}
+
+// WriteCommand writes the command line into the machine's directory as a script for a shell.
+func WriteCommand(dir string, argv []string) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "cd %s && exec", quote(dir))
+	for _, a := range argv {
+		b.WriteString(" \\\n  " + quote(a))
+	}
+	b.WriteString("\n")
+	if err := os.WriteFile(filepath.Join(dir, vmm.CommandFile), []byte(b.String()), 0o600); err != nil {
+		return fault.Wrap(fault.Precondition, err, "cannot write the command line")
+	}
+	return nil
+}
+
+func quote(s string) string {
+	plain := func(r rune) bool {
+		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./=:,@+", r)
+	}
+	if s != "" && strings.IndexFunc(s, func(r rune) bool { return !plain(r) }) < 0 {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// Kill ends a process whose start failed, and waits for its end.
+func Kill(p *system.Process) {
+	_ = p.Signal(syscall.SIGKILL) // it may have ended
+	select {
+	case <-p.Done():
+	case <-time.After(killGrace):
+	}
+	_ = p.Close()
+}
+
+// RemoveIfUnlocked removes what a dead machine left in dir, unless a process lives there.
+func RemoveIfUnlocked(dir string, names []string) {
+	lock, err := Lock(dir)
+	if err != nil {
+		return
+	}
+	defer lock.Close()
+	RemoveSockets(dir, names)
+}
+
+// ClassifyStatus classes the end of a VMM of which nothing else is known.
+func ClassifyStatus(s system.ExitStatus, stopped bool) vmm.Exit {
+	kind := vmm.ExitCrash
+	switch {
+	case stopped:
+		kind = vmm.ExitStopped
+	case s.Signal == syscall.SIGSEGV || s.Signal == syscall.SIGABRT || s.Signal == syscall.SIGBUS ||
+		s.Signal == syscall.SIGILL || s.Signal == syscall.SIGFPE:
+	case s.Signal != 0 || !s.Known || s.Code == 0:
+		// A VMM that ended in good order without the guest's wish was told to by someone; and of one
+		// that is no child of ours and left no word a signal is the likeliest end.
+		kind = vmm.ExitKilled
+	}
+	return vmm.Exit{Kind: kind, Detail: s.String()}
+}
