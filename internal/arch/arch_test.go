@@ -47,13 +47,13 @@ var rooms = map[string][]string{
 	"internal/hostnet/helper": {"internal/fault", "internal/hostnet", "internal/paths"},
 
 	// Layer 2: services.
-	"internal/store":    {"internal/fault", "internal/vm"},
-	"internal/artifact": {"internal/fault"},
-	"internal/debian":   {"internal/fault", "internal/system"},
-	"internal/kernel":   {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/paths", "internal/progress", "internal/system"},
-	"internal/image":    {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/paths", "internal/progress", "internal/system"},
-	"internal/guest":    {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/fault", "internal/paths", "internal/vm"},
-	"internal/vmm":      {"internal/fault", "internal/vm"},
+	"internal/store":       {"internal/fault", "internal/vm"},
+	"internal/artifact":    {"internal/fault"},
+	"internal/debian":      {"internal/fault", "internal/system"},
+	"internal/kernel":      {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/paths", "internal/progress", "internal/system"},
+	"internal/image":       {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/paths", "internal/progress", "internal/system"},
+	"internal/guest":       {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/fault", "internal/paths", "internal/vm"},
+	"internal/vmm":         {"internal/fault", "internal/vm"},
 	"internal/vmm/machine": {"internal/channel", "internal/fault", "internal/system", "internal/vmm"},
 	"internal/vmm/kvm":     {},
 	"internal/vmm/qemu":    {"internal/fault", "internal/system", "internal/vmm", "internal/vmm/kvm", "internal/vmm/machine"},
@@ -113,6 +113,8 @@ var rooms = map[string][]string{
 
 	// Tests.
 	"internal/arch":          {},
+	"internal/bench":         {"internal/build", "internal/disk", "internal/system"},
+	"internal/e2e":           {},
 	"internal/hosttest":      {"internal/paths"},
 	"internal/hosttest/need": {"internal/paths"},
 	"internal/vmm/vmmtest":   {"api/agent/v1", "internal/fault", "internal/guest", "internal/vm", "internal/vmm"},
