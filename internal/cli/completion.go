@@ -104,12 +104,12 @@ func (e *Env) completeFrom(ask func(context.Context, *client.Client) ([]string, 
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveError
 		}
-		names = slices.DeleteFunc(names, func(n string) bool { return !wanted(n, args, toComplete) })
+		names = slices.DeleteFunc(names, func(n string) bool { return !offers(n, args, toComplete) })
 		return names, cobra.ShellCompDirectiveNoFileComp
 	}
 }
 
-func wanted(completion string, args []string, toComplete string) bool {
+func offers(completion string, args []string, toComplete string) bool {
 	name, _, _ := strings.Cut(completion, "\t")
 	return strings.HasPrefix(name, toComplete) && !slices.Contains(args, name)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -84,8 +85,6 @@ func explain(ctx context.Context, err error) error {
 		return err
 	case errors.Is(cause, context.Canceled):
 		return fault.New(fault.Interrupted, "interrupted")
-	case fault.HintOf(err) != "":
-		return err // the daemon knew better
 	}
 	return cause
 }
@@ -94,6 +93,10 @@ func explain(ctx context.Context, err error) error {
 func flagError(cmd *cobra.Command, err error) error {
 	f := fault.New(fault.Usage, "%s", firstLine(err.Error()))
 	var unknown *pflag.NotExistError
+	var bad *pflag.InvalidValueError
+	if errors.As(err, &bad) {
+		f = fault.New(fault.Usage, "--%s cannot be %q: %s", bad.GetFlag().Name, bad.GetValue(), wanted(bad.GetFlag().Value.Type()))
+	}
 	if errors.As(err, &unknown) {
 		if near := nearestFlag(cmd, unknown.GetSpecifiedName()); near != "" {
 			return f.WithHint("did you mean --%s?", near)
@@ -103,6 +106,19 @@ func flagError(cmd *cobra.Command, err error) error {
 		}
 	}
 	return f.WithHint("see %q", cmd.CommandPath()+" --help")
+}
+
+// wanted tells what a flag of a type takes.
+func wanted(flagType string) string {
+	switch flagType {
+	case "int32":
+		return "it takes a whole number"
+	case "duration":
+		return "it takes a time like 90s or 5m"
+	case "bool":
+		return "it takes true or false"
+	}
+	return "it takes " + strings.ReplaceAll(flagType, "|", " or ")
 }
 
 func takesGuestCommand(cmd *cobra.Command) bool { return strings.Contains(cmd.Use, "-- ") }
@@ -158,18 +174,28 @@ func unknownCommand(cmd *cobra.Command, word string) error {
 // nearestCommand looks below cmd first, then for the word as a verb below another noun:
 // "banger ls" means "banger vm list".
 func nearestCommand(cmd *cobra.Command, word string) string {
-	if near := nearestChild(cmd, word, 3); near != nil {
+	if near := nearestChild(cmd, word, min(3, 1+len(word)/2)); near != nil { // the shorter, the closer
 		return near.CommandPath()
 	}
 	if cmd.HasParent() {
 		return ""
 	}
-	for _, noun := range cmd.Commands() {
+	nouns := slices.Clone(cmd.Commands())
+	slices.SortStableFunc(nouns, func(a, b *cobra.Command) int { return rank(a) - rank(b) })
+	for _, noun := range nouns {
 		if near := nearestChild(noun, word, 1); near != nil && !noun.Hidden {
 			return near.CommandPath()
 		}
 	}
 	return ""
+}
+
+// rank puts the noun most often meant first.
+func rank(noun *cobra.Command) int {
+	if noun.Name() == "vm" {
+		return 0
+	}
+	return 1
 }
 
 // nearestChild returns the sub-command whose name or alias is less than limit edits away.

@@ -26,7 +26,8 @@ func newRoot(e *Env) *cobra.Command {
 	root.SetHelpCommand(newHelpCommand(root))
 	flags := root.PersistentFlags()
 	flags.BoolVarP(&e.quiet, "quiet", "q", false, "no progress and no notices on stderr")
-	flags.DurationVar(&e.timeout, "timeout", 0, "give up after this long, for instance 90s (each command has its own limit)")
+	flags.DurationVar(&e.timeout, "timeout", 0, "give up after this long, for instance 90s")
+	flags.Lookup("timeout").DefValue = "" // each command has its own
 	root.PersistentPreRunE = func(*cobra.Command, []string) error {
 		if e.timeout < 0 {
 			return fault.New(fault.Usage, "--timeout %s is negative", e.timeout)
