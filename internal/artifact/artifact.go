@@ -33,7 +33,8 @@ type File struct {
 	Name    string `json:"name"` // relative to the artifact's directory
 	Size    int64  `json:"size"` // bytes
 	SHA256  string `json:"sha256"`
-	ModTime int64  `json:"mtime"` // nanoseconds since the Unix epoch; another one makes the sum be checked
+	Sparse  bool   `json:"sparse,omitempty"` // the sum is a SparseSum
+	ModTime int64  `json:"mtime"`            // nanoseconds since the Unix epoch; another one makes the sum be checked
 }
 
 // Shelf is a directory of artifacts of one kind.
@@ -184,7 +185,7 @@ func (s *Shelf) Verify(ctx context.Context, name string, files []File) error {
 }
 
 func (s *Shelf) checkSum(name string, f File) error {
-	sum, _, err := Sum(filepath.Join(s.dir, name, f.Name))
+	sum, _, err := sumLike(filepath.Join(s.dir, name, f.Name), f.Sparse)
 	if err != nil {
 		return s.damaged(name, err, "file %s cannot be read", f.Name)
 	}
@@ -194,32 +195,22 @@ func (s *Shelf) checkSum(name string, f File) error {
 	return nil
 }
 
-// Sum returns the SHA-256 of a file in hex, and its size in bytes.
-func Sum(path string) (sum string, size int64, err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", 0, err
-	}
-	defer func() { _ = f.Close() }()
-	h := sha256.New()
-	size, err = io.Copy(h, f)
-	return hex.EncodeToString(h.Sum(nil)), size, err
-}
-
 // Describe returns what the manifest says about the named files below dir.
 func Describe(dir string, names ...string) ([]File, error) {
 	var files []File
 	for _, name := range names {
 		path := filepath.Join(dir, name)
-		sum, size, err := Sum(path)
-		if err != nil {
-			return nil, err
-		}
 		info, err := os.Stat(path)
 		if err != nil {
 			return nil, err
 		}
-		files = append(files, File{Name: name, Size: size, SHA256: sum, ModTime: info.ModTime().UnixNano()})
+		st, ok := info.Sys().(*syscall.Stat_t)
+		sparse := ok && st.Blocks*512 < info.Size()/2
+		sum, size, err := sumLike(path, sparse)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, File{Name: name, Size: size, SHA256: sum, Sparse: sparse, ModTime: info.ModTime().UnixNano()})
 	}
 	return files, nil
 }

@@ -26,11 +26,11 @@ import (
 // Stage is the name of the stage that FromDebian reports.
 const Stage = "kernel"
 
-// DebianOptions says which of Debian's kernels to take. Empty fields mean: the stable release for
-// this machine's architecture from Debian's own mirror.
+// DebianOptions says which of Debian's kernels to take; it is for this machine's architecture.
 type DebianOptions struct {
-	Source  debian.Source
-	Rebuild bool // also when the kernel is there already
+	Mirror  string // URL; empty: Debian's own
+	Suite   string // release; empty: stable
+	Rebuild bool   // also when the default kernel is there already
 }
 
 // FromDebian fetches Debian's kernel for virtual machines, makes what banger needs of it, and makes
@@ -48,7 +48,7 @@ func (s *Store) FromDebian(ctx context.Context, o DebianOptions, sink progress.S
 }
 
 func (s *Store) fromDebian(ctx context.Context, o DebianOptions, sink progress.Sink) (Kernel, error) {
-	source := o.Source.WithDefaults(runtime.GOARCH)
+	source := debian.Source{Mirror: o.Mirror, Suite: o.Suite}.WithDefaults(runtime.GOARCH)
 	if _, err := findDepmod(); err != nil { // before anything is fetched
 		return Kernel{}, err
 	}
@@ -304,7 +304,7 @@ func writeBootModules(tree, release, out string) ([]BootModule, error) {
 		}
 		modules = append(modules, m)
 	}
-	return modules, w.close(f)
+	return modules, w.close()
 }
 
 func readIndexes(tree string) (dependencies, map[string]bool, error) {

@@ -8,14 +8,12 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/cavaliergopher/cpio"
-	"golang.org/x/sys/unix"
 
 	"banger/internal/artifact"
 	"banger/internal/fault"
@@ -118,63 +116,10 @@ func writeArchive(archive string, k Kernel, agentBinary string, modules []string
 	for _, dir := range []string{"banger", "dev", "newroot", "proc", "run", "sys", "tmp"} {
 		w.mkdirAll(dir)
 	}
-	w.put(&cpio.Header{Name: "dev/console", Mode: cpio.TypeChar | 0o600, DeviceID: int(unix.Mkdev(5, 1))}, nil)
+	w.put(entry{name: "dev/console", mode: typeChar | 0o600, major: 5, minor: 1})
 	w.copyFile("init", agentBinary, 0o755)
 	w.copyModules(filepath.Join(k.Dir, bootName), modules)
-	return w.close(f)
-}
-
-// archiveWriter writes a cpio archive and remembers the first error.
-type archiveWriter struct {
-	w     *cpio.Writer
-	made  map[string]bool
-	inode int64
-	err   error
-}
-
-func newArchive(w io.Writer) *archiveWriter {
-	return &archiveWriter{w: cpio.NewWriter(w), made: map[string]bool{".": true}}
-}
-
-func (a *archiveWriter) put(h *cpio.Header, content io.Reader) {
-	if a.err != nil {
-		return
-	}
-	a.inode++
-	h.Inode, h.Links = a.inode, 1
-	if a.err = a.w.WriteHeader(h); a.err != nil || content == nil {
-		return
-	}
-	_, a.err = io.Copy(a.w, content)
-}
-
-func (a *archiveWriter) mkdirAll(dir string) {
-	if a.made[dir] {
-		return
-	}
-	a.made[dir] = true
-	a.mkdirAll(path.Dir(dir))
-	a.put(&cpio.Header{Name: dir, Mode: cpio.TypeDir | 0o755}, nil)
-}
-
-func (a *archiveWriter) putFile(name string, mode cpio.FileMode, size int64, content io.Reader) {
-	a.mkdirAll(path.Dir(name))
-	a.put(&cpio.Header{Name: name, Mode: cpio.TypeReg | mode, Size: size}, content)
-}
-
-func (a *archiveWriter) copyFile(name, source string, mode cpio.FileMode) {
-	f, err := os.Open(source)
-	if err != nil {
-		a.err = errors.Join(a.err, err)
-		return
-	}
-	defer func() { _ = f.Close() }()
-	info, err := f.Stat()
-	if err != nil {
-		a.err = errors.Join(a.err, err)
-		return
-	}
-	a.putFile(name, mode, info.Size(), f)
+	return w.close()
 }
 
 // copyModules takes the named modules over from another archive.
@@ -206,21 +151,6 @@ func (a *archiveWriter) copyModules(source string, modules []string) {
 	if a.err == nil && found != len(modules) {
 		a.err = fmt.Errorf("%s holds %d of %d modules", source, found, len(modules))
 	}
-}
-
-// close ends the archive and pads the file to a multiple of 512 bytes.
-func (a *archiveWriter) close(f *os.File) error {
-	if a.err != nil {
-		return a.err
-	}
-	if err := a.w.Close(); err != nil {
-		return err
-	}
-	end, err := f.Seek(0, io.SeekEnd)
-	if err != nil {
-		return err
-	}
-	return f.Truncate((end + 511) &^ 511)
 }
 
 // forgetOld keeps the newest archives of the cache. Machines have copies of their own.

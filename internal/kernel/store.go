@@ -49,6 +49,7 @@ type Kernel struct {
 	BzImage      string // the boot image as shipped: bzImage on amd64, Image on arm64
 	ELF          string // vmlinux with its PVH note on amd64; equal to BzImage on arm64
 	ModulesDisk  string // read-only ext4 for /lib/modules/<Release>
+	Bytes        int64  // of all its files
 	Manifest     Manifest
 	CreatedAt    time.Time
 	Problem      string // why it cannot be used; only List returns such kernels
@@ -126,6 +127,9 @@ func (s *Store) load(name string) (Kernel, error) {
 	}
 	if m.Architecture != "amd64" {
 		k.ELF = k.BzImage
+	}
+	for _, f := range m.Files {
+		k.Bytes += f.Size
 	}
 	if m.Name != name || m.Release == "" {
 		return Kernel{}, fault.New(fault.Precondition, "kernel %s is damaged: its manifest tells of another one", name).
