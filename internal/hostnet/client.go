@@ -81,7 +81,7 @@ func (c *Client) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true
-	return c.drop()
+	return c.drop(false)
 }
 
 // EnsureBridge makes the bridge. Without a configured subnet an existing bridge keeps its own, for
@@ -219,7 +219,7 @@ func (c *Client) once(ctx context.Context, r Request) (response Response, err er
 		err = ReadMessage(conn, &response)
 	}
 	if err != nil {
-		return Response{}, errors.Join(explain(err), c.drop())
+		return Response{}, errors.Join(explain(err), c.drop(true))
 	}
 	return response, nil
 }
@@ -231,21 +231,33 @@ func explain(err error) error {
 	return err
 }
 
-// drop closes the helper's socket, on which it ends, and insists when it does not.
-func (c *Client) drop() error {
+// drop closes the helper's socket, on which it ends, and insists when it does not, or at once when it
+// is no longer trusted. Killing it loses nothing: what it was at is completed by the next request.
+func (c *Client) drop(now bool) error {
 	h := c.helper
 	if h == nil {
 		return nil
 	}
 	c.helper = nil
 	err := h.conn.Close()
-	select {
-	case <-h.process.Done():
-	case <-time.After(closeTimeout):
-		err = errors.Join(err, h.process.Signal(syscall.SIGKILL))
-		<-h.process.Done()
+	if now || !h.endsWithin(closeTimeout) {
+		if e := h.process.Signal(syscall.SIGKILL); !errors.Is(e, os.ErrProcessDone) {
+			err = errors.Join(err, e)
+		}
+		if !h.endsWithin(closeTimeout) {
+			err = errors.Join(err, fmt.Errorf("banger-nethelper, process %d, does not end", h.process.PID()))
+		}
 	}
 	return errors.Join(err, h.process.Close())
+}
+
+func (h *helper) endsWithin(d time.Duration) bool {
+	select {
+	case <-h.process.Done():
+		return true
+	case <-time.After(d):
+		return false
+	}
 }
 
 func startHelper(o Options) (*helper, error) {

@@ -26,6 +26,7 @@ import (
 //		chain forward-banger0 {
 //			type filter hook forward priority filter; policy accept;
 //			iifname "banger0" oifname "banger0" accept
+//			iifname "banger0" ip daddr 169.254.0.0/16 drop
 //			iifname "banger0" ip saddr @nat-banger0 accept
 //			oifname "banger0" ct state established,related accept
 //			iifname "banger0" drop
@@ -67,46 +68,48 @@ func newNAT(bridge string) natOf {
 // transaction. Without the bridge there is nothing to switch off.
 func setNAT(bridge string, guest netip.Addr, on bool, me owner) error {
 	link, err := find(bridge)
-	if err != nil {
-		return err
-	}
-	if link == nil && !on {
+	if err == nil && link == nil && !on {
 		return nil
 	}
-	if link, err = ourBridge(bridge, me); err != nil {
-		return err
+	if err == nil {
+		link, err = ourBridge(bridge, me)
 	}
-	if on {
-		if err := checkGuest(link, guest); err != nil {
-			return err
-		}
-		if err := forwardIPv4(); err != nil {
-			return err
-		}
+	if err == nil && on {
+		err = checkGuest(link, guest)
+	}
+	if err == nil && on {
+		err = forwardIPv4()
+	}
+	if err != nil {
+		return err
 	}
 	c, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("talk to nftables: %w", err)
 	}
 	nat := newNAT(bridge)
-	had, err := nat.has(c, guest)
-	if err != nil {
+	if err := errors.Join(nat.write(c), nat.change(c, guest, on)); err != nil {
 		return err
 	}
-	if err := nat.write(c); err != nil {
+	return commit(c)
+}
+
+// change queues that the guest is in the bridge's set or not. What is not in the set cannot be deleted.
+func (n natOf) change(c *nftables.Conn, guest netip.Addr, on bool) error {
+	has, err := n.has(guest)
+	if err != nil || has == on {
 		return err
 	}
 	element := []nftables.SetElement{{Key: guest.AsSlice()}}
-	switch {
-	case on && !had:
-		err = c.SetAddElements(nat.guests, element)
-	case !on && had:
-		err = c.SetDeleteElements(nat.guests, element)
+	if on {
+		err = c.SetAddElements(n.guests, element)
+	} else {
+		err = c.SetDeleteElements(n.guests, element)
 	}
 	if err != nil {
-		return fmt.Errorf("encode nftables rules: %w", err)
+		return fmt.Errorf("encode nftables set: %w", err)
 	}
-	return commit(c)
+	return nil
 }
 
 // checkGuest refuses addresses outside the bridge's subnet.
@@ -137,15 +140,23 @@ func forwardIPv4() error {
 }
 
 // has tells whether a guest is in the bridge's set.
-func (n natOf) has(c *nftables.Conn, guest netip.Addr) (bool, error) {
+func (n natOf) has(guest netip.Addr) (bool, error) {
+	c, err := nftables.New()
+	if err != nil {
+		return false, fmt.Errorf("talk to nftables: %w", err)
+	}
 	exists, _, err := n.inKernel(c)
 	if err != nil || !exists {
 		return false, err
 	}
-	elements, err := c.GetSetElements(n.guests)
-	if errors.Is(err, unix.ENOENT) {
+	sets, err := c.GetSets(table)
+	if err != nil {
+		return false, fmt.Errorf("read nftables sets: %w", err)
+	}
+	if !slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == n.guests.Name }) {
 		return false, nil
 	}
+	elements, err := c.GetSetElements(n.guests)
 	if err != nil {
 		return false, fmt.Errorf("read nftables set %s: %w", n.guests.Name, err)
 	}
@@ -190,6 +201,7 @@ func (n natOf) write(c *nftables.Conn) error {
 	accept, drop := &expr.Verdict{Kind: expr.VerdictAccept}, &expr.Verdict{Kind: expr.VerdictDrop}
 	rules := [][]expr.Any{
 		slices.Concat(in, out, []expr.Any{accept}), // passes here only with br_netfilter
+		slices.Concat(in, toLinkLocal(), []expr.Any{drop}),
 		slices.Concat(in, n.fromGuest(), []expr.Any{accept}),
 		slices.Concat(out, answers(), []expr.Any{accept}),
 		slices.Concat(in, []expr.Any{drop}),
@@ -214,11 +226,21 @@ func device(key expr.MetaKey, op expr.CmpOp, name string) []expr.Any {
 
 // fromGuest matches IPv4 packets from a guest with NAT: the source address is at byte 12 of the header.
 func (n natOf) fromGuest() []expr.Any {
+	return append(ipv4Bytes(12, 4), &expr.Lookup{SourceRegister: 1, SetName: n.guests.Name, SetID: n.guests.ID})
+}
+
+// toLinkLocal matches IPv4 packets to 169.254.0.0/16, where clouds hand out a machine's credentials:
+// the destination is at byte 16 of the header.
+func toLinkLocal() []expr.Any {
+	return append(ipv4Bytes(16, 2), &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{169, 254}})
+}
+
+// ipv4Bytes matches IPv4 packets and loads bytes of their header.
+func ipv4Bytes(offset, length uint32) []expr.Any {
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.NFPROTO_IPV4}},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 12, Len: 4},
-		&expr.Lookup{SourceRegister: 1, SetName: n.guests.Name, SetID: n.guests.ID},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length},
 	}
 }
 
