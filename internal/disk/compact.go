@@ -25,6 +25,9 @@ func WriteExt4(ctx context.Context, tarStream io.Reader, out io.ReadWriteSeeker)
 		}
 		return spaceFault(fmt.Errorf("cannot write the tar stream as ext4: %w", err), nameOf(out))
 	}
+	if _, err := io.Copy(io.Discard, r); err != nil { // the padding of the stream's end
+		return err
+	}
 	if err := padInodeBitmaps(out); err != nil {
 		return spaceFault(fmt.Errorf("cannot finish the ext4: %w", err), nameOf(out))
 	}

@@ -1,0 +1,225 @@
+package image
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"banger/internal/fault"
+)
+
+// filterFormat is part of the recipe's hash: raise it when the rules change.
+const filterFormat = 1
+
+const (
+	maxStatus = 64 << 20 // bytes of dpkg's status file
+	maxHome   = 64 << 20 // bytes of files in /root
+)
+
+// dropped are the paths below which nothing goes into an image: what each machine makes for itself,
+// caches, and documentation.
+var dropped = []string{
+	"etc/apt/apt.conf.d/99mmdebstrap", "etc/dpkg/dpkg.cfg.d/99mmdebstrap",
+	"etc/machine-id", "etc/resolv.conf", "etc/hostname", "etc/fstab", "etc/default/locale",
+	"run/", "tmp/", "var/tmp/", "var/lib/apt/lists/", "var/cache/apt/", "var/cache/ldconfig/", "var/log/",
+	"var/lib/systemd/random-seed", "var/lib/dbus/machine-id",
+	"usr/share/info/", "usr/share/man/", "usr/share/lintian/",
+}
+
+// added are the files put in instead. An empty machine-id is filled in by systemd at each boot.
+var added = map[string]string{
+	"etc/machine-id":     "",
+	"etc/resolv.conf":    "",
+	"etc/hostname":       "localhost\n",
+	"etc/fstab":          "# The root file system is mounted before this file is read.\n",
+	"etc/default/locale": "LANG=C.UTF-8\n",
+	"etc/ssh/sshd_config.d/10-keys-only.conf": "# Nobody has a password here.\nPasswordAuthentication no\n" +
+		"KbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\n",
+}
+
+// neededDirs are directories that others count on; modes are octal.
+var neededDirs = map[string]int64{
+	"dev": 0o755, "proc": 0o555, "sys": 0o555, "run": 0o755, "tmp": 0o1777, "var/tmp": 0o1777, "root": 0o700,
+	"usr/lib/modules": 0o755, "var/log": 0o755,
+}
+
+// filtered is what was learnt while a root file system went by.
+type filtered struct {
+	home     bytes.Buffer // a tar stream of the content of /root
+	packages []string     // "name=version", sorted
+	files    int
+	bytes    int64
+}
+
+// filterRoot copies a root file system, as a tar stream, without what does not belong into an image.
+// What is in /root goes into the result.
+func filterRoot(ctx context.Context, out io.Writer, in io.Reader) (*filtered, error) {
+	f := &filter{w: tar.NewWriter(out), seen: map[string]bool{}, result: &filtered{}}
+	f.home = tar.NewWriter(&f.result.home)
+	for r := tar.NewReader(in); ; {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, fmt.Errorf("cannot read the root file system: %w", err)
+		}
+		if h.Typeflag == tar.TypeXGlobalHeader {
+			continue
+		}
+		if err := f.take(h, r); err != nil {
+			return nil, fmt.Errorf("cannot write %s: %w", h.Name, err)
+		}
+	}
+	if !f.seen["etc"] || !f.seen["usr"] {
+		return nil, fault.New(fault.Precondition, "the root file system has no /etc or no /usr")
+	}
+	if _, err := io.Copy(io.Discard, in); err != nil { // tar pads its end: the writer must get rid of that
+		return nil, err
+	}
+	return f.result, f.finish()
+}
+
+type filter struct {
+	w, home *tar.Writer
+	seen    map[string]bool
+	result  *filtered
+}
+
+func clean(name string) string { return strings.TrimPrefix(path.Clean("/"+name), "/") }
+
+func (f *filter) take(h *tar.Header, content io.Reader) error {
+	name := clean(h.Name)
+	if name == "root" || strings.HasPrefix(name, "root/") {
+		return f.takeHome(name, h, content)
+	}
+	if isDropped(name, h.Typeflag == tar.TypeDir) {
+		return nil
+	}
+	if name == "var/lib/dpkg/status" {
+		status, err := io.ReadAll(io.LimitReader(content, maxStatus))
+		if err != nil {
+			return err
+		}
+		f.result.packages = installed(string(status))
+		content = bytes.NewReader(status)
+	}
+	if h.Typeflag == tar.TypeLink {
+		if target := clean(h.Linkname); !f.seen[target] {
+			return fault.New(fault.Precondition, "it is a hard link to %s, which is not in the image", target)
+		}
+	}
+	f.seen[name] = true
+	f.result.files++
+	f.result.bytes += h.Size
+	return copyEntry(f.w, h, content)
+}
+
+// takeHome keeps /root itself in the image, as a mount point, and puts all below it aside.
+func (f *filter) takeHome(name string, h *tar.Header, content io.Reader) error {
+	if name == "root" {
+		f.seen[name] = true
+		if err := copyEntry(f.w, h, nil); err != nil {
+			return err
+		}
+	}
+	if f.result.home.Len() > maxHome {
+		return fault.New(fault.Precondition, "there are more than %d bytes in /root", maxHome)
+	}
+	inside := *h
+	inside.Name = "./" + strings.TrimPrefix(strings.TrimPrefix(name, "root"), "/")
+	return copyEntry(f.home, &inside, content)
+}
+
+func copyEntry(w *tar.Writer, h *tar.Header, content io.Reader) error {
+	h.Format = tar.FormatPAX // names, owners and times of any kind
+	h.AccessTime, h.ChangeTime = time.Time{}, time.Time{}
+	if err := w.WriteHeader(h); err != nil {
+		return err
+	}
+	if content == nil || h.Size == 0 {
+		return nil
+	}
+	_, err := io.Copy(w, content)
+	return err
+}
+
+func isDropped(name string, dir bool) bool {
+	for _, d := range dropped {
+		below, isTree := strings.CutSuffix(d, "/")
+		if !isTree && name == d || isTree && strings.HasPrefix(name, below+"/") {
+			return true
+		}
+	}
+	switch {
+	case strings.HasPrefix(name, "etc/ssh/ssh_host_"):
+		return true
+	case strings.HasPrefix(name, "usr/share/doc/") && !dir:
+		return path.Base(name) != "copyright"
+	case strings.HasPrefix(name, "usr/share/locale/"):
+		return strings.Contains(name, "/LC_MESSAGES")
+	case strings.HasPrefix(name, "var/cache/debconf/") || strings.HasPrefix(name, "var/lib/dpkg/"):
+		return strings.HasSuffix(name, "-old")
+	}
+	return false
+}
+
+// finish adds what is to be there in any case and ends both streams.
+func (f *filter) finish() error {
+	for _, name := range sortedKeys(neededDirs) {
+		if f.seen[name] {
+			continue
+		}
+		h := &tar.Header{Typeflag: tar.TypeDir, Name: name + "/", Mode: neededDirs[name]}
+		if err := f.w.WriteHeader(h); err != nil {
+			return err
+		}
+	}
+	for _, name := range sortedKeys(added) {
+		h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(added[name]))}
+		if err := f.w.WriteHeader(h); err != nil {
+			return err
+		}
+		if _, err := io.WriteString(f.w, added[name]); err != nil {
+			return err
+		}
+	}
+	return errors.Join(f.w.Close(), f.home.Close())
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	var keys []string
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// installed reads dpkg's status file and returns "name=version" of each installed package, sorted.
+func installed(status string) []string {
+	var packages []string
+	for paragraph := range strings.SplitSeq(status, "\n\n") {
+		fields := map[string]string{}
+		for line := range strings.Lines(paragraph) {
+			if name, value, ok := strings.Cut(strings.TrimRight(line, "\n"), ": "); ok && !strings.HasPrefix(line, " ") {
+				fields[name] = value
+			}
+		}
+		if fields["Status"] == "install ok installed" {
+			packages = append(packages, fields["Package"]+"="+fields["Version"])
+		}
+	}
+	slices.Sort(packages)
+	return packages
+}
