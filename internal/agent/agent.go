@@ -1,0 +1,177 @@
+// Package agent is banger's program in the guest. As the first process of the initramfs it is the init
+// (package boot); then it serves the host on the guest channel. It imports nothing of the host's.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/agent/boot"
+	"banger/internal/agent/run"
+	"banger/internal/agent/serve"
+	"banger/internal/build"
+	"banger/internal/channel"
+)
+
+const usage = "usage: banger-agent serve|adopt|supervise PORT, or version"
+
+// Main runs the agent with the arguments after the program's name and returns the exit code.
+func Main(args []string, stdout, stderr io.Writer) int {
+	if len(args) == 0 && os.Getpid() == 1 {
+		boot.Run()
+		return 1 // never reached
+	}
+	if err := dispatch(args, stdout); err != nil {
+		fmt.Fprintf(stderr, "banger: agent: %v\n", err)
+		return 1
+	}
+	return 0
+}
+
+func dispatch(args []string, stdout io.Writer) error {
+	if len(args) == 1 && args[0] == "version" {
+		_, err := fmt.Fprintln(stdout, build.ID())
+		return err
+	}
+	if len(args) != 2 {
+		return errors.New(usage)
+	}
+	switch args[0] {
+	case "serve":
+		return serveOn(args[1])
+	case "adopt":
+		return adopt(args[1])
+	case "supervise":
+		return supervise(args[1])
+	}
+	return errors.New(usage)
+}
+
+// serveOn answers the host on the virtio-serial port of that name until SIGTERM.
+func serveOn(name string) error {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	signal.Ignore(syscall.SIGHUP)
+	port, err := openPort(ctx, name)
+	if err != nil {
+		return err
+	}
+	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return err
+	}
+	return serve.Serve(ctx, channel.Listen(port), serve.New(serve.Options{
+		Runner: run.Runner{Root: "/"}, Shutdown: shutdown, SetTime: setTime, Status: status,
+		BootID: strings.TrimSpace(string(bootID)),
+	}))
+}
+
+const (
+	portWait = 20 * time.Second
+	portPoll = 5 * time.Millisecond
+)
+
+// openPort opens a virtio-serial port by its name. The links in /dev/virtio-ports are udev's work, and
+// there may be none.
+func openPort(ctx context.Context, name string) (*os.File, error) {
+	ctx, cancel := context.WithTimeout(ctx, portWait)
+	defer cancel()
+	for {
+		device, err := findPort("/sys/class/virtio-ports", name)
+		if err != nil {
+			return nil, err
+		}
+		if device != "" {
+			return os.OpenFile(filepath.Join("/dev", device), os.O_RDWR, 0)
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("the virtio-serial port %s did not appear within %v", name, portWait)
+		case <-time.After(portPoll):
+		}
+	}
+}
+
+// findPort returns the device of the port, or "".
+func findPort(class, name string) (string, error) {
+	files, err := filepath.Glob(filepath.Join(class, "*", "name"))
+	if err != nil {
+		return "", err
+	}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err == nil && strings.TrimSpace(string(b)) == name {
+			return filepath.Base(filepath.Dir(f)), nil
+		}
+	}
+	return "", nil
+}
+
+// setTime steps the wall clock.
+func setTime(to time.Time) (time.Duration, error) {
+	step := time.Until(to.Round(0))
+	ts := unix.NsecToTimespec(to.UnixNano())
+	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
+		return 0, fmt.Errorf("set the clock: %w", err)
+	}
+	return step, nil
+}
+
+// adopt makes the running agent a process of the systemd unit that calls this, or starts one in it.
+func adopt(port string) error {
+	pid := boot.AgentPID()
+	if pid == 0 {
+		_, err := boot.StartAgent(port)
+		return err
+	}
+	b, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return err
+	}
+	group := unifiedGroup(string(b))
+	if group == "" {
+		return nil // without cgroup v2 there is nothing to move it to
+	}
+	return os.WriteFile(filepath.Join("/sys/fs/cgroup", group, "cgroup.procs"), fmt.Appendf(nil, "%d", pid), 0)
+}
+
+// unifiedGroup finds the cgroup v2 path in /proc/self/cgroup; "" when there is none.
+func unifiedGroup(text string) string {
+	for line := range strings.Lines(text) {
+		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+			return path
+		}
+	}
+	return ""
+}
+
+// restartPause is between an agent's end and the next one's start.
+const restartPause = 200 * time.Millisecond
+
+// supervise is the first process of an image without an init: it keeps the agent running and
+// reaps whoever is left to it.
+func supervise(port string) error {
+	for {
+		pid, err := boot.StartAgent(port)
+		if err != nil {
+			return err
+		}
+		for ended := 0; ended != pid; {
+			ended, err = syscall.Wait4(-1, nil, 0, nil)
+			if err != nil && !errors.Is(err, syscall.EINTR) {
+				return fmt.Errorf("wait for the agent: %w", err)
+			}
+		}
+		time.Sleep(restartPause)
+	}
+}

@@ -1,0 +1,200 @@
+// Package boot is the first process of a guest: /init of the initramfs. It loads modules, mounts the VM's
+// disks, makes the image what the guest config says, starts the agent, and executes the image's own init.
+//
+// Nothing of ours is in the image. What the init writes into it (names, keys, the hosts file) it writes
+// again at every start; what it adds for systemd lies under /run.
+package boot
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/encoding/protojson"
+
+	agentv1 "banger/api/agent/v1"
+)
+
+// Where the agent lives in a running guest.
+const (
+	Dir        = "/run/banger"
+	AgentPath  = Dir + "/agent"
+	PIDFile    = Dir + "/agent.pid"
+	overlayDir = Dir + "/overlay" // the overlay disk's own ext4
+)
+
+// configFile holds the guest config in the initramfs.
+const configFile = "/banger/config.json"
+
+// clockSlack is how far the clock may be behind the config's before it is stepped: the
+// config is older than the boot.
+const clockSlack = 100 * time.Millisecond
+
+// Run is the init. It returns only by not returning: the image's init takes over, or the kernel panics
+// after one line on the console that says why.
+func Run() {
+	debug.SetGCPercent(-1) // a few megabytes in all, for a few hundred milliseconds
+	defer func() {
+		if r := recover(); r != nil {
+			fail(fmt.Errorf("panic: %v\n%s", r, debug.Stack()))
+		}
+	}()
+	fail(run())
+}
+
+// fail ends the machine so that the VMM sees it: the end of the first process is a kernel panic, and
+// a panic ends the VMM's process.
+func fail(err error) {
+	fmt.Fprintf(os.Stderr, "banger: init: %v\n", err)
+	_ = os.WriteFile("/proc/sys/kernel/panic", []byte("-1"), 0) // without it the kernel command line decides
+	unix.Sync()
+	os.Exit(1)
+}
+
+// run does the work. It returns only on an error.
+func run() error {
+	if err := mountKernel(); err != nil {
+		return err
+	}
+	if err := openConsole(); err != nil {
+		return err
+	}
+	line, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
+	cfg, err := readConfig(configFile)
+	if err != nil {
+		return err
+	}
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	if err := loadModules("/lib/modules", cfg.GetModules()); err != nil {
+		return err
+	}
+	setClock(cfg.GetUnixNanos())
+	plan, err := planDisks(cfg.GetDisks())
+	if err != nil {
+		return err
+	}
+	if err := mountRoot(plan); err != nil {
+		return err
+	}
+	forget(configFile, "/init", "/lib/modules")
+	if err := switchRoot(); err != nil {
+		return err
+	}
+	if err := settle(plan, cfg); err != nil {
+		return err
+	}
+	return handOver(self, cfg, findInit("/", initArgument(string(line))))
+}
+
+// settle makes the mounted root what the config says.
+func settle(plan diskPlan, cfg *agentv1.GuestConfig) error {
+	var release unix.Utsname
+	if err := unix.Uname(&release); err != nil {
+		return err
+	}
+	if err := mountRest(plan, cfg.GetPlainDirs(), unix.ByteSliceToString(release.Release[:])); err != nil {
+		return err
+	}
+	if err := unix.Sethostname([]byte(cfg.GetHostname())); err != nil {
+		return fmt.Errorf("set the host name: %w", err)
+	}
+	if err := writeIdentity("/", cfg); err != nil {
+		return err
+	}
+	return configureNetwork(cfg.GetInterfaces())
+}
+
+// handOver starts the agent and becomes the image's init.
+func handOver(self *os.File, cfg *agentv1.GuestConfig, initPath string) error {
+	if err := installAgent(self); err != nil {
+		return err
+	}
+	if initPath == "" {
+		err := syscall.Exec(AgentPath, []string{AgentPath, "supervise", cfg.GetChannelPort()}, environment())
+		return fmt.Errorf("execute the agent as supervisor: %w", err)
+	}
+	if err := writeUnits("/", cfg); err != nil {
+		return err
+	}
+	if _, err := StartAgent(cfg.GetChannelPort()); err != nil {
+		return err
+	}
+	err := syscall.Exec(initPath, []string{initPath}, environment())
+	return fmt.Errorf("execute %s: %w", initPath, err)
+}
+
+// environment is that of the image's init; it sets its own.
+func environment() []string {
+	return []string{"HOME=/", "TERM=linux", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
+}
+
+func readConfig(name string) (*agentv1.GuestConfig, error) {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return nil, fmt.Errorf("read the guest config: %w", err)
+	}
+	cfg := &agentv1.GuestConfig{}
+	// A newer host's config may have fields that this agent does not know.
+	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, cfg); err != nil {
+		return nil, fmt.Errorf("read the guest config: %w", err)
+	}
+	if cfg.GetChannelPort() == "" {
+		return nil, fmt.Errorf("read the guest config: it names no port for the guest channel")
+	}
+	return cfg, nil
+}
+
+// setClock steps the clock forward to the config's time when it is behind that.
+func setClock(unixNanos int64) {
+	if unixNanos == 0 || time.Until(time.Unix(0, unixNanos)) < clockSlack {
+		return
+	}
+	ts := unix.NsecToTimespec(unixNanos)
+	// The host sets the clock again once the agent answers.
+	_ = unix.ClockSettime(unix.CLOCK_REALTIME, &ts)
+}
+
+// initArgument is the init= of the kernel's command line, or "".
+func initArgument(line string) string {
+	path := ""
+	for _, word := range strings.Fields(line) {
+		if word == "--" {
+			break
+		}
+		if v, ok := strings.CutPrefix(word, "init="); ok {
+			path = v
+		}
+	}
+	return path
+}
+
+// findInit returns the image's init below root, or "" when it has none.
+func findInit(root, wanted string) string {
+	for _, path := range []string{wanted, "/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd", "/etc/init"} {
+		if path == "" {
+			continue
+		}
+		if info, err := os.Stat(filepath.Join(root, path)); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return path
+		}
+	}
+	return ""
+}
+
+// forget removes what the initramfs need not keep in memory, or must not: the config holds a private key.
+func forget(names ...string) {
+	for _, name := range names {
+		_ = os.RemoveAll(name) // the memory is all that is lost
+	}
+}

@@ -1,0 +1,90 @@
+package boot
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	agentv1 "banger/api/agent/v1"
+)
+
+const (
+	linkWait = 10 * time.Second
+	linkPoll = 5 * time.Millisecond
+)
+
+// configureNetwork gives the interfaces their static addresses.
+func configureNetwork(interfaces []*agentv1.Interface) error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find the loopback interface: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("set the loopback interface up: %w", err)
+	}
+	for _, i := range interfaces {
+		if err := configureInterface(i); err != nil {
+			return fmt.Errorf("network interface %s: %w", i.GetMac(), err)
+		}
+	}
+	return nil
+}
+
+func configureInterface(i *agentv1.Interface) error {
+	mac, err := net.ParseMAC(i.GetMac())
+	if err != nil {
+		return err
+	}
+	link, err := waitForLink(mac)
+	if err != nil {
+		return err
+	}
+	if mtu := i.GetMtu(); mtu != 0 {
+		if err := netlink.LinkSetMTU(link, int(mtu)); err != nil {
+			return fmt.Errorf("set the MTU %d: %w", mtu, err)
+		}
+	}
+	for _, a := range i.GetAddresses() {
+		addr, err := netlink.ParseAddr(a)
+		if err != nil {
+			return fmt.Errorf("address %q: %w", a, err)
+		}
+		if err := netlink.AddrReplace(link, addr); err != nil {
+			return fmt.Errorf("add the address %s: %w", a, err)
+		}
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set it up: %w", err)
+	}
+	if i.GetGateway() == "" {
+		return nil
+	}
+	gateway := net.ParseIP(i.GetGateway())
+	if gateway == nil {
+		return fmt.Errorf("gateway %q is no address", i.GetGateway())
+	}
+	if err := netlink.RouteReplace(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: gateway}); err != nil {
+		return fmt.Errorf("add the route by %s: %w", gateway, err)
+	}
+	return nil
+}
+
+func waitForLink(mac net.HardwareAddr) (netlink.Link, error) {
+	for end := time.Now().Add(linkWait); ; time.Sleep(linkPoll) {
+		links, err := netlink.LinkList()
+		if err != nil {
+			return nil, err
+		}
+		for _, l := range links {
+			if bytes.Equal(l.Attrs().HardwareAddr, mac) {
+				return l, nil
+			}
+		}
+		if time.Now().After(end) {
+			return nil, fmt.Errorf("it did not appear within %v", linkWait)
+		}
+	}
+}

@@ -1,0 +1,123 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	agentv1 "banger/api/agent/v1"
+)
+
+const (
+	// What systemd takes for "start poweroff.target" and "start reboot.target", systemd(1).
+	signalPowerOff = syscall.Signal(34 + 4) // SIGRTMIN+4
+	signalReboot   = syscall.Signal(34 + 5)
+
+	// systemdWait bounds the wait for a systemd that has only just been started and would lose the signal.
+	systemdWait = 30 * time.Second
+	systemdPoll = 50 * time.Millisecond
+
+	termGrace = 3 * time.Second // between SIGTERM and SIGKILL without systemd
+)
+
+// shutdown begins a power-off or reboot.
+func shutdown(_ context.Context, mode agentv1.ShutdownRequest_Mode) error {
+	reboot := mode == agentv1.ShutdownRequest_MODE_REBOOT
+	switch firstProcess() {
+	case systemd:
+		if systemdListens() {
+			return signalSystemd(reboot)
+		}
+		go func() { // outlives the call: the caller wants to go on
+			if !awaitSystemd() || signalSystemd(reboot) != nil {
+				halt(reboot)
+			}
+		}()
+		return nil
+	case supervisor:
+		go halt(reboot)
+		return nil
+	}
+	// Another init: these are what BusyBox and OpenRC and sysvinit agree on least badly.
+	if reboot {
+		return syscall.Kill(1, syscall.SIGTERM)
+	}
+	return syscall.Kill(1, syscall.SIGUSR2)
+}
+
+type initKind int
+
+const (
+	systemd initKind = iota
+	supervisor
+	otherInit
+)
+
+// firstProcess tells what runs as pid 1. Our own init in its last moments counts as what it becomes.
+func firstProcess() initKind {
+	b, err := os.ReadFile("/proc/1/cmdline")
+	if err != nil {
+		return otherInit
+	}
+	args := strings.Split(strings.TrimRight(string(b), "\x00"), "\x00")
+	if len(args) > 1 && args[1] == "supervise" {
+		return supervisor
+	}
+	comm, err := os.ReadFile("/proc/1/comm")
+	if err != nil {
+		return otherInit
+	}
+	if strings.TrimSpace(string(comm)) == "systemd" {
+		return systemd
+	}
+	// Not there yet: systemd names itself once it runs.
+	target, err := os.Readlink("/sbin/init")
+	if err == nil && strings.HasSuffix(target, "systemd") {
+		return systemd
+	}
+	return otherInit
+}
+
+// systemdListens tells whether systemd has come so far as to heed signals.
+func systemdListens() bool {
+	_, err := os.Stat("/run/systemd/private")
+	return err == nil
+}
+
+func awaitSystemd() bool {
+	for end := time.Now().Add(systemdWait); time.Now().Before(end); time.Sleep(systemdPoll) {
+		if systemdListens() {
+			return true
+		}
+	}
+	return false
+}
+
+func signalSystemd(reboot bool) error {
+	if reboot {
+		return syscall.Kill(1, signalReboot)
+	}
+	return syscall.Kill(1, signalPowerOff)
+}
+
+// halt ends all processes and the machine, without the help of an init.
+func halt(reboot bool) {
+	_ = syscall.Kill(-1, syscall.SIGTERM) // fails when there is nobody else
+	for end := time.Now().Add(termGrace); time.Now().Before(end); time.Sleep(systemdPoll) {
+		if errors.Is(syscall.Kill(-1, 0), syscall.ESRCH) {
+			break
+		}
+	}
+	_ = syscall.Kill(-1, syscall.SIGKILL)
+	unix.Sync()
+	command := unix.LINUX_REBOOT_CMD_POWER_OFF
+	if reboot {
+		command = unix.LINUX_REBOOT_CMD_RESTART
+	}
+	_ = unix.Reboot(command) // as root it does not return
+}
