@@ -201,7 +201,9 @@ func (w *world) ExecVM(_ context.Context, s *connect.BidiStream[bangerv1.ExecVMR
 			if err := send(&agentv1.ExecResponse{Output: &agentv1.ExecResponse_Stdout{Stdout: in.Stdin}}); err != nil {
 				return err
 			}
-			continue
+			if !bytes.Contains(in.Stdin, []byte{4}) { // as a terminal does with Ctrl-D
+				continue
+			}
 		case *agentv1.ExecRequest_Signal:
 			code = 128 + in.Signal
 		case nil:

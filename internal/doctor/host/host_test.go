@@ -1,0 +1,80 @@
+package host
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"banger/internal/doctor"
+	"banger/internal/paths"
+)
+
+func TestKVM(t *testing.T) {
+	dir := t.TempDir()
+	device := filepath.Join(dir, "kvm")
+	module := filepath.Join(dir, "kvm_pvm")
+	if r := checkKVM(device, module); r.Status != doctor.Warning || r.Hint == "" {
+		t.Errorf("without a device: %+v", r)
+	}
+	if err := os.WriteFile(device, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := checkKVM(device, module); r.Status != doctor.OKStatus {
+		t.Errorf("with a device: %+v", r)
+	}
+	if err := os.Mkdir(module, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if r := checkKVM(device, module); r.Status != doctor.Warning {
+		t.Errorf("with a paravirtual module: %+v", r)
+	}
+}
+
+// TestCapabilityBytes: what setcap cap_net_admin+ep (12), +p and cap_net_raw+ep (13) write, revision 2.
+func TestCapabilityBytes(t *testing.T) {
+	for data, want := range map[string]bool{
+		"\x01\x00\x00\x02\x00\x10\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00": true,
+		"\x00\x00\x00\x02\x00\x10\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00": false,
+		"\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00": false,
+		"": false, "\x01": false,
+	} {
+		if grantsNetAdmin([]byte(data)) != want {
+			t.Errorf("%q is not %t", data, want)
+		}
+	}
+}
+
+func TestDirectoriesAndSocket(t *testing.T) {
+	dir := t.TempDir()
+	if r := checkDirectories(paths.Under(dir)); r.Status != doctor.OKStatus {
+		t.Errorf("in an empty directory: %+v", r)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "state"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := checkDirectories(paths.Under(dir)); r.Status != doctor.MissingStatus || r.Hint == "" {
+		t.Errorf("with a file in the way: %+v", r)
+	}
+	long := paths.Under("/" + string(make([]byte, 120)))
+	if r := checkSocket(long); r.Status != doctor.MissingStatus || r.Hint == "" {
+		t.Errorf("with a long path: %+v", r)
+	}
+}
+
+func TestMissingProgramNamesItsPackage(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	r := program("x", "no-such-program", "no-such-package", "does nothing").Run(context.Background())
+	if r.Status != doctor.MissingStatus || r.Hint != "apt install no-such-package" {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestChecksEnd: every check of the real host comes to a result with a message.
+func TestChecksEnd(t *testing.T) {
+	for _, r := range doctor.Run(context.Background(), Checks(paths.Under(t.TempDir()))) {
+		if r.Message == "" || r.Status != doctor.OKStatus && r.Hint == "" {
+			t.Errorf("%+v", r)
+		}
+	}
+}
