@@ -1,0 +1,108 @@
+package capability
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+
+	agentv1 "banger/api/agent/v1"
+	"banger/internal/fault"
+	"banger/internal/guest"
+	"banger/internal/image"
+	"banger/internal/paths"
+	"banger/internal/vm"
+	"banger/internal/vmm"
+)
+
+// vsockPort is where the agent listens on a VMM that has vsock; below 1024 is for the privileged.
+const vsockPort = 1024
+
+// plainDirs hold file systems of their own making, which do not work on an overlayfs.
+var plainDirs = []string{"/var/lib/docker", "/var/lib/containerd"}
+
+// agent is who the guest is, and the initramfs that tells it so.
+type agent struct{ o Options }
+
+type agentNote struct {
+	MachineID string `json:"machine_id"`
+}
+
+func (*agent) Name() string       { return "agent-config" }
+func (*agent) Wants(vm.Spec) bool { return true }
+
+func (c *agent) Check(context.Context, vm.VM) error {
+	if _, err := os.Stat(c.o.AgentBinary); err != nil {
+		return fault.Wrap(fault.Precondition, err, "the agent for the guest is missing").
+			WithHint("build and install all of banger: make install")
+	}
+	return nil
+}
+
+func (c *agent) Up(ctx context.Context, v vm.VM, b *Build) (Note, error) {
+	note := agentNote{MachineID: guest.NewMachineID()}
+	if err := readNote(v, c.Name(), &note); err != nil {
+		return nil, err
+	}
+	img, err := c.o.image(ctx, v)
+	if err != nil {
+		return nil, err
+	}
+	k, err := c.o.Kernels.Get(ctx, v.Spec.Kernel)
+	if err != nil {
+		return nil, err
+	}
+	var extra []string
+	if b.Caps.Channel == "vsock" {
+		extra = []string{"vmw_vsock_virtio_transport"}
+	}
+	base, modules, err := c.o.Kernels.Initramfs(ctx, k, c.o.AgentBinary, extra...)
+	if err != nil {
+		return nil, err
+	}
+	g := b.Guest
+	g.Hostname, g.MachineId, g.Modules, g.PlainDirs = v.Spec.Name, note.MachineID, modules, plainDirs
+	g.MaskedUnits = masks(v.Spec.Units, img)
+	g.UnixNanos = c.o.Now().UnixNano()
+	if b.Caps.Channel == "vsock" {
+		g.ChannelVsockPort = vsockPort
+	} else {
+		g.ChannelPort = vmm.ChannelPort
+	}
+	b.Machine.Initramfs = paths.VMInitramfs
+	if err := guest.WriteInitramfs(filepath.Join(b.Machine.Dir, paths.VMInitramfs), base, g); err != nil {
+		return nil, err
+	}
+	return json.Marshal(note)
+}
+
+// masks returns the units to mask. Mounts of disks that are not there are masked for everybody.
+func masks(units vm.Units, img image.Image) []string {
+	switch {
+	case units == vm.UnitsStock:
+		return []string{"home.mount", "var.mount"}
+	case img.MaskedUnits != nil:
+		return *img.MaskedUnits
+	}
+	return guest.DefaultMasks()
+}
+
+// Down removes the initramfs: it holds the private host key and is written anew by every start.
+func (c *agent) Down(_ context.Context, v vm.VM) error {
+	err := os.Remove(filepath.Join(c.o.Paths.VM(v.ID), paths.VMInitramfs))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// GuestReady sets the guest's clock and removes the initramfs, which the guest has read.
+func (c *agent) GuestReady(ctx context.Context, v vm.VM, running vmm.Running) error {
+	client := guest.NewClient(running.DialGuest)
+	defer client.Close()
+	if _, err := client.SetTime(ctx, &agentv1.SetTimeRequest{UnixNanos: c.o.Now().UnixNano()}); err != nil {
+		return err
+	}
+	return c.Down(ctx, v)
+}

@@ -1,0 +1,41 @@
+package capability
+
+import (
+	"context"
+	"slices"
+
+	agentv1 "banger/api/agent/v1"
+	"banger/internal/fault"
+	"banger/internal/vm"
+	"banger/internal/vmm"
+)
+
+// modules is the guest's kernel with the disk of its modules.
+type modules struct{ o Options }
+
+func (*modules) Name() string       { return "modules" }
+func (*modules) Wants(vm.Spec) bool { return true }
+
+func (c *modules) Check(ctx context.Context, v vm.VM) error {
+	_, err := c.o.Kernels.Get(ctx, v.Spec.Kernel)
+	return err
+}
+
+func (c *modules) Up(ctx context.Context, v vm.VM, b *Build) (Note, error) {
+	k, err := c.o.Kernels.Get(ctx, v.Spec.Kernel)
+	if err != nil {
+		return nil, err
+	}
+	files := map[string]string{"elf": k.ELF, "bzimage": k.BzImage, "image": k.BzImage}
+	i := slices.IndexFunc(b.Caps.KernelFormats, func(format string) bool { return files[format] != "" })
+	if i < 0 {
+		return nil, fault.New(fault.Precondition, "kernel %s has none of the formats this VMM boots: %v", k.Name, b.Caps.KernelFormats).
+			WithHint("make it again: banger setup --rebuild")
+	}
+	b.Machine.Kernel = files[b.Caps.KernelFormats[i]]
+	b.addDisk(agentv1.Disk_ROLE_MODULES, vmm.Disk{Role: "modules", Path: k.ModulesDisk, ReadOnly: true})
+	return nil, nil
+}
+
+// Down has nothing to take back.
+func (*modules) Down(context.Context, vm.VM) error { return nil }

@@ -1,0 +1,96 @@
+package capability
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+
+	agentv1 "banger/api/agent/v1"
+	"banger/internal/disk"
+	"banger/internal/fault"
+	"banger/internal/image"
+	"banger/internal/paths"
+	"banger/internal/vm"
+	"banger/internal/vmm"
+)
+
+// workDisk is the VM's /root, cloned once from the image's work seed.
+type workDisk struct{ o Options }
+
+type workNote struct {
+	Made bool `json:"made"`
+}
+
+func (*workDisk) Name() string       { return "work-disk" }
+func (*workDisk) Wants(vm.Spec) bool { return true }
+
+func (c *workDisk) file(v vm.VM) string { return filepath.Join(c.o.Paths.VM(v.ID), paths.WorkDisk) }
+
+func (c *workDisk) Check(ctx context.Context, v vm.VM) error {
+	var note workNote
+	if err := readNote(v, c.Name(), &note); err != nil {
+		return err
+	}
+	if _, err := os.Stat(c.file(v)); err == nil {
+		return nil
+	}
+	if note.Made {
+		return missing("work disk", c.file(v), v)
+	}
+	img, err := c.o.image(ctx, v)
+	if err != nil {
+		return err
+	}
+	if img.WorkSeed != "" && v.Spec.WorkDiskBytes < img.WorkSeedBytes {
+		return fault.New(fault.Usage, "a work disk of %s is smaller than the work seed of image %s", vm.FormatSize(v.Spec.WorkDiskBytes), img.Name).
+			WithHint("use at least %s", vm.FormatSize(img.WorkSeedBytes))
+	}
+	return checkSpace("work disk", v.Spec.WorkDiskBytes, c.o.Paths.VMs())
+}
+
+func (c *workDisk) Up(ctx context.Context, v vm.VM, b *Build) (Note, error) {
+	var note workNote
+	if err := readNote(v, c.Name(), &note); err != nil {
+		return nil, err
+	}
+	_, err := os.Stat(c.file(v))
+	switch {
+	case err != nil && note.Made:
+		return nil, missing("work disk", c.file(v), v)
+	case !note.Made:
+		if err := c.make(ctx, v, err == nil); err != nil {
+			return nil, err
+		}
+	}
+	b.addDisk(agentv1.Disk_ROLE_WORK, vmm.Disk{Role: "work", Path: paths.WorkDisk})
+	return json.Marshal(workNote{Made: true})
+}
+
+// make clones the disk, unless that was done before a death, and grows it.
+func (c *workDisk) make(ctx context.Context, v vm.VM, cloned bool) error {
+	img, err := c.o.image(ctx, v)
+	if err != nil {
+		return err
+	}
+	if !cloned {
+		if err := c.clone(ctx, v, img); err != nil {
+			return err
+		}
+	}
+	if err := disk.GrowExt4(ctx, c.file(v), v.Spec.WorkDiskBytes); err != nil {
+		return errors.Join(err, os.Remove(c.file(v)))
+	}
+	return nil
+}
+
+func (c *workDisk) clone(ctx context.Context, v vm.VM, img image.Image) error {
+	if img.WorkSeed == "" { // an image that keeps nothing in /root
+		return disk.CloneSeed(ctx, c.o.Paths.Seeds(), c.file(v), v.Spec.WorkDiskBytes, "work")
+	}
+	return disk.CloneFile(ctx, c.file(v), img.WorkSeed)
+}
+
+// Down has nothing to take back: the work outlives a stop.
+func (*workDisk) Down(context.Context, vm.VM) error { return nil }
