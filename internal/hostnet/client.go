@@ -84,6 +84,12 @@ func (c *Client) Close() error {
 	return c.drop(false)
 }
 
+// Check finds what would make the other requests fail on this machine, such as a missing right, and
+// changes nothing.
+func (c *Client) Check(ctx context.Context) error {
+	return c.do(ctx, Request{Op: OpCheck})
+}
+
 // EnsureBridge makes the bridge. Without a configured subnet an existing bridge keeps its own, for
 // VMs may be running there; else the first candidate is taken that clashes with no route. A
 // configured subnet that clashes is a Conflict fault.
@@ -134,12 +140,12 @@ func (c *Client) AddTAP(ctx context.Context, name string) error {
 	return c.do(ctx, Request{Op: OpAddTAP, TAP: name, Owner: os.Getuid()})
 }
 
-// DeleteTAP removes a TAP device; that of a missing one succeeds.
+// DeleteTAP removes a TAP device; that of a missing one succeeds, also without rights.
 func (c *Client) DeleteTAP(ctx context.Context, name string) error {
 	return c.do(ctx, Request{Op: OpDeleteTAP, TAP: name})
 }
 
-// ListTAPs returns the TAP devices of this instance, sorted.
+// ListTAPs returns the TAP devices of this instance, sorted. It needs no rights.
 func (c *Client) ListTAPs(ctx context.Context) ([]string, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -94,6 +94,9 @@ func TestBridgeIsMadeOnceAndAgain(t *testing.T) {
 	ns := hosttest.NetNS(t)
 	hosttest.Snapshot(t)
 	c := start(t, hostnet.Options{})
+	if err := c.Check(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	for range 2 {
 		if got := ensure(t, c); got != netip.MustParsePrefix("172.30.0.1/16") {
 			t.Errorf("address %s", got)
@@ -374,13 +377,21 @@ func daemon() {
 	if err == nil {
 		_, err = c.ListTAPs(ctx)
 	}
-	if err == nil && os.Args[2] == "stay" {
+	if err == nil {
+		err = errors.Join(c.DeleteTAP(ctx, "bgr-00000009"), c.SetNAT(ctx, netip.MustParseAddr("10.1.0.2"), false)) // so it is already
+	}
+	if err != nil {
+		fmt.Println("without rights:", err)
+		os.Exit(1)
+	}
+	if checked := c.Check(ctx); checked != nil {
+		fmt.Printf("check: %v\n%s\n", checked, fault.HintOf(checked))
+	}
+	if os.Args[2] == "stay" {
 		fmt.Println(c.HelperPID())
 		select {}
 	}
-	if err == nil {
-		_, err = c.EnsureBridge(ctx)
-	}
+	_, err = c.EnsureBridge(ctx)
 	if err == nil {
 		err = errors.Join(c.AddTAP(ctx, "bgr-00000001"), c.SetNAT(ctx, netip.MustParseAddr("172.30.0.2"), true))
 	}
@@ -563,13 +574,13 @@ func TestFileCapability(t *testing.T) {
 		return string(text), err
 	}
 	text, err := run()
-	if err == nil || !strings.Contains(text, "sudo setcap cap_net_admin+ep "+helper) {
+	if err == nil || strings.Contains(text, "without rights") || strings.Count(text, "sudo setcap cap_net_admin+ep "+helper) != 2 {
 		t.Errorf("without the capability: %v\n%s", err, text)
 	}
 	if out, err := exec.Command(setcap, "cap_net_admin+ep", helper).CombinedOutput(); err != nil {
 		t.Fatalf("setcap: %v: %s", err, out)
 	}
-	if text, err = run(); err != nil {
+	if text, err = run(); err != nil || strings.Contains(text, "check:") {
 		t.Fatalf("with the capability: %v\n%s", err, text)
 	}
 	for _, want := range []string{"NoNewPrivs:\t1", "CapEff:\t0000000000001000", "CapPrm:\t0000000000001000"} {

@@ -34,6 +34,13 @@ func (f *Fake) FailWith(fail func(op string) error) {
 	f.fail = fail
 }
 
+// Check finds nothing missing.
+func (f *Fake) Check(context.Context) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.failure("Check")
+}
+
 // EnsureBridge makes the bridge on banger's default subnet.
 func (f *Fake) EnsureBridge(context.Context) (netip.Prefix, error) {
 	f.mu.Lock()

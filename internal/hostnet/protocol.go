@@ -29,6 +29,7 @@ type Op string
 
 // The operations, each with the fields of Request that it uses beside Bridge and Instance.
 const (
+	OpCheck        Op = "check"         // whether the helper could carry out the others
 	OpEnsureBridge Op = "ensure_bridge" // Address
 	OpRemoveBridge Op = "remove_bridge" // and its NAT
 	OpAddTAP       Op = "add_tap"       // TAP, Owner
@@ -84,7 +85,7 @@ func (r Request) Check() error {
 		return CheckTAP(r.TAP)
 	case OpSetNAT:
 		return checkGuest(r.Guest)
-	case OpListTAPs, OpRemoveNAT, OpRemoveBridge:
+	case OpCheck, OpListTAPs, OpRemoveNAT, OpRemoveBridge:
 		return nil
 	}
 	return fault.New(fault.Usage, "unknown request %q", clip(string(r.Op)))

@@ -1,7 +1,6 @@
 package helper
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"unsafe"
@@ -18,44 +17,41 @@ const (
 	ipForward = "/proc/sys/net/ipv4/ip_forward"
 )
 
-// confine gives up everything but CAP_NET_ADMIN and two files, for all threads and for good. It fails
-// when CAP_NET_ADMIN itself is missing. Landlock is used as far as the kernel has it.
-func confine(log *slog.Logger) error {
+// confine gives up everything but CAP_NET_ADMIN and two files, for all threads and for good, and tells
+// whether there is CAP_NET_ADMIN. Landlock is used as far as the kernel has it.
+func confine(log *slog.Logger) (right bool, err error) {
 	if _, _, e := psx.Syscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); e != 0 {
-		return fmt.Errorf("give up new privileges: %w", e)
+		return false, fmt.Errorf("give up new privileges: %w", e)
 	}
-	if err := keepNetAdmin(); err != nil {
-		return err
+	if right, err = keepNetAdmin(); err != nil {
+		return false, err
 	}
 	version, err := landlocksys.LandlockGetABIVersion()
 	if err != nil || version < 1 {
 		log.Info("this kernel has no Landlock: access to files is not confined")
-		return nil
+		return right, nil
 	}
 	err = landlock.V5.BestEffort().RestrictPaths(
 		landlock.RWFiles(tunDevice).WithIoctlDev().IgnoreIfMissing(), landlock.RWFiles(ipForward).IgnoreIfMissing(),
 	)
 	if err != nil {
-		return fmt.Errorf("confine the access to files: %w", err)
+		return false, fmt.Errorf("confine the access to files: %w", err)
 	}
-	return nil
+	return right, nil
 }
 
-// keepNetAdmin drops all capabilities but CAP_NET_ADMIN.
-func keepNetAdmin() error {
+// keepNetAdmin drops all capabilities but CAP_NET_ADMIN, and tells whether that one is there.
+func keepNetAdmin() (bool, error) {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var have [2]unix.CapUserData // capabilities 0-31 and 32-63
 	if err := unix.Capget(&header, &have[0]); err != nil {
-		return fmt.Errorf("read capabilities: %w", err)
+		return false, fmt.Errorf("read capabilities: %w", err)
 	}
-	const netAdmin = 1 << unix.CAP_NET_ADMIN
-	if have[0].Permitted&netAdmin == 0 {
-		return errors.New("CAP_NET_ADMIN is missing")
-	}
-	want := &[2]unix.CapUserData{{Effective: netAdmin, Permitted: netAdmin}}
+	keep := have[0].Permitted & (1 << unix.CAP_NET_ADMIN)
+	want := &[2]unix.CapUserData{{Effective: keep, Permitted: keep}}
 	_, _, e := psx.Syscall3(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(want)), 0)
 	if e != 0 {
-		return fmt.Errorf("drop capabilities: %w", e)
+		return false, fmt.Errorf("drop capabilities: %w", e)
 	}
-	return nil
+	return keep != 0, nil
 }

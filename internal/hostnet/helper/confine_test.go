@@ -27,8 +27,8 @@ func TestMain(m *testing.M) {
 }
 
 func probe() {
-	if err := confine(slog.New(slog.NewTextHandler(io.Discard, nil))); err != nil {
-		fmt.Println("confine:", err)
+	if right, err := confine(slog.New(slog.NewTextHandler(io.Discard, nil))); err != nil || !right {
+		fmt.Println("confine:", right, err)
 		os.Exit(1)
 	}
 	for _, path := range []string{"/etc/passwd", os.Args[1], tunDevice, ipForward} {

@@ -36,12 +36,12 @@ func Main() int {
 		fmt.Fprintln(os.Stderr, "banger-nethelper: hint: bangerd starts this program, and nobody else")
 		return int(fault.Usage)
 	}
-	h := &handler{uid: os.Getuid(), path: path}
-	if err := confine(log); err != nil {
-		h.broken = fault.Wrap(fault.Precondition, err, "banger-nethelper lacks the right to set up networks").
-			WithHint("%s   (or: make install)", hostnet.GrantHint(path))
-		log.Error("no right", "reason", err)
+	right, err := confine(log)
+	if err != nil {
+		log.Error("not confined", "reason", err)
+		return int(fault.Unexpected)
 	}
+	h := &handler{uid: os.Getuid(), path: path, right: right}
 	socket := os.NewFile(hostnet.HelperFD, "daemon")
 	if err := serve(socket, h.handle, log); err != nil {
 		log.Error("ended", "reason", err)
@@ -103,17 +103,16 @@ func answer(request hostnet.Request, handle func(hostnet.Request) (hostnet.Respo
 
 // handler carries requests out for one user.
 type handler struct {
-	uid    int
-	path   string // of this program
-	broken error  // why nothing can be carried out
+	uid   int
+	path  string // of this program
+	right bool   // CAP_NET_ADMIN; what already holds can be asked for without it
 }
 
 func (h *handler) handle(r hostnet.Request) (response hostnet.Response, err error) {
-	if h.broken != nil {
-		return response, h.broken
-	}
 	me := owner{h.uid, r.Instance}
 	switch r.Op {
+	case hostnet.OpCheck:
+		err = h.check()
 	case hostnet.OpEnsureBridge:
 		err = ensureBridge(r.Bridge, r.Address, me)
 	case hostnet.OpRemoveBridge:
@@ -135,10 +134,27 @@ func (h *handler) handle(r hostnet.Request) (response hostnet.Response, err erro
 	return response, h.explain(err)
 }
 
+// check finds what any change would fail of.
+func (h *handler) check() error {
+	if !h.right {
+		return h.rightFault(errors.New("CAP_NET_ADMIN is missing"))
+	}
+	tun, err := os.OpenFile(tunDevice, os.O_RDWR, 0)
+	if err != nil {
+		return tunFault(err)
+	}
+	return tun.Close()
+}
+
 // explain turns what the kernel says when a right is missing into what helps.
 func (h *handler) explain(err error) error {
-	if errors.Is(err, os.ErrPermission) && fault.KindOf(err) == fault.Unexpected {
-		return fault.Wrap(fault.Precondition, err, "the kernel refuses").WithHint("%s   (or: make install)", hostnet.GrantHint(h.path))
+	if err == nil || fault.KindOf(err) != fault.Unexpected || h.right && !errors.Is(err, os.ErrPermission) {
+		return err
 	}
-	return err
+	return h.rightFault(err)
+}
+
+func (h *handler) rightFault(err error) error {
+	return fault.Wrap(fault.Precondition, err, "banger-nethelper lacks the right to set up networks").
+		WithHint("%s   (or: make install)", hostnet.GrantHint(h.path))
 }
