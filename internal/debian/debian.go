@@ -201,6 +201,7 @@ func (a *Apt) Update(ctx context.Context) error {
 // Package is a package of the archive.
 type Package struct {
 	Name, Version string
+	Architecture  string   // its own; "all" when it fits every one
 	Depends       []string // names of the packages it depends on, first alternatives only
 	Size          int64    // bytes
 }
@@ -226,6 +227,8 @@ func parsePackage(paragraph string) Package {
 			p.Name = value
 		case "Version":
 			p.Version = value
+		case "Architecture":
+			p.Architecture = value
 		case "Size":
 			_, _ = fmt.Sscan(value, &p.Size) // zero when it is no number: for display only
 		case "Depends":
@@ -246,7 +249,7 @@ func (a *Apt) Download(ctx context.Context, p Package) (string, error) {
 			WithHint("check the network, then try again: what is there already is kept")
 	}
 	// apt writes an epoch's colon as %3a, as in the archive.
-	file := fmt.Sprintf("%s_%s_%s.deb", p.Name, strings.ReplaceAll(p.Version, ":", "%3a"), a.source.Architecture)
+	file := fmt.Sprintf("%s_%s_%s.deb", p.Name, strings.ReplaceAll(p.Version, ":", "%3a"), p.Architecture)
 	path := filepath.Join(a.dir, "packages", file)
 	if _, err := os.Stat(path); err != nil {
 		return "", fault.Wrap(fault.Unexpected, err, "apt fetched no file %s", file)

@@ -23,12 +23,12 @@ const (
 	maxHome   = 64 << 20 // bytes of files in /root
 )
 
-// dropped are the paths below which nothing goes into an image: what each machine makes for itself,
-// caches, and documentation.
+// dropped are the paths that do not go into an image: what each machine makes for itself, caches, and
+// documentation. "dir/" stands for all below a directory, "dir/*" for all but directories.
 var dropped = []string{
 	"etc/apt/apt.conf.d/99mmdebstrap", "etc/dpkg/dpkg.cfg.d/99mmdebstrap",
 	"etc/machine-id", "etc/resolv.conf", "etc/hostname", "etc/fstab", "etc/default/locale",
-	"run/", "tmp/", "var/tmp/", "var/lib/apt/lists/", "var/cache/apt/", "var/cache/ldconfig/", "var/log/",
+	"run/", "tmp/", "var/tmp/", "var/lib/apt/lists/*", "var/cache/apt/*", "var/cache/ldconfig/*", "var/log/*",
 	"var/lib/systemd/random-seed", "var/lib/dbus/machine-id",
 	"usr/share/info/", "usr/share/man/", "usr/share/lintian/",
 }
@@ -156,8 +156,9 @@ func copyEntry(w *tar.Writer, h *tar.Header, content io.Reader) error {
 
 func isDropped(name string, dir bool) bool {
 	for _, d := range dropped {
-		below, isTree := strings.CutSuffix(d, "/")
-		if !isTree && name == d || isTree && strings.HasPrefix(name, below+"/") {
+		tree, filesOnly := strings.CutSuffix(d, "*")
+		isTree := strings.HasSuffix(tree, "/")
+		if !isTree && name == d || isTree && strings.HasPrefix(name, tree) && !(filesOnly && dir) {
 			return true
 		}
 	}

@@ -2,7 +2,6 @@ package kernel
 
 import (
 	"bytes"
-	"compress/bzip2"
 	"compress/gzip"
 	"context"
 	"debug/elf"
@@ -87,8 +86,6 @@ func unpackPayload(ctx context.Context, p []byte) ([]byte, error) {
 		return readBounded(r)
 	case starts("\x02\x21\x4c\x18"):
 		return unpackLZ4(body)
-	case starts("BZh"):
-		return readBounded(bzip2.NewReader(bytes.NewReader(body)))
 	case starts("\x7fELF"):
 		return p, nil
 	}
