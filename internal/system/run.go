@@ -94,7 +94,7 @@ func Run(ctx context.Context, c Command) ([]byte, error) {
 }
 
 func cannotStart(path string, err error) error {
-	kind := fault.Unexpected
+	kind := fault.KindOf(err)
 	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.EACCES) {
 		kind = fault.Precondition
 	}

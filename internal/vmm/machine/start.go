@@ -56,8 +56,11 @@ func checkFile(dir, path string) error {
 func WriteCommand(dir string, argv []string) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "cd %s && exec", quote(dir))
-	for _, a := range argv {
-		b.WriteString(" \\\n  " + quote(a))
+	for i, a := range argv {
+		if i == 0 || strings.HasPrefix(a, "-") {
+			b.WriteString(" \\\n ")
+		}
+		b.WriteString(" " + quote(a))
 	}
 	b.WriteString("\n")
 	if err := os.WriteFile(filepath.Join(dir, vmm.CommandFile), []byte(b.String()), 0o600); err != nil {

@@ -1,0 +1,195 @@
+// Package qemu is the driver for QEMU: with KVM where that runs guests at the speed of hardware,
+// else in software. One process is one machine; it is asked by QMP and told by signals.
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"sync"
+	"time"
+
+	"banger/internal/fault"
+	"banger/internal/system"
+	"banger/internal/vmm"
+	"banger/internal/vmm/kvm"
+	"banger/internal/vmm/machine"
+)
+
+// Name is the driver's name.
+const Name = "qemu"
+
+// maxCPUs is what QEMU's machines take.
+const maxCPUs = 255
+
+// Options are a driver's. The zero value finds everything itself.
+type Options struct {
+	Binary string       // of QEMU; "" is looked up in PATH
+	Log    *slog.Logger // nil: nothing is logged
+}
+
+// Driver runs machines on QEMU.
+type Driver struct {
+	o        Options
+	log      *slog.Logger
+	platform platform
+	trim     trimmer
+
+	mu     sync.Mutex
+	probed *vmm.Caps
+	binary string
+}
+
+var _ vmm.Driver = (*Driver)(nil)
+
+// New returns the driver for this host's architecture. It looks at nothing yet.
+func New(o Options) *Driver {
+	log := o.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Driver{o: o, log: log, platform: platforms[runtime.GOARCH]}
+}
+
+// Name returns "qemu".
+func (d *Driver) Name() string { return Name }
+
+// probeKVM is measured once for the process.
+var probeKVM = sync.OnceValue(kvm.Probe)
+
+// Caps finds QEMU and measures KVM. Failures are not remembered: QEMU may be installed meanwhile.
+func (d *Driver) Caps(ctx context.Context) (vmm.Caps, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.probed != nil {
+		return *d.probed, nil
+	}
+	if d.platform.binary == "" {
+		return vmm.Caps{}, fault.New(fault.Precondition, "no QEMU driver for %s", runtime.GOARCH)
+	}
+	binary := d.o.Binary
+	if binary == "" {
+		found, err := system.Find(d.platform.binary, d.platform.debianPackage)
+		if err != nil {
+			return vmm.Caps{}, err
+		}
+		binary = found
+	}
+	version, err := versionOf(ctx, binary)
+	if err != nil {
+		return vmm.Caps{}, err
+	}
+	caps := vmm.Caps{
+		Accelerator: "kvm", Version: version, KernelFormats: d.platform.kernelFormats,
+		Channel: "virtio-serial", MaxCPUs: maxCPUs,
+	}
+	if r := probeKVM(); !r.Usable {
+		caps.Accelerator, caps.SlowReason = "tcg", r.Reason+"; software emulation is used"
+	}
+	d.probed, d.binary = &caps, binary
+	return caps, nil
+}
+
+var versionPattern = regexp.MustCompile(`version (\d+\.\d+(\.\d+)?)`)
+
+func versionOf(ctx context.Context, binary string) (string, error) {
+	out, err := system.Run(ctx, system.Command{Path: binary, Args: []string{"--version"}, Timeout: 10 * time.Second})
+	if ctx.Err() != nil {
+		return "", ctx.Err()
+	}
+	if err != nil {
+		return "", fault.Wrap(fault.Precondition, err, "QEMU does not run").WithHint(
+			"see whether %s --version works", binary)
+	}
+	found := versionPattern.FindSubmatch(out)
+	if found == nil {
+		return "", fault.New(fault.Precondition, "%s does not say its version", binary)
+	}
+	return string(found[1]), nil
+}
+
+// Check finds missing files and network devices, and what QEMU cannot be told.
+func (d *Driver) Check(ctx context.Context, m vmm.Machine) error {
+	if _, err := d.Caps(ctx); err != nil {
+		return err
+	}
+	if err := checkMachine(m); err != nil {
+		return err
+	}
+	if err := machine.CheckFiles(m); err != nil {
+		return err
+	}
+	for _, n := range m.NICs {
+		// QEMU with the right to do so would make a missing one, connected to nothing.
+		if _, err := net.InterfaceByName(n.TAP); err != nil {
+			return fault.Wrap(fault.Precondition, err, "the network device %s of %s cannot be used", n.TAP, m.Name)
+		}
+	}
+	return nil
+}
+
+// sockets are QEMU's files that mean a running process.
+var sockets = []string{vmm.GuestSocket, MonitorSocket}
+
+// extra is what a handle says beside the process.
+type extra struct {
+	Accelerator string `json:"accelerator"`
+}
+
+// Adopt takes hold of a QEMU started earlier.
+func (d *Driver) Adopt(ctx context.Context, m vmm.Machine, h vmm.Handle) (vmm.Running, error) {
+	p, err := machine.Find(m.Dir, h)
+	if fault.KindOf(err) == fault.NotFound {
+		machine.RemoveIfUnlocked(m.Dir, sockets)
+	}
+	if err != nil {
+		return nil, err
+	}
+	mon, err := connect(ctx, adoptTimeout, m.Dir, p)
+	if err != nil {
+		if ended(p, lastWords) {
+			_ = p.Close()
+			machine.RemoveIfUnlocked(m.Dir, sockets)
+			return nil, fault.New(fault.NotFound, "QEMU of %s has just ended", m.Name)
+		}
+		// It is ours and it lives: whoever adopts it can still stop it, by signals.
+		d.log.WarnContext(ctx, "adopted a QEMU whose monitor does not answer", "machine", m.Name, "pid", p.PID(), "error", err)
+	}
+	return d.running(m, p, mon, h.Extra), nil
+}
+
+func (d *Driver) running(m vmm.Machine, p *system.Process, mon *monitor, extra json.RawMessage) vmm.Running {
+	untrim := d.trim.watch(filepath.Join(m.Dir, vmm.SerialLog), filepath.Join(m.Dir, vmm.VMMLog))
+	o := machine.Options{
+		Dir: m.Dir, Process: p, Extra: extra, Sockets: sockets,
+		Dial: func(ctx context.Context) (net.Conn, error) {
+			return system.DialUnixIn(ctx, m.Dir, vmm.GuestSocket)
+		},
+		Classify: func(s system.ExitStatus, stopped bool) vmm.Exit { return classify(m.Dir, mon, s, stopped) },
+		Release:  untrim,
+	}
+	if mon != nil {
+		o.Ask = &machine.Step{Grace: 2 * time.Second, Do: func(ctx context.Context) error {
+			return mon.callFor(ctx, "quit", nil)
+		}}
+		o.PowerButton = func(ctx context.Context) error { return mon.callFor(ctx, "system_powerdown", nil) }
+		o.Release = func() { untrim(); mon.close() }
+	}
+	return machine.New(o)
+}
+
+// ended tells whether a process whose sockets fail ends as well, within a moment.
+func ended(p *system.Process, within time.Duration) bool {
+	t := time.NewTimer(within)
+	defer t.Stop()
+	select {
+	case <-p.Done():
+		return true
+	case <-t.C:
+		return false
+	}
+}

@@ -1,0 +1,82 @@
+package qemu
+
+import (
+	"path/filepath"
+	"strings"
+	"time"
+
+	"banger/internal/system"
+	"banger/internal/vmm"
+	"banger/internal/vmm/machine"
+)
+
+// What Linux writes on its console last.
+const (
+	panicText    = "Kernel panic - not syncing"
+	powerOffText = "reboot: Power down"
+	haltText     = "reboot: System halted"
+	restartText  = "reboot: Restarting system"
+)
+
+// lastWords is how long the monitor may take to deliver its last event after the process has ended.
+const lastWords = time.Second
+
+// classify says how a machine ended: by the monitor's word; where there is none, because nobody was
+// connected, by the last lines of the console.
+func classify(dir string, mon *monitor, s system.ExitStatus, stopped bool) vmm.Exit {
+	reason := ""
+	if mon != nil {
+		select {
+		case <-mon.done:
+		case <-time.After(lastWords):
+		}
+		reason = mon.shutdownReason()
+	}
+	console := machine.Tail(filepath.Join(dir, vmm.SerialLog), 500)
+	return judge(reason, console, s, stopped)
+}
+
+// judge weighs the reason of QEMU's SHUTDOWN event (qapi/run-state.json: ShutdownCause) and the console.
+func judge(reason string, console []string, s system.ExitStatus, stopped bool) vmm.Exit {
+	switch reason {
+	case "guest-shutdown":
+		return vmm.Exit{Kind: vmm.ExitPowerOff, Detail: "the guest powered itself off"}
+	case "guest-reset", "guest-panic", "subsystem-reset":
+		// The kernel resets the machine after a panic as it does on a reboot.
+		if line, ok := last(console, panicText); ok {
+			return vmm.Exit{Kind: vmm.ExitPanic, Detail: line}
+		}
+		return vmm.Exit{Kind: vmm.ExitReboot, Detail: "the guest asked for a reboot"}
+	case "":
+		if e, ok := fromConsole(console); ok && !stopped && s.Signal == 0 {
+			return e
+		}
+	}
+	return machine.ClassifyStatus(s, stopped)
+}
+
+// fromConsole believes the console's end alone: a guest that said it long ago has gone on since.
+func fromConsole(console []string) (vmm.Exit, bool) {
+	tail := console[max(0, len(console)-3):]
+	for text, kind := range map[string]vmm.ExitKind{
+		powerOffText: vmm.ExitPowerOff, haltText: vmm.ExitPowerOff, restartText: vmm.ExitReboot,
+	} {
+		if line, ok := last(tail, text); ok {
+			return vmm.Exit{Kind: kind, Detail: line}, true
+		}
+	}
+	if line, ok := last(console[max(0, len(console)-60):], panicText); ok {
+		return vmm.Exit{Kind: vmm.ExitPanic, Detail: line}, true
+	}
+	return vmm.Exit{}, false
+}
+
+// last returns the last line that holds text, from there on.
+func last(lines []string, text string) (string, bool) {
+	for i := len(lines) - 1; i >= 0; i-- {
+		if at := strings.Index(lines[i], text); at >= 0 {
+			return lines[i][at:], true
+		}
+	}
+	return "", false
+}

@@ -1,0 +1,144 @@
+package qemu_test
+
+import (
+	"bytes"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/cavaliergopher/cpio"
+
+	"banger/internal/hosttest/need"
+	"banger/internal/kernel"
+	"banger/internal/paths"
+	"banger/internal/vm"
+	"banger/internal/vmm"
+	"banger/internal/vmm/qemu"
+	"banger/internal/vmm/vmmtest"
+)
+
+// kernelVariable names a guest kernel, ELF or bzImage, instead of the one that banger's setup made.
+const kernelVariable = "BANGER_TEST_KERNEL"
+
+func testKernel(t testing.TB) string {
+	t.Helper()
+	if path := os.Getenv(kernelVariable); path != "" {
+		need.Binary(t, "qemu-system-x86_64")
+		return path
+	}
+	state := paths.Paths{State: need.VM(t)}
+	k, err := kernel.Open(state.Kernels(), t.TempDir()).Get(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k.ELF
+}
+
+// echoSource is the one program of the test's guest.
+const echoSource = `package main
+
+import (
+	"os"
+	"strings"
+)
+
+func main() { os.Stdout.WriteString(strings.Join(os.Args[1:], " ") + "\n") }
+`
+
+// initSource is the guest's init: there is no disk and no other init, so the agent supervises.
+const initSource = `package main
+
+import (
+	"os"
+	"syscall"
+)
+
+func main() {
+	for where, what := range map[string]string{"/dev": "devtmpfs", "/proc": "proc", "/sys": "sysfs"} {
+		if err := syscall.Mount(what, where, what, 0, ""); err != nil {
+			panic(err)
+		}
+	}
+	const agent = "/run/banger/agent"
+	panic(syscall.Exec(agent, []string{agent, "supervise", "banger.agent.0"}, os.Environ()))
+}
+`
+
+// testInitramfs holds an init, the agent and echo.
+func testInitramfs(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	programs := map[string]string{"run/banger/agent": "banger/cmd/banger-agent"}
+	for name, source := range map[string]string{"init": initSource, "bin/echo": echoSource} {
+		programs[name] = filepath.Join(dir, filepath.Base(name)+".go")
+		if err := os.WriteFile(programs[name], []byte(source), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var archive bytes.Buffer
+	w := cpio.NewWriter(&archive)
+	for _, name := range []string{"dev", "proc", "sys", "run", "run/banger", "bin", "etc", "root", "tmp"} {
+		header(t, w, &cpio.Header{Name: name, Mode: cpio.TypeDir | 0o755})
+	}
+	for name, source := range programs {
+		program := build(t, source, filepath.Join(dir, filepath.Base(name)))
+		header(t, w, &cpio.Header{Name: name, Mode: cpio.TypeReg | 0o755, Size: int64(len(program))})
+		if _, err := w.Write(program); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "initramfs.img")
+	if err := os.WriteFile(path, archive.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func header(t testing.TB, w *cpio.Writer, h *cpio.Header) {
+	t.Helper()
+	if err := w.WriteHeader(h); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func build(t testing.TB, source, out string) []byte {
+	t.Helper()
+	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", out, source)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if said, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", source, err, said)
+	}
+	f, err := os.Open(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	program, err := io.ReadAll(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return program
+}
+
+func TestConformance(t *testing.T) {
+	kernel, initramfs := testKernel(t), testInitramfs(t)
+	vmmtest.Run(t, vmmtest.Target{
+		New: func(testing.TB) vmm.Driver { return qemu.New(qemu.Options{}) },
+		Machine: func(_ testing.TB, dir string) vmm.Machine {
+			return vmm.Machine{
+				ID: vm.ID("0a1b2c3d"), Name: "web", Dir: dir, CPUs: 2, MemoryBytes: 256 << 20,
+				Kernel: kernel, Initramfs: initramfs, Cmdline: []string{"quiet"},
+			}
+		},
+		BootTimeout: 90 * time.Second,
+		// Nothing to add: the first seconds of a boot are hang enough.
+		Panic: []string{"rdinit=/nonexistent", "init=/nonexistent"}, PanicText: "Kernel panic - not syncing",
+		Break: func(m *vmm.Machine) { m.MemoryBytes = 1 << 60 },
+	})
+}

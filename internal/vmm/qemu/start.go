@@ -1,0 +1,144 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"banger/internal/fault"
+	"banger/internal/system"
+	"banger/internal/vmm"
+	"banger/internal/vmm/machine"
+)
+
+// Bounds of a start.
+const (
+	startTimeout = 20 * time.Second     // until the monitor answers
+	connectPause = 5 * time.Millisecond // between looks for the monitor's socket
+	adoptTimeout = 5 * time.Second
+)
+
+// Start starts QEMU and returns when its monitor says that the machine runs.
+func (d *Driver) Start(ctx context.Context, m vmm.Machine) (vmm.Running, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	caps, err := d.Caps(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.Check(ctx, m); err != nil {
+		return nil, err
+	}
+	args, err := arguments(d.platform, caps.Accelerator, m)
+	if err != nil {
+		return nil, err
+	}
+	note, err := json.Marshal(extra{Accelerator: caps.Accelerator})
+	if err != nil {
+		return nil, err
+	}
+	lock, err := machine.Lock(m.Dir)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	machine.RemoveSockets(m.Dir, sockets)
+	if err := prepareLogs(m.Dir, append([]string{d.binary}, args...)); err != nil {
+		return nil, err
+	}
+	p, err := system.Start(system.StartOptions{
+		Path: d.binary, Args: args, Dir: m.Dir, NewSession: true,
+		Log: filepath.Join(m.Dir, vmm.VMMLog), ExtraFiles: []*os.File{lock},
+	})
+	if err != nil {
+		return nil, err
+	}
+	mon, err := connect(ctx, startTimeout, m.Dir, p)
+	if err != nil {
+		died := ended(p, lastWords)
+		machine.Kill(p)
+		machine.RemoveSockets(m.Dir, sockets)
+		return nil, explain(m, err, died)
+	}
+	return d.running(m, p, mon, note), nil
+}
+
+// prepareLogs puts the last serial log aside and writes down the command line. The new log is ours
+// alone to read: a console may show secrets.
+func prepareLogs(dir string, argv []string) error {
+	log := filepath.Join(dir, vmm.SerialLog)
+	if err := os.Rename(log, log+".1"); err != nil && !os.IsNotExist(err) {
+		return fault.Wrap(fault.Precondition, err, "cannot put the old serial log aside")
+	}
+	f, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		return fault.Wrap(fault.Precondition, err, "cannot make the serial log")
+	}
+	return machine.WriteCommand(dir, argv)
+}
+
+// connect connects to the monitor, which may not listen yet, as long as the process lives and the
+// time lasts.
+func connect(ctx context.Context, most time.Duration, dir string, p *system.Process) (*monitor, error) {
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	pause := time.NewTicker(connectPause)
+	defer pause.Stop()
+	for {
+		conn, err := system.DialUnixIn(ctx, dir, MonitorSocket)
+		if err == nil {
+			stop := context.AfterFunc(ctx, func() { conn.Close() })
+			defer stop()
+			return newMonitor(ctx, conn)
+		}
+		select {
+		case <-pause.C:
+		case <-p.Done():
+			return nil, fault.New(fault.Unexpected, "QEMU ended: %s", p.Status())
+		case <-ctx.Done():
+			return nil, fault.Wrap(fault.KindOf(ctx.Err()), err, "QEMU's monitor does not listen")
+		}
+	}
+}
+
+// hints turns what QEMU says into what to do. The first match counts.
+var hints = []struct {
+	text string
+	kind fault.Kind
+	hint string
+}{
+	{"could not configure /dev/net/tun", fault.Precondition, "the TAP device is missing, in use or another user's: see banger doctor"},
+	{"/dev/net/tun", fault.Precondition, "this user may not open /dev/net/tun: see banger doctor"},
+	{"get \"write\" lock", fault.Conflict, "another process writes to this disk"},
+	{"get shared \"write\" lock", fault.Conflict, "another process writes to this disk"},
+	{"Permission denied", fault.Precondition, "a file of this VM cannot be opened by your user: see its owner and mode"},
+	{"No such file or directory", fault.Precondition, "a file of this VM is missing: see banger doctor"},
+	{"Cannot allocate memory", fault.Precondition, "the host has too little free memory: give the VM less, or stop another one"},
+	{"cannot set up guest memory", fault.Precondition, "the host has too little free memory: give the VM less, or stop another one"},
+	{"failed to initialize kvm", fault.Precondition, "KVM cannot be used: see banger doctor"},
+}
+
+// explain makes the error of a failed start from QEMU's own last words.
+func explain(m vmm.Machine, err error, died bool) error {
+	const lines = 5
+	kind, hint := fault.KindOf(err), "the command line is in "+filepath.Join(m.Dir, vmm.CommandFile)
+	said := strings.Join(machine.Tail(filepath.Join(m.Dir, vmm.VMMLog), lines), "; ")
+	for _, h := range hints {
+		if died && strings.Contains(said, h.text) {
+			kind, hint = h.kind, h.hint
+			break
+		}
+	}
+	said = strings.ReplaceAll(said, "qemu-system-x86_64: ", "")
+	if died && said != "" {
+		return fault.New(kind, "QEMU did not start %s: %s", m.Name, said).WithHint("%s", hint)
+	}
+	return fault.Wrap(kind, err, "QEMU did not start %s", m.Name).WithHint("%s", hint)
+}

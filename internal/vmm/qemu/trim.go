@@ -1,0 +1,93 @@
+package qemu
+
+import (
+	"io"
+	"os"
+	"sync"
+	"time"
+)
+
+// Bounds of a machine's logs. A guest writes its console as it likes; QEMU has no limit for it. The
+// logs are opened for appending, so they can be cut while they are written.
+const (
+	trimEvery = 10 * time.Second
+	trimAbove = 8 << 20 // bytes; a log and its predecessor take some twice that
+)
+
+// trimmer keeps logs short while machines run. It needs no goroutine, and rests without machines.
+type trimmer struct {
+	mu    sync.Mutex
+	logs  map[string]int // how often it is watched
+	timer *time.Timer
+}
+
+// watch begins to watch logs; the function returned ends it.
+func (t *trimmer) watch(logs ...string) func() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.logs == nil {
+		t.logs = map[string]int{}
+	}
+	for _, l := range logs {
+		t.logs[l]++
+	}
+	if t.timer == nil {
+		t.timer = time.AfterFunc(trimEvery, t.tick)
+	}
+	return sync.OnceFunc(func() { t.unwatch(logs) })
+}
+
+func (t *trimmer) unwatch(logs []string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, l := range logs {
+		if t.logs[l]--; t.logs[l] <= 0 {
+			delete(t.logs, l)
+		}
+	}
+	if len(t.logs) == 0 && t.timer != nil {
+		t.timer.Stop()
+		t.timer = nil
+	}
+}
+
+func (t *trimmer) tick() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for l := range t.logs {
+		// A log that cannot be cut now is looked at again soon.
+		_ = trim(l, trimAbove)
+	}
+	if t.timer != nil {
+		t.timer.Reset(trimEvery)
+	}
+}
+
+// trim moves the end of a log that is above most to its predecessor and empties it. What is written
+// between the two is lost.
+func trim(path string, most int64) error {
+	info, err := os.Stat(path)
+	if err != nil || info.Size() <= most {
+		return err
+	}
+	from, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	if _, err := from.Seek(info.Size()-most, io.SeekStart); err != nil {
+		return err
+	}
+	to, err := os.OpenFile(path+".1", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.CopyN(to, from, most)
+	if cerr := to.Close(); err == nil {
+		err = cerr
+	}
+	if terr := from.Truncate(0); err == nil {
+		err = terr
+	}
+	return err
+}
