@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 
 	"github.com/spf13/cobra"
 
@@ -79,10 +78,21 @@ func runRun(ctx context.Context, o runOptions, e *Env) error {
 		err = e.enter(ctx, ssh, endpoint, sshOptions{command: o.command})
 	}
 	if o.remove {
-		return errors.Join(err, e.removeEphemeral(ctx, c, created.GetName()))
+		return both(err, e.removeEphemeral(ctx, c, created.GetName()))
 	}
 	e.remindRunning(ctx, c, created.GetName())
 	return err
+}
+
+// both keeps the first failure's exit code and prints both.
+func both(first, second error) error {
+	switch {
+	case first == nil:
+		return second
+	case second == nil:
+		return first
+	}
+	return severalErrors{first, second}
 }
 
 // greet tells the made-up name to who is about to see a shell.

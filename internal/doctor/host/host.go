@@ -39,7 +39,7 @@ func Checks(p paths.Paths) []doctor.Check {
 		optional(program("mmdebstrap", "mmdebstrap", "mmdebstrap", "builds the default image")),
 		{Name: "keyring", Run: checkKeyring, Hint: "apt install debian-archive-keyring"},
 		{Name: "kvm", Run: func(context.Context) doctor.Result { return checkKVM("/dev/kvm", "/sys/module/kvm_pvm") }},
-		{Name: "nethelper", Run: checkNetHelper, Hint: "make install gives banger-nethelper its capability"},
+		{Name: "nethelper", Run: checkNetHelper, Hint: "build and install all of banger: make install"},
 		{Name: "disk space", Run: func(context.Context) doctor.Result { return checkSpace(p.State) }},
 		{Name: "directories", Run: func(context.Context) doctor.Result { return checkDirectories(p) }},
 		{Name: "socket", Run: func(context.Context) doctor.Result { return checkSocket(p) }},
@@ -118,22 +118,25 @@ func checkNetHelper(context.Context) doctor.Result {
 	return doctor.Good(path + " has CAP_NET_ADMIN")
 }
 
-// netHelper finds the helper beside our own program, in the runtime directory, or in PATH.
+// netHelper finds the helper where the daemon does: beside the programs in a build directory, in
+// ../lib/banger of installed ones, in ./runtime of a source checkout.
 func netHelper() (string, error) {
 	const name = "banger-nethelper"
-	if self, err := os.Executable(); err == nil {
-		dir := filepath.Dir(self)
-		for _, path := range []string{filepath.Join(dir, name), filepath.Join(dir, "../lib/banger", name)} {
-			if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
-				return path, nil
-			}
+	self, err := os.Executable()
+	if err != nil {
+		return "", fault.Wrap(fault.Precondition, err, "cannot find our own executable")
+	}
+	if real, err := filepath.EvalSymlinks(self); err == nil {
+		self = real
+	}
+	dir := filepath.Dir(self)
+	for _, place := range []string{dir, filepath.Join(dir, "../lib/banger"), filepath.Join(dir, "../runtime")} {
+		path := filepath.Join(place, name)
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
+			return path, nil
 		}
 	}
-	path, err := system.Find(name, "")
-	if err != nil {
-		return "", fault.New(fault.Precondition, "cannot find the program %s", name)
-	}
-	return path, nil
+	return "", fault.New(fault.Precondition, "the program %s is missing beside %s", name, self)
 }
 
 // hasNetAdmin reads the file capabilities: struct vfs_cap_data of linux/capability.h, little-endian,
