@@ -32,11 +32,12 @@ type world struct {
 	bangerv1connect.UnimplementedImageServiceHandler
 	bangerv1connect.UnimplementedDaemonServiceHandler
 
-	mu     sync.Mutex
-	vms    map[string]*bangerv1.VM
-	calls  []string                  // procedures, in the order of their arrival
-	hang   string                    // a VM of this name never gets anywhere
-	execed []*bangerv1.ExecVMRequest // of the last ExecVM
+	mu       sync.Mutex
+	vms      map[string]*bangerv1.VM
+	calls    []string // procedures, in the order of their arrival
+	endpoint *bangerv1.SSHEndpoint
+	hang     string                    // a VM of this name never gets anywhere
+	execed   []*bangerv1.ExecVMRequest // of the last ExecVM
 }
 
 var (
@@ -217,6 +218,9 @@ func (w *world) GetSSHEndpoint(_ context.Context, r *bangerv1.GetSSHEndpointRequ
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	_, err := w.look(r.GetVm())
+	if w.endpoint != nil {
+		return &bangerv1.GetSSHEndpointResponse{Endpoint: w.endpoint}, err
+	}
 	return &bangerv1.GetSSHEndpointResponse{Endpoint: &bangerv1.SSHEndpoint{
 		User: "root", Host: "172.30.0.2", Port: 22, IdentityFile: "/k/id", KnownHostsFile: "/a b/known_hosts", HostKeyAlias: "web.vm",
 	}}, err
@@ -343,6 +347,13 @@ func (s *session) env(args ...string) (*Env, *bytes.Buffer, *bytes.Buffer) {
 // run runs one command line: words are parted at spaces.
 func (s *session) run(line string) (stdout, stderr string, code int) {
 	return s.runContext(context.Background(), line)
+}
+
+// runWords runs one command line given word by word.
+func (s *session) runWords(words ...string) (stdout, stderr string, code int) {
+	e, out, errs := s.env(words...)
+	code = Run(context.Background(), e)
+	return out.String(), errs.String(), code
 }
 
 func (s *session) runContext(ctx context.Context, line string) (stdout, stderr string, code int) {

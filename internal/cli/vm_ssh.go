@@ -99,7 +99,7 @@ func (e *Env) enter(ctx context.Context, ssh string, endpoint *bangerv1.SSHEndpo
 	release := e.takeSignals(nil)
 	defer release()
 	code, err := system.Foreground(context.WithoutCancel(ctx), system.Command{
-		Path: ssh, Args: sshArguments(endpoint, o, isTerminal(e.Stdin)),
+		Path: ssh, Args: sshArguments(endpoint, o, isTerminal(e.Stdin)), Stdin: e.Stdin, Stdout: e.Stdout,
 	})
 	if err != nil {
 		return err
