@@ -91,6 +91,9 @@ func (p Paths) DaemonLog() string { return filepath.Join(p.State, "bangerd.log")
 // crash. That of the run before has ".1" added.
 func (p Paths) DaemonOutput() string { return filepath.Join(p.State, "bangerd.out") }
 
+// HelperLog is what banger-nethelper says.
+func (p Paths) HelperLog() string { return filepath.Join(p.State, "nethelper.log") }
+
 // VMs holds a directory for each VM.
 func (p Paths) VMs() string { return filepath.Join(p.State, "vms") }
 

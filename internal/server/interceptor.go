@@ -19,8 +19,9 @@ import (
 // interceptor stands around every call: it waits until the engine is ready, catches panics, notes
 // the call in the log and sends faults as such.
 type interceptor struct {
-	logger *slog.Logger
-	ready  <-chan struct{}
+	logger  *slog.Logger
+	gate    *Gate
+	closing <-chan struct{}
 }
 
 // around runs one call.
@@ -41,15 +42,10 @@ func (i *interceptor) around(ctx context.Context, procedure string, call func() 
 
 // awaitReady lets calls about the daemon itself through at all times.
 func (i *interceptor) awaitReady(ctx context.Context, procedure string) error {
-	if i.ready == nil || strings.HasPrefix(procedure, "/"+bangerv1connect.DaemonServiceName+"/") {
+	if strings.HasPrefix(procedure, "/"+bangerv1connect.DaemonServiceName+"/") {
 		return nil
 	}
-	select {
-	case <-i.ready:
-		return nil
-	case <-ctx.Done():
-		return fault.Wrap(fault.KindOf(ctx.Err()), ctx.Err(), "the daemon is still looking after the VMs of its predecessor")
-	}
+	return i.gate.wait(ctx)
 }
 
 // guarded runs f and makes a fault of a panic, so that one call's bug does not end the daemon.
@@ -83,9 +79,18 @@ func (i *interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	}
 }
 
-// WrapStreamingHandler is part of connect.Interceptor.
+// WrapStreamingHandler is part of connect.Interceptor. Streams may last, so they end when the daemon does.
 func (i *interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
 	return func(ctx context.Context, conn connect.StreamingHandlerConn) error {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		go func() {
+			select {
+			case <-i.closing:
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
 		return i.around(ctx, conn.Spec().Procedure, func() error { return next(ctx, conn) })
 	}
 }

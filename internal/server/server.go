@@ -58,8 +58,10 @@ type Options struct {
 	Host func(context.Context) Host
 	// Shutdown begins the daemon's end and returns at once.
 	Shutdown func()
-	// Ready is closed when the engine has reconciled; calls wait for it. Nil: ready.
-	Ready <-chan struct{}
+	// Gate opens when the engine has reconciled; calls wait for it. Nil: open.
+	Gate *Gate
+	// Closing is closed when the daemon begins to end: streams are cancelled then. Nil: never.
+	Closing <-chan struct{}
 }
 
 // Host is what the daemon knows of itself and its machine.
@@ -86,7 +88,7 @@ type service struct{ Options }
 // New returns the handler of the whole API.
 func New(o Options) http.Handler {
 	s := &service{o}
-	guard := &interceptor{logger: o.Logger, ready: o.Ready}
+	guard := &interceptor{logger: o.Logger, gate: o.Gate, closing: o.Closing}
 	with := connect.WithHandlerOptions(
 		connect.WithInterceptors(guard),
 		connect.WithConditionalHandlerOptions(limits),

@@ -24,7 +24,7 @@ func (s daemonService) GetStatus(ctx context.Context, _ *bangerv1.GetStatusReque
 			Name: d.Name, Available: d.Available, Version: d.Version, Accelerator: d.Accelerator, Reason: d.Reason,
 		})
 	}
-	if !s.isReady() {
+	if !s.Gate.isOpen() {
 		return res, nil
 	}
 	list, err := s.Engine.List(ctx)
@@ -38,18 +38,6 @@ func (s daemonService) GetStatus(ctx context.Context, _ *bangerv1.GetStatusReque
 		}
 	}
 	return res, nil
-}
-
-func (s *service) isReady() bool {
-	if s.Ready == nil {
-		return true
-	}
-	select {
-	case <-s.Ready:
-		return true
-	default:
-		return false
-	}
 }
 
 func (s daemonService) Shutdown(context.Context, *bangerv1.ShutdownRequest) (*bangerv1.ShutdownResponse, error) {

@@ -17,8 +17,12 @@ func Image(i image.Image, isDefault bool, usedBy []string) *bangerv1.Image {
 
 // Kernel makes the API's form of a kernel.
 func Kernel(k kernel.Kernel, isDefault bool) *bangerv1.Kernel {
-	return &bangerv1.Kernel{
-		Name: k.Name, Release: k.Release, Architecture: k.Architecture, SizeBytes: k.Bytes, IsDefault: isDefault,
+	m := &bangerv1.Kernel{
+		Name: k.Name, Release: k.Release, Architecture: k.Architecture, IsDefault: isDefault,
 		Problem: k.Problem, Directory: k.Dir,
 	}
+	for _, f := range k.Manifest.Files {
+		m.SizeBytes += f.Size
+	}
+	return m
 }

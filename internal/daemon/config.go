@@ -1,0 +1,167 @@
+package daemon
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"runtime"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+
+	"banger/internal/fault"
+	"banger/internal/hostnet"
+	"banger/internal/paths"
+	"banger/internal/vm"
+)
+
+// Config is the user's configuration, config.toml. Everything has a default; unknown keys are errors.
+type Config struct {
+	// What a new VM is when its creator does not say.
+	VMM      string `toml:"vmm"`       // auto, firecracker or qemu
+	CPUs     int    `toml:"cpus"`      // 2, or 1 on a host with one
+	Memory   string `toml:"memory"`    // "1G"
+	Disk     string `toml:"disk"`      // what / can hold beyond the image: "4G"
+	WorkDisk string `toml:"work_disk"` // the disk at /root: "4G"
+	Image    string `toml:"image"`     // empty: the default image
+	Kernel   string `toml:"kernel"`    // empty: the default kernel
+
+	BootTimeout string `toml:"boot_timeout"` // until the agent answers: "3m"
+	StopTimeout string `toml:"stop_timeout"` // for the guest's own shutdown: "30s"
+	LogLevel    string `toml:"log_level"`    // debug, info, warn or error
+
+	Network NetworkConfig `toml:"network"`
+}
+
+// NetworkConfig is the section [network].
+type NetworkConfig struct {
+	Bridge string `toml:"bridge"` // banger0
+	Subnet string `toml:"subnet"` // "172.30.0.0/16"; empty: the first of a list that clashes with no route
+	NAT    bool   `toml:"nat"`    // whether VMs reach the world when their creator does not say: true
+}
+
+// DefaultConfig is what holds without a config.toml.
+func DefaultConfig() Config {
+	return Config{
+		VMM: "auto", CPUs: min(2, runtime.NumCPU()), Memory: "1G", Disk: "4G", WorkDisk: "4G",
+		BootTimeout: "3m", StopTimeout: "30s", LogLevel: "info",
+		Network: NetworkConfig{Bridge: paths.Bridge, NAT: true},
+	}
+}
+
+// settings is the configuration with its values read.
+type settings struct {
+	defaults    vm.Spec
+	bootTimeout time.Duration
+	stopTimeout time.Duration
+	logLevel    slog.Level
+	bridge      string
+	subnet      netip.Prefix // zero: choose one
+}
+
+// loadConfig reads the file at path; none means the defaults. Its faults name the file, the line or key, and what would do.
+func loadConfig(path string) (settings, error) {
+	config := DefaultConfig()
+	data, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return settings{}, fault.Wrap(fault.Precondition, err, "cannot read %s", path)
+	}
+	decoder := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields()
+	if err := decoder.Decode(&config); err != nil {
+		return settings{}, badConfig(path, err)
+	}
+	s, err := config.settings()
+	if err != nil {
+		return s, fault.Wrap(fault.Usage, err, "%s", path).WithHint("%s", hintOr(err, "correct the file"))
+	}
+	return s, nil
+}
+
+func hintOr(err error, otherwise string) string {
+	if hint := fault.HintOf(err); hint != "" {
+		return hint
+	}
+	return otherwise
+}
+
+func badConfig(path string, err error) error {
+	var unknown *toml.StrictMissingError
+	if errors.As(err, &unknown) && len(unknown.Errors) > 0 {
+		line, _ := unknown.Errors[0].Position()
+		return fault.New(fault.Usage, "%s:%d: unknown key %q", path, line, joinKey(unknown.Errors[0].Key())).
+			WithHint("remove or correct the line")
+	}
+	var decode *toml.DecodeError
+	if errors.As(err, &decode) {
+		line, column := decode.Position()
+		return fault.New(fault.Usage, "%s:%d:%d: %s", path, line, column, decode.Error()).WithHint("correct the line")
+	}
+	return fault.Wrap(fault.Usage, err, "%s", path).WithHint("correct the file")
+}
+
+func joinKey(key toml.Key) string {
+	out := ""
+	for i, part := range key {
+		if i > 0 {
+			out += "."
+		}
+		out += part
+	}
+	return out
+}
+
+// settings reads the values. What depends on the host's size is checked at create, not here.
+func (c Config) settings() (settings, error) {
+	var r reader
+	s := settings{
+		defaults: vm.Spec{
+			VMM: c.VMM, CPUs: c.CPUs, Image: c.Image, Kernel: c.Kernel, NAT: c.Network.NAT, Units: vm.UnitsFast,
+			MemoryBytes: r.size("memory", c.Memory), DiskBytes: r.size("disk", c.Disk),
+			WorkDiskBytes: r.size("work_disk", c.WorkDisk),
+		},
+		bootTimeout: r.duration("boot_timeout", c.BootTimeout),
+		stopTimeout: r.duration("stop_timeout", c.StopTimeout),
+		bridge:      c.Network.Bridge,
+	}
+	r.note("network.bridge", hostnet.CheckBridge(c.Network.Bridge))
+	if err := s.logLevel.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		r.note("log_level", fault.New(fault.Usage, "%q is no level", c.LogLevel).WithHint("use debug, info, warn or error"))
+	}
+	if c.Network.Subnet != "" {
+		var err error
+		if s.subnet, err = netip.ParsePrefix(c.Network.Subnet); err != nil {
+			r.note("network.subnet", fault.New(fault.Usage, "%q is no subnet", c.Network.Subnet).WithHint("for example %s", paths.Subnet))
+		} else {
+			r.note("network.subnet", hostnet.CheckSubnet(s.subnet))
+		}
+	}
+	return s, r.err
+}
+
+// reader keeps the first thing that was wrong.
+type reader struct{ err error }
+
+func (r *reader) note(key string, err error) {
+	if err != nil && r.err == nil {
+		r.err = fmt.Errorf("%s: %w", key, err)
+	}
+}
+
+func (r *reader) size(key, text string) int64 {
+	n, err := vm.ParseSize(text)
+	r.note(key, err)
+	return n
+}
+
+// duration reads a time limit: a second to an hour.
+func (r *reader) duration(key, text string) time.Duration {
+	d, err := time.ParseDuration(text)
+	if err != nil || d < time.Second || d > time.Hour {
+		r.note(key, fault.New(fault.Usage, "%q is no time limit", text).WithHint("use one from 1s to 1h, for example 90s"))
+	}
+	return d
+}

@@ -1,0 +1,255 @@
+package daemon
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/api/agent/v1/agentv1connect"
+	"banger/internal/capability"
+	"banger/internal/engine"
+	"banger/internal/fault"
+	"banger/internal/hostnet"
+	"banger/internal/image"
+	"banger/internal/kernel"
+	"banger/internal/server"
+	"banger/internal/store"
+	"banger/internal/vm"
+	"banger/internal/vmm"
+	"banger/internal/vmm/fake"
+)
+
+// house is all the parts of a daemon, put together.
+type house struct {
+	options Options
+	config  settings
+	logger  *slog.Logger
+	started time.Time
+
+	store   *store.Store
+	images  *image.Store
+	kernels *kernel.Store
+	network hostnet.Network
+	drivers []vmm.Driver
+	engine  *engine.Engine
+
+	mu         sync.Mutex
+	reconciled []string     // guarded by mu
+	subnet     netip.Prefix // of the bridge, once known; guarded by mu
+}
+
+// assemble puts the parts together. Nothing on the host is changed yet but the database's schema.
+func (o Options) assemble(ctx context.Context, config settings, logger *slog.Logger) (_ *house, err error) {
+	h := &house{
+		options: o, config: config, logger: logger, started: time.Now(), subnet: config.subnet,
+		images: image.Open(o.Paths.Images()), kernels: kernel.Open(o.Paths.Kernels(), o.Paths.Cache),
+	}
+	if h.drivers, err = o.drivers(); err != nil {
+		return nil, err
+	}
+	if h.network, err = o.network(ctx, config, logger); err != nil {
+		return nil, err
+	}
+	if h.store, err = store.Open(ctx, o.Paths.Database()); err != nil {
+		return nil, errors.Join(err, h.closeNetwork())
+	}
+	limits, err := hostLimits(h.drivers)
+	if err != nil {
+		return nil, errors.Join(err, h.close())
+	}
+	h.engine = engine.New(engine.Config{
+		Store: h.store, Paths: o.Paths, Drivers: h.drivers, Capabilities: h.capabilities(), Logger: logger,
+		BootTimeout: config.bootTimeout, StopTimeout: config.stopTimeout, Limits: limits,
+		Allocate: h.allocate, MAC: hostnet.MAC, AfterStage: o.AfterStage,
+	})
+	return h, nil
+}
+
+// drivers returns the VMMs in order of preference.
+func (o Options) drivers() ([]vmm.Driver, error) {
+	if o.FakeVMM {
+		d, err := fake.New(o.FakeCommand...)
+		return []vmm.Driver{d}, err
+	}
+	return []vmm.Driver{}, nil
+}
+
+func (h *house) capabilities() []capability.Capability { return nil }
+
+// network returns the host's network, by way of the privileged helper.
+func (o Options) network(ctx context.Context, config settings, logger *slog.Logger) (hostnet.Network, error) {
+	if o.FakeVMM {
+		return hostnet.NewFake(), nil
+	}
+	helper, err := part("banger-nethelper")
+	if err != nil {
+		return nil, err
+	}
+	return hostnet.Start(ctx, hostnet.Options{
+		HelperPath: helper, HelperLog: o.Paths.HelperLog(), Bridge: config.bridge, Subnet: config.subnet,
+		Instance: instance(o.Paths.State), Logger: logger,
+	})
+}
+
+// instance tells two bangers of one user apart, by their state directories.
+func instance(state string) string {
+	sum := sha256.Sum256([]byte(state))
+	return hex.EncodeToString(sum[:4])
+}
+
+// part finds a program of ours that users do not call: beside the daemon in a build directory, in ../lib/banger
+// of an installed one, or in ./runtime of a source checkout.
+func part(name string) (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", fault.Wrap(fault.Precondition, err, "cannot find our own executable")
+	}
+	if real, err := filepath.EvalSymlinks(self); err == nil {
+		self = real
+	}
+	dir := filepath.Dir(self)
+	for _, place := range []string{dir, filepath.Join(dir, "../lib/banger"), filepath.Join(dir, "../runtime")} {
+		path := filepath.Join(place, name)
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
+			return path, nil
+		}
+	}
+	return "", fault.New(fault.Precondition, "the program %s is missing beside %s", name, self).
+		WithHint("build and install all of banger: make install")
+}
+
+// hostLimits is what a VM can have at most.
+func hostLimits(drivers []vmm.Driver) (vm.Limits, error) {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return vm.Limits{}, fault.Wrap(fault.Unexpected, err, "cannot read the host's memory")
+	}
+	l := vm.Limits{CPUs: runtime.NumCPU(), MemoryBytes: int64(info.Totalram) * int64(info.Unit)}
+	for _, d := range drivers {
+		l.VMMs = append(l.VMMs, d.Name())
+	}
+	return l, nil
+}
+
+// allocate picks an address on the bridge's subnet.
+func (h *house) allocate(taken map[netip.Addr]bool) (netip.Addr, error) {
+	subnet, err := h.bridgeSubnet()
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	return hostnet.Allocate(subnet, taken)
+}
+
+// bridgeSubnet returns the configured subnet, or the one the bridge has or gets.
+func (h *house) bridgeSubnet() (netip.Prefix, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.subnet.IsValid() {
+		return h.subnet, nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	address, err := h.network.EnsureBridge(ctx)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	h.subnet = address.Masked()
+	return h.subnet, nil
+}
+
+// reconcile looks after the VMs of the daemon's predecessor.
+func (h *house) reconcile(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, reconcileTimeout)
+	defer cancel()
+	begin := time.Now()
+	mended, err := h.engine.Reconcile(ctx)
+	h.mu.Lock()
+	h.reconciled = mended
+	h.mu.Unlock()
+	if err != nil {
+		return fault.Wrap(fault.KindOf(err), err, "cannot take over the VMs of the daemon before").
+			WithHint("%s", hintOr(err, "banger daemon logs tells more; banger daemon restart tries again"))
+	}
+	h.logger.Info("ready", "mended", mended, "duration", time.Since(begin))
+	debug.FreeOSMemory() // what the start needed is not needed again
+	return nil
+}
+
+// close lets go of everything; VMs run on.
+func (h *house) close() error {
+	var errs []error
+	if h.engine != nil {
+		errs = append(errs, h.engine.Close())
+	}
+	errs = append(errs, h.store.Close(), h.closeNetwork())
+	return errors.Join(errs...)
+}
+
+func (h *house) closeNetwork() error {
+	if c, ok := h.network.(*hostnet.Client); ok {
+		return c.Close()
+	}
+	return nil
+}
+
+// host tells about the daemon and the machine.
+func (h *house) host(ctx context.Context) server.Host {
+	info := server.Host{PID: os.Getpid(), StartedAt: h.started, Bridge: h.config.bridge}
+	for _, d := range h.drivers {
+		entry := server.Driver{Name: d.Name()}
+		caps, err := d.Caps(ctx)
+		if err != nil {
+			entry.Reason = err.Error()
+		} else {
+			entry.Available, entry.Version, entry.Accelerator, entry.Reason = true, caps.Version, caps.Accelerator, caps.SlowReason
+		}
+		if entry.Available && info.DefaultVMM == "" {
+			info.DefaultVMM = entry.Name
+			info.DefaultVMMReason = or(caps.SlowReason, "the best that works here: "+caps.Accelerator)
+		}
+		info.Drivers = append(info.Drivers, entry)
+	}
+	if info.DefaultVMM == "" && len(info.Drivers) > 0 {
+		info.DefaultVMMReason = info.Drivers[0].Reason
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	info.Reconciled = slices.Clone(h.reconciled)
+	if h.subnet.IsValid() {
+		info.Subnet = h.subnet.String()
+	}
+	return info
+}
+
+func or(a, b string) string {
+	if a != "" {
+		return a
+	}
+	return b
+}
+
+// verbs is the engine as the server sees it.
+func (h *house) verbs() server.Engine { return engineVerbs{h.engine} }
+
+type engineVerbs struct{ *engine.Engine }
+
+// Agent returns the engine's client by the interface the server asks for.
+func (e engineVerbs) Agent(ctx context.Context, ref string) (agentv1connect.AgentServiceClient, error) {
+	agent, err := e.Engine.Agent(ctx, ref)
+	if err != nil {
+		return nil, err // not agent, which would be a nil pointer in a non-nil interface
+	}
+	return agent, nil
+}

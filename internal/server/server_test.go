@@ -1,0 +1,720 @@
+package server_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"connectrpc.com/connect"
+
+	agentv1 "banger/api/agent/v1"
+	"banger/api/agent/v1/agentv1connect"
+	bangerv1 "banger/api/banger/v1"
+	"banger/internal/client"
+	"banger/internal/fault"
+	"banger/internal/image"
+	"banger/internal/kernel"
+	"banger/internal/paths"
+	"banger/internal/progress"
+	"banger/internal/server"
+	"banger/internal/store"
+	"banger/internal/vm"
+	"banger/internal/vmm"
+)
+
+// world is an engine of nothing but memory.
+type world struct {
+	mu    sync.Mutex
+	vms   map[string]vm.VM
+	block chan struct{} // when set, Create and Start wait for it or for their context
+	left  []string      // what was rolled back
+	agent agentv1connect.AgentServiceClient
+}
+
+func newWorld() *world { return &world{vms: map[string]vm.VM{}} }
+
+func (w *world) Create(ctx context.Context, spec vm.Spec, start bool, sink progress.Sink) (vm.VM, error) {
+	if spec.Name == "panic" {
+		panic("as asked")
+	}
+	v := vm.VM{ID: "0badc0de", Spec: spec, State: vm.Stopped, CreatedAt: time.Unix(1700000000, 0)}
+	w.mu.Lock()
+	if _, taken := w.vms[spec.Name]; taken {
+		w.mu.Unlock()
+		return vm.VM{}, fault.New(fault.Conflict, "there is a VM %s already", spec.Name).WithHint("take another name")
+	}
+	v.State = vm.Starting
+	w.vms[spec.Name] = v
+	w.mu.Unlock()
+	err := sink.Run("boot", func() error { return w.wait(ctx) })
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err != nil {
+		delete(w.vms, spec.Name)
+		w.left = append(w.left, "create "+spec.Name)
+		return vm.VM{}, err
+	}
+	v.State = vm.Stopped
+	if start {
+		v.State, v.IP, v.Driver = vm.Running, netip.MustParseAddr("127.0.0.1"), "fake"
+	}
+	w.vms[spec.Name] = v
+	return v, nil
+}
+
+func (w *world) wait(ctx context.Context) error {
+	if w.block == nil {
+		return nil
+	}
+	select {
+	case <-w.block:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (w *world) Get(_ context.Context, ref string) (vm.VM, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	v, ok := w.vms[ref]
+	if !ok {
+		for _, v := range w.vms {
+			if string(v.ID) == ref {
+				return v, nil
+			}
+		}
+		return vm.VM{}, fault.New(fault.NotFound, "there is no VM %s", ref).WithHint("banger vm list")
+	}
+	return v, nil
+}
+
+func (w *world) set(ref string, state vm.State) (vm.VM, error) {
+	v, err := w.Get(context.Background(), ref)
+	if err != nil {
+		return v, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	v.State = state
+	w.vms[v.Spec.Name] = v
+	return v, nil
+}
+
+func (w *world) Start(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error) {
+	if err := sink.Run("boot", func() error { return w.wait(ctx) }); err != nil {
+		w.mu.Lock()
+		w.left = append(w.left, "start "+ref)
+		w.mu.Unlock()
+		return vm.VM{}, err
+	}
+	return w.set(ref, vm.Running)
+}
+
+func (w *world) Stop(_ context.Context, ref string, _ bool, sink progress.Sink) (vm.VM, error) {
+	sink.Update("stop", "asking the agent", -1)
+	return w.set(ref, vm.Stopped)
+}
+
+func (w *world) Restart(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error) {
+	return w.Start(ctx, ref, sink)
+}
+
+func (w *world) Delete(_ context.Context, ref string, force bool, sink progress.Sink) error {
+	v, err := w.Get(context.Background(), ref)
+	if err != nil {
+		return err
+	}
+	if v.State == vm.Running && !force {
+		_, _, err := vm.Next(v.State, vm.AskDelete)
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.vms, v.Spec.Name)
+	return nil
+}
+
+func (w *world) List(context.Context) ([]vm.VM, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var list []vm.VM
+	for _, v := range w.vms {
+		list = append(list, v)
+	}
+	slices.SortFunc(list, func(a, b vm.VM) int { return strings.Compare(a.Spec.Name, b.Spec.Name) })
+	return list, nil
+}
+
+func (w *world) Events(_ context.Context, ref string, limit int) ([]store.Event, error) {
+	return []store.Event{{ID: 1, VM: "0badc0de", At: time.Unix(1700000000, 0), Operation: "create", Stage: "boot", Duration: time.Second}}, nil
+}
+
+func (w *world) Agent(ctx context.Context, ref string) (agentv1connect.AgentServiceClient, error) {
+	v, err := w.Get(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	if v.State != vm.Running {
+		return nil, fault.New(fault.Conflict, "VM %s is %s", ref, v.State)
+	}
+	return w.agent, nil
+}
+
+type images struct{}
+
+func (images) List(context.Context) ([]image.Image, error) {
+	return []image.Image{{Name: "debian", RootBytes: 5}}, nil
+}
+
+func (images) Get(_ context.Context, name string) (image.Image, error) {
+	if name != "" && name != "debian" {
+		return image.Image{}, fault.New(fault.NotFound, "there is no image %s", name)
+	}
+	return image.Image{Name: "debian", RootBytes: 5}, nil
+}
+
+type kernels struct{}
+
+func (kernels) List(context.Context) ([]kernel.Kernel, error) {
+	return []kernel.Kernel{{Name: "cloud"}}, nil
+}
+
+func (kernels) Get(context.Context, string) (kernel.Kernel, error) {
+	return kernel.Kernel{Name: "cloud"}, nil
+}
+
+func options(t testing.TB, w *world) server.Options {
+	// Below /tmp itself: the socket's path must be short.
+	dir, err := os.MkdirTemp("", "bgr")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	p := paths.Under(dir)
+	if err := p.Make(); err != nil {
+		t.Fatal(err)
+	}
+	return server.Options{
+		Engine: w, Images: images{}, Kernels: kernels{}, Paths: p, Logger: slog.New(slog.DiscardHandler),
+		Defaults: vm.Spec{VMM: "auto", CPUs: 2, MemoryBytes: 1 << 30, DiskBytes: 4 << 30, WorkDiskBytes: 4 << 30, NAT: true, Units: vm.UnitsFast},
+		Host:     func(context.Context) server.Host { return server.Host{PID: 1, Bridge: "banger0"} },
+		Shutdown: func() {},
+		Setup: func(context.Context, bool, progress.Sink) (server.SetupResult, error) {
+			return server.SetupResult{Image: image.Image{Name: "debian"}}, nil
+		},
+	}
+}
+
+// serveUnix serves h on the socket.
+func serveUnix(t testing.TB, socket string, h http.Handler) {
+	t.Helper()
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := &http.Server{Handler: h, Protocols: new(http.Protocols)}
+	srv.Protocols.SetHTTP1(true)
+	srv.Protocols.SetUnencryptedHTTP2(true)
+	go func() { _ = srv.Serve(l) }()
+	t.Cleanup(func() { _ = srv.Close() })
+}
+
+// dial serves o on a real socket and returns a client of it.
+func dial(t testing.TB, o server.Options) *client.Client {
+	t.Helper()
+	serveUnix(t, o.Paths.Socket(), server.New(o))
+	c, err := client.Dial(t.Context(), client.Options{Paths: o.Paths})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+func create(name string) *bangerv1.CreateVMRequest {
+	return &bangerv1.CreateVMRequest{Spec: &bangerv1.VMSpec{Name: name}}
+}
+
+func wantKind(t *testing.T, err error, kind fault.Kind) {
+	t.Helper()
+	var f *fault.Error
+	if !errors.As(err, &f) || f.Kind != kind {
+		t.Fatalf("got %v (%s), want a fault of kind %s", err, fault.KindOf(err), kind)
+	}
+}
+
+func TestLifeOverTheSocket(t *testing.T) {
+	c := dial(t, options(t, newWorld()))
+	ctx := t.Context()
+	var stages []string
+	made, err := c.Create(ctx, create("web"), func(p *bangerv1.Progress) {
+		stages = append(stages, p.GetStage()+" "+p.GetStatus().String())
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"boot STATUS_STARTED", "boot STATUS_DONE"}; !slices.Equal(stages, want) {
+		t.Errorf("progress was %q, want %q", stages, want)
+	}
+	if made.GetImage() != "debian" || made.GetKernel() != "cloud" || made.GetCpus() != 2 || !made.GetNat() || made.GetState() != "running" {
+		t.Errorf("made %v", made)
+	}
+	_, err = c.Create(ctx, create("web"), nil)
+	wantKind(t, err, fault.Conflict)
+	if fault.HintOf(err) != "take another name" {
+		t.Errorf("hint is %q", fault.HintOf(err))
+	}
+	list, err := c.VMs.ListVMs(ctx, &bangerv1.ListVMsRequest{})
+	if err != nil || len(list.GetVms()) != 1 {
+		t.Fatalf("listed %v, %v", list, err)
+	}
+	wantKind(t, c.Delete(ctx, &bangerv1.DeleteVMRequest{Vm: "web"}, nil), fault.Conflict)
+	stopped, err := c.Stop(ctx, &bangerv1.StopVMRequest{Vm: "web"}, nil)
+	if err != nil || stopped.GetState() != "stopped" {
+		t.Fatalf("stopped: %v, %v", stopped, err)
+	}
+	if _, err := c.Restart(ctx, &bangerv1.RestartVMRequest{Vm: "web"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Delete(ctx, &bangerv1.DeleteVMRequest{Vm: "web", Force: true}, nil); err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.VMs.GetVM(ctx, &bangerv1.GetVMRequest{Vm: "web"})
+	wantKind(t, err, fault.NotFound)
+}
+
+func TestBadRequests(t *testing.T) {
+	c := dial(t, options(t, newWorld()))
+	ctx := t.Context()
+	_, err := c.VMs.GetVM(ctx, &bangerv1.GetVMRequest{})
+	wantKind(t, err, fault.Usage)
+	_, err = c.Start(ctx, &bangerv1.StartVMRequest{}, nil)
+	wantKind(t, err, fault.Usage)
+	_, err = c.VMs.ListEvents(ctx, &bangerv1.ListEventsRequest{Vm: "x", Limit: -1})
+	wantKind(t, err, fault.Usage)
+	_, err = c.VMs.ListEvents(ctx, &bangerv1.ListEventsRequest{Vm: "x", Limit: 1001})
+	wantKind(t, err, fault.Usage)
+	_, err = c.Images.GetImage(ctx, &bangerv1.GetImageRequest{Name: "nope"})
+	wantKind(t, err, fault.NotFound)
+	_, err = c.VMs.GetVM(ctx, &bangerv1.GetVMRequest{Vm: strings.Repeat("x", 2<<20)})
+	wantKind(t, err, fault.Usage)
+}
+
+func TestPanicIsAFaultAndTheDaemonGoesOn(t *testing.T) {
+	var log bytes.Buffer
+	o := options(t, newWorld())
+	o.Logger = slog.New(slog.NewTextHandler(&log, nil))
+	c := dial(t, o)
+	_, err := c.Create(t.Context(), create("panic"), nil)
+	wantKind(t, err, fault.Unexpected)
+	if !strings.Contains(log.String(), "server_test.go") {
+		t.Errorf("the log has no trace of the panic: %s", log.String())
+	}
+	if _, err := c.Create(t.Context(), create("web"), nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestCreateIsRolledBackWhenTheClientGoes(t *testing.T) {
+	w := newWorld()
+	w.block = make(chan struct{})
+	c := dial(t, options(t, w))
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := c.Create(ctx, create("web"), func(*bangerv1.Progress) { cancel() })
+	wantKind(t, err, fault.Interrupted)
+	w.mu.Lock() // Create returns after the rollback
+	defer w.mu.Unlock()
+	if !slices.Equal(w.left, []string{"create web"}) || len(w.vms) != 0 {
+		t.Errorf("rolled back %q, left %v", w.left, w.vms)
+	}
+}
+
+func TestStreamsEndWithTheDaemon(t *testing.T) {
+	w := newWorld()
+	w.block = make(chan struct{})
+	o := options(t, w)
+	closing := make(chan struct{})
+	o.Closing = closing
+	c := dial(t, o)
+	_, err := c.Create(t.Context(), create("web"), func(p *bangerv1.Progress) {
+		if p.GetStatus() == bangerv1.Progress_STATUS_STARTED {
+			close(closing)
+		}
+	})
+	wantKind(t, err, fault.Interrupted)
+}
+
+func TestCallsWaitForTheGate(t *testing.T) {
+	o := options(t, newWorld())
+	o.Gate = server.NewGate()
+	c := dial(t, o)
+	if _, err := c.Daemon.GetStatus(t.Context(), &bangerv1.GetStatusRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err := c.VMs.ListVMs(ctx, &bangerv1.ListVMsRequest{})
+	wantKind(t, err, fault.Timeout)
+	o.Gate.Open(fault.New(fault.Precondition, "the database is damaged"))
+	_, err = c.VMs.ListVMs(t.Context(), &bangerv1.ListVMsRequest{})
+	wantKind(t, err, fault.Precondition)
+}
+
+// scripted is an agent that echoes its input and exits with 7.
+type scripted struct {
+	agentv1connect.UnimplementedAgentServiceHandler
+}
+
+func (scripted) Ping(context.Context, *agentv1.PingRequest) (*agentv1.PingResponse, error) {
+	return &agentv1.PingResponse{Build: "b", BootId: "i"}, nil
+}
+
+func (scripted) Exec(_ context.Context, s *connect.BidiStream[agentv1.ExecRequest, agentv1.ExecResponse]) error {
+	for {
+		req, err := s.Receive()
+		if errors.Is(err, io.EOF) || req.GetStdinEof() {
+			return s.Send(&agentv1.ExecResponse{Output: &agentv1.ExecResponse_Exited{Exited: &agentv1.ExecExited{Code: 7}}})
+		}
+		if err != nil {
+			return err
+		}
+		if len(req.GetStdin()) > 0 {
+			if err := s.Send(&agentv1.ExecResponse{Output: &agentv1.ExecResponse_Stdout{Stdout: req.GetStdin()}}); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// withAgent gives w a running VM with a scripted agent.
+func withAgent(t *testing.T, w *world) {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "a")
+	mux := http.NewServeMux()
+	mux.Handle(agentv1connect.NewAgentServiceHandler(scripted{}))
+	serveUnix(t, socket, mux)
+	transport := &http.Transport{Protocols: new(http.Protocols), DialContext: func(context.Context, string, string) (net.Conn, error) {
+		return net.Dial("unix", socket)
+	}}
+	transport.Protocols.SetUnencryptedHTTP2(true)
+	t.Cleanup(transport.CloseIdleConnections)
+	w.agent = agentv1connect.NewAgentServiceClient(&http.Client{Transport: transport}, "http://agent")
+	w.vms["web"] = vm.VM{ID: "0badc0de", Spec: vm.Spec{Name: "web"}, State: vm.Running, IP: netip.MustParseAddr("127.0.0.1")}
+	w.vms["off"] = vm.VM{ID: "0badc0d1", Spec: vm.Spec{Name: "off"}, State: vm.Stopped}
+}
+
+func TestExecPassesThrough(t *testing.T) {
+	w := newWorld()
+	withAgent(t, w)
+	c := dial(t, options(t, w))
+	stream, err := c.VMs.ExecVM(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	send := func(m *bangerv1.ExecVMRequest) {
+		t.Helper()
+		if err := stream.Send(m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	send(&bangerv1.ExecVMRequest{Input: &bangerv1.ExecVMRequest_Vm{Vm: "web"}})
+	chunk := bytes.Repeat([]byte("banger!\n"), 8<<10) // 64 KiB
+	go func() {
+		for range 32 { // 2 MiB: more than any window
+			if stream.Send(execInput(&agentv1.ExecRequest{Input: &agentv1.ExecRequest_Stdin{Stdin: chunk}})) != nil {
+				return
+			}
+		}
+		_ = stream.Send(execInput(&agentv1.ExecRequest{Input: &agentv1.ExecRequest_StdinEof{StdinEof: true}}))
+	}()
+	got := 0
+	for {
+		m, err := stream.Receive()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got += len(m.GetExec().GetStdout())
+		if e := m.GetExec().GetExited(); e != nil {
+			if e.GetCode() != 7 || got != 32*len(chunk) {
+				t.Errorf("code %d after %d bytes", e.GetCode(), got)
+			}
+			break
+		}
+	}
+	if _, err := stream.Receive(); !errors.Is(err, io.EOF) {
+		t.Errorf("after the end: %v", err)
+	}
+}
+
+func execInput(r *agentv1.ExecRequest) *bangerv1.ExecVMRequest {
+	return &bangerv1.ExecVMRequest{Input: &bangerv1.ExecVMRequest_Exec{Exec: r}}
+}
+
+func TestExecRefusals(t *testing.T) {
+	w := newWorld()
+	withAgent(t, w)
+	c := dial(t, options(t, w))
+	for name, want := range map[string]fault.Kind{"off": fault.Conflict, "none": fault.NotFound, "": fault.Usage} {
+		stream, err := c.VMs.ExecVM(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := stream.Send(&bangerv1.ExecVMRequest{Input: &bangerv1.ExecVMRequest_Vm{Vm: name}}); err != nil {
+			t.Fatal(err)
+		}
+		_, err = stream.Receive()
+		wantKind(t, err, want)
+	}
+}
+
+func TestPing(t *testing.T) {
+	w := newWorld()
+	withAgent(t, w)
+	c := dial(t, options(t, w))
+	pong, err := c.VMs.PingVM(t.Context(), &bangerv1.PingVMRequest{Vm: "web"})
+	if err != nil || pong.GetAgentBuild() != "b" || pong.GetRoundTripNanos() <= 0 {
+		t.Errorf("got %v, %v", pong, err)
+	}
+	_, err = c.VMs.PingVM(t.Context(), &bangerv1.PingVMRequest{Vm: "off"})
+	wantKind(t, err, fault.Conflict)
+}
+
+func TestSSHEndpoint(t *testing.T) {
+	w := newWorld()
+	withAgent(t, w)
+	v := w.vms["web"]
+	v.IP = netip.MustParseAddr("127.1.2.3") // nobody listens on port 22 there
+	w.vms["web"] = v
+	o := options(t, w)
+	c := dial(t, o)
+	res, err := c.VMs.GetSSHEndpoint(t.Context(), &bangerv1.GetSSHEndpointRequest{Vm: "web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if e := res.GetEndpoint(); e.GetHost() != "127.1.2.3" || e.GetHostKeyAlias() != "web.vm" || e.GetIdentityFile() != o.Paths.SSHKey() {
+		t.Errorf("got %v", e)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 800*time.Millisecond)
+	defer cancel()
+	_, err = c.VMs.GetSSHEndpoint(ctx, &bangerv1.GetSSHEndpointRequest{Vm: "web", Wait: true})
+	wantKind(t, err, fault.Timeout)
+	if !strings.Contains(err.Error(), "SSH server of VM web") {
+		t.Errorf("the daemon's own words did not arrive in time: %v", err)
+	}
+	_, err = c.VMs.GetSSHEndpoint(t.Context(), &bangerv1.GetSSHEndpointRequest{Vm: "off", Wait: true})
+	wantKind(t, err, fault.Conflict)
+}
+
+func readLog(t *testing.T, c *client.Client, req *bangerv1.ReadLogRequest) (string, error) {
+	t.Helper()
+	stream, err := c.VMs.ReadLog(t.Context(), req)
+	if err != nil {
+		return "", err
+	}
+	defer stream.Close()
+	var text strings.Builder
+	for stream.Receive() {
+		text.Write(stream.Msg().GetData())
+	}
+	return text.String(), stream.Err()
+}
+
+func TestReadLog(t *testing.T) {
+	w := newWorld()
+	withAgent(t, w)
+	o := options(t, w)
+	c := dial(t, o)
+	_, err := readLog(t, c, &bangerv1.ReadLogRequest{Vm: "web"})
+	wantKind(t, err, fault.NotFound)
+	dir := o.Paths.VM("0badc0de")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	long := strings.Repeat("a rather long line of a console\n", 5000)
+	write(t, filepath.Join(dir, vmm.SerialLog), long+"one\ntwo\nthree\n")
+	write(t, filepath.Join(dir, vmm.VMMLog), "no end of line")
+	for _, test := range []struct {
+		source bangerv1.ReadLogRequest_Source
+		lines  int32
+		want   string
+	}{
+		{bangerv1.ReadLogRequest_SOURCE_SERIAL, 2, "two\nthree\n"},
+		{bangerv1.ReadLogRequest_SOURCE_SERIAL, 0, long + "one\ntwo\nthree\n"},
+		{bangerv1.ReadLogRequest_SOURCE_SERIAL, 5002, long[len(long)-32*4999:] + "one\ntwo\nthree\n"},
+		{bangerv1.ReadLogRequest_SOURCE_SERIAL, 100000, long + "one\ntwo\nthree\n"},
+		{bangerv1.ReadLogRequest_SOURCE_VMM, 1, "no end of line"},
+	} {
+		got, err := readLog(t, c, &bangerv1.ReadLogRequest{Vm: "web", Source: test.source, TailLines: test.lines})
+		if err != nil || got != test.want {
+			t.Errorf("last %d lines: %d bytes (%v), want %d", test.lines, len(got), err, len(test.want))
+		}
+	}
+	_, err = readLog(t, c, &bangerv1.ReadLogRequest{Vm: "web", Source: 99})
+	wantKind(t, err, fault.Usage)
+	_, err = readLog(t, c, &bangerv1.ReadLogRequest{Vm: "web", TailLines: -1})
+	wantKind(t, err, fault.Usage)
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestFollowLogThroughRotation(t *testing.T) {
+	w := newWorld()
+	withAgent(t, w)
+	o := options(t, w)
+	c := dial(t, o)
+	dir := o.Paths.VM("0badc0de")
+	path := filepath.Join(dir, vmm.SerialLog)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	stream, err := c.VMs.ReadLog(t.Context(), &bangerv1.ReadLogRequest{Vm: "web", Follow: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	text := ""
+	await := func(want string) {
+		t.Helper()
+		for !strings.HasSuffix(text, want) && stream.Receive() {
+			text += string(stream.Msg().GetData())
+		}
+		if !strings.HasSuffix(text, want) {
+			t.Fatalf("got %q, %v; want it to end with %q", text, stream.Err(), want)
+		}
+	}
+	write(t, path, "one\n") // it was not there when the follower came
+	await("one\n")
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.WriteString("two\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(path, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	write(t, path, "three\n")
+	await("two\nthree\n")
+	write(t, path, "4\n") // emptied and written again
+	await("4\n")
+	if err := os.RemoveAll(dir); err != nil { // the VM is deleted
+		t.Fatal(err)
+	}
+	if stream.Receive() || stream.Err() != nil {
+		t.Errorf("after the end: %q, %v", stream.Msg().GetData(), stream.Err())
+	}
+	if text != "one\ntwo\nthree\n4\n" {
+		t.Errorf("read %q", text)
+	}
+}
+
+func TestSetupRunsOnce(t *testing.T) {
+	o := options(t, newWorld())
+	var runs int
+	release := make(chan struct{})
+	o.Setup = func(ctx context.Context, _ bool, sink progress.Sink) (server.SetupResult, error) {
+		runs++
+		err := sink.Run("kernel", func() error {
+			select {
+			case <-release:
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+		return server.SetupResult{Image: image.Image{Name: "debian"}}, err
+	}
+	c := dial(t, o)
+	started := make(chan struct{}, 8)
+	sink := func(p *bangerv1.Progress) {
+		if p.GetStatus() == bangerv1.Progress_STATUS_STARTED {
+			started <- struct{}{}
+		}
+	}
+	first, cancel := context.WithCancel(t.Context())
+	errs := make(chan error, 2)
+	go func() {
+		_, err := c.Setup(first, &bangerv1.SetupRequest{}, sink)
+		errs <- err
+	}()
+	<-started
+	_, err := c.Setup(t.Context(), &bangerv1.SetupRequest{Rebuild: true}, nil)
+	wantKind(t, err, fault.Conflict)
+	go func() {
+		res, err := c.Setup(t.Context(), &bangerv1.SetupRequest{}, sink)
+		if err == nil && res.GetImage().GetName() != "debian" {
+			err = errors.New("no image in the result")
+		}
+		errs <- err
+	}()
+	<-started // the second caller is told of the stage it joined
+	cancel()  // the first one goes; the setup goes on for the second
+	wantKind(t, <-errs, fault.Interrupted)
+	close(release)
+	if err := <-errs; err != nil {
+		t.Error(err)
+	}
+	if runs != 1 {
+		t.Errorf("it ran %d times", runs)
+	}
+}
+
+func TestSetupEndsWithItsLastCaller(t *testing.T) {
+	o := options(t, newWorld())
+	ended := make(chan error, 1)
+	o.Setup = func(ctx context.Context, _ bool, sink progress.Sink) (server.SetupResult, error) {
+		sink.Update("kernel", "downloading", 0.5)
+		<-ctx.Done()
+		ended <- ctx.Err()
+		return server.SetupResult{}, ctx.Err()
+	}
+	c := dial(t, o)
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := c.Setup(ctx, &bangerv1.SetupRequest{}, func(*bangerv1.Progress) { cancel() })
+	wantKind(t, err, fault.Interrupted)
+	select {
+	case <-ended:
+	case <-time.After(5 * time.Second):
+		t.Error("it still runs")
+	}
+}
+
+func BenchmarkListVMs200(b *testing.B) {
+	w := newWorld()
+	for i := range 200 {
+		name := "vm-" + strings.Repeat("x", i%20) + string(rune('a'+i%26)) + time.Duration(i).String()
+		w.vms[name] = vm.VM{ID: "0badc0de", Spec: vm.Spec{Name: name}, State: vm.Running, IP: netip.MustParseAddr("172.30.0.2")}
+	}
+	o := options(b, w)
+	serveUnix(b, o.Paths.Socket(), server.New(o))
+	for b.Loop() { // the whole of what banger vm list does
+		c, err := client.Dial(b.Context(), client.Options{Paths: o.Paths})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := c.VMs.ListVMs(b.Context(), &bangerv1.ListVMsRequest{}); err != nil {
+			b.Fatal(err)
+		}
+		c.Close()
+	}
+}
