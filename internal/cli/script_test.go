@@ -5,9 +5,11 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"syscall"
 	"testing"
 	"time"
 
@@ -18,6 +20,7 @@ import (
 	"banger/internal/client"
 	"banger/internal/daemon"
 	"banger/internal/disk"
+	"banger/internal/fault"
 	"banger/internal/hosttest/need"
 	"banger/internal/image"
 	"banger/internal/kernel"
@@ -28,8 +31,29 @@ import (
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
 		"banger":  func() { os.Exit(Main(FromOS())) },
-		"bangerd": func() { os.Exit(daemon.Main(os.Args[1:])) },
+		"bangerd": func() { os.Exit(mainDaemon()) },
 	})
+}
+
+// pauseVariable names a stage after which the daemon pauses for a second, so that a session can do
+// something meanwhile.
+const pauseVariable = "BANGER_TEST_PAUSE"
+
+func mainDaemon() int {
+	stage := os.Getenv(pauseVariable)
+	if stage == "" || len(os.Args) > 1 {
+		return daemon.Main(os.Args[1:])
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	return fault.ExitCode(daemon.Run(ctx, daemon.Options{
+		Paths: paths.FromEnvironment(), FakeVMM: true,
+		AfterStage: func(_, ended string) {
+			if ended == stage {
+				time.Sleep(time.Second)
+			}
+		},
+	}))
 }
 
 // TestSessions runs the sessions of testdata/script, each with a daemon of its own that runs fake
