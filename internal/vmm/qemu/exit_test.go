@@ -1,0 +1,97 @@
+package qemu
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"banger/internal/system"
+	"banger/internal/vmm"
+)
+
+func TestJudge(t *testing.T) {
+	exited := system.ExitStatus{Known: true}
+	killed := system.ExitStatus{Code: -1, Signal: syscall.SIGKILL, Known: true}
+	unknown := system.ExitStatus{}
+	oops := []string{"[    1.0] Kernel panic - not syncing: VFS: Unable to mount root fs", "[    1.1] CPU: 0", "[    1.2] ---[ end"}
+	down := []string{"[    9.0] reboot: Power down"}
+	again := []string{"[    9.0] reboot: Restarting system"}
+	login := []string{"web login: "}
+	for name, c := range map[string]struct {
+		reason  string
+		console []string
+		status  system.ExitStatus
+		stopped bool
+		want    vmm.ExitKind
+	}{
+		"power-off":                   {"guest-shutdown", down, exited, false, vmm.ExitPowerOff},
+		"power-off while we stop it":  {"guest-shutdown", down, exited, true, vmm.ExitPowerOff},
+		"reboot":                      {"guest-reset", again, exited, false, vmm.ExitReboot},
+		"panic":                       {"guest-reset", oops, exited, false, vmm.ExitPanic},
+		"our quit":                    {"host-qmp-quit", login, exited, true, vmm.ExitStopped},
+		"our kill":                    {"", login, killed, true, vmm.ExitStopped},
+		"somebody's SIGTERM":          {"host-signal", login, exited, false, vmm.ExitKilled},
+		"somebody's SIGKILL":          {"", login, killed, false, vmm.ExitKilled},
+		"killed right after it slept": {"", down, killed, false, vmm.ExitKilled},
+		"unseen power-off":            {"", down, unknown, false, vmm.ExitPowerOff},
+		"unseen reboot":               {"", again, unknown, false, vmm.ExitReboot},
+		"unseen panic":                {"", oops, unknown, false, vmm.ExitPanic},
+		"unseen kill":                 {"", login, unknown, false, vmm.ExitKilled},
+		"QEMU fails":                  {"", login, system.ExitStatus{Code: 1, Known: true}, false, vmm.ExitCrash},
+		"QEMU aborts":                 {"", login, system.ExitStatus{Code: -1, Signal: syscall.SIGABRT, Known: true}, false, vmm.ExitCrash},
+	} {
+		if got := judge(c.reason, c.console, c.status, c.stopped); got.Kind != c.want || got.Detail == "" {
+			t.Errorf("%s: %+v, want %s", name, got, c.want)
+		}
+	}
+	if got := judge("guest-reset", oops, exited, false).Detail; got != "Kernel panic - not syncing: VFS: Unable to mount root fs" {
+		t.Errorf("detail %q", got)
+	}
+}
+
+func TestTrim(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "serial.log")
+	log, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	write := func(s string) {
+		if _, err := log.WriteString(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(strings.Repeat("a", 90) + "0123456789")
+	if err := trim(path, 100); err != nil {
+		t.Fatal(err)
+	}
+	if info, _ := os.Stat(path); info.Size() != 100 {
+		t.Errorf("a short log was cut to %d", info.Size())
+	}
+	write("end")
+	if err := trim(path, 100); err != nil {
+		t.Fatal(err)
+	}
+	write("more")
+	now, _ := os.ReadFile(path)
+	before, _ := os.ReadFile(path + ".1")
+	if string(now) != "more" || len(before) != 100 || !strings.HasSuffix(string(before), "9end") {
+		t.Errorf("now %q, before %d bytes", now, len(before))
+	}
+}
+
+func TestTrimmerRestsWithoutMachines(t *testing.T) {
+	var tr trimmer
+	a, b := tr.watch("x"), tr.watch("x", "y")
+	a()
+	a()
+	if len(tr.logs) != 2 || tr.timer == nil {
+		t.Errorf("%v", tr.logs)
+	}
+	b()
+	if len(tr.logs) != 0 || tr.timer != nil {
+		t.Errorf("%v", tr.logs)
+	}
+}
