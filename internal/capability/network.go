@@ -28,8 +28,13 @@ type networkNote struct {
 func (*network) Name() string       { return "network" }
 func (*network) Wants(vm.Spec) bool { return true }
 
-// Check has nothing to find: the bridge is made and looked at by Up.
-func (*network) Check(context.Context, vm.VM) error { return nil }
+// Check finds a missing right to make devices, when the network can tell. The bridge is looked at by Up.
+func (c *network) Check(ctx context.Context, _ vm.VM) error {
+	if n, ok := c.o.Network.(interface{ Check(context.Context) error }); ok {
+		return n.Check(ctx)
+	}
+	return nil
+}
 
 func (c *network) Up(ctx context.Context, v vm.VM, b *Build) (_ Note, err error) {
 	gateway, err := c.o.Network.EnsureBridge(ctx)
