@@ -18,9 +18,15 @@ import (
 	"banger/internal/progress"
 	"banger/internal/vm"
 	"banger/internal/vmm"
+	"banger/internal/vmm/fake"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == fake.Argument {
+		os.Exit(fake.Main(os.Args[2:]))
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func TestLifeOfAVM(t *testing.T) {
 	b := newBench(t)
