@@ -162,10 +162,18 @@ func writeRoot(ctx context.Context, out, mmdebstrap string, source debian.Source
 	return result, firstCause(ctx, writeErr, filterErr, runErr)
 }
 
+// leftBehind is a failure to clean up, which people must hear of whatever else happened.
+type leftBehind struct{ error }
+
+func (l *leftBehind) Unwrap() error { return l.error }
+
 // firstCause picks the error of a pipeline that the others follow from: the one nearest to the
 // end, unless it only repeats what came down the pipe.
 func firstCause(ctx context.Context, writeErr, filterErr, runErr error) error {
+	var left *leftBehind
 	switch {
+	case errors.As(runErr, &left):
+		return runErr
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case filterErr != nil && runErr != nil && errors.Is(filterErr, runErr):
@@ -199,18 +207,33 @@ func runBootstrap(ctx context.Context, mmdebstrap string, source debian.Source, 
 		args = append(args, "--aptopt="+o)
 	}
 	args = append(append(args, source.Suite, "-"), source.Lines(keyring)...)
+	program, args, err := ownMounts(mmdebstrap, args)
+	if err != nil {
+		return errors.Join(err, scratch.remove(ctx))
+	}
 	_, err = system.Run(ctx, system.Command{
-		Path: mmdebstrap, Args: args, Stdout: out, OnStderrLine: bootstrapProgress(sink), Timeout: bootstrapTimeout,
+		Path: program, Args: args, Stdout: out, OnStderrLine: bootstrapProgress(sink), Timeout: bootstrapTimeout,
 		Env: append(os.Environ(), "TMPDIR="+scratch.dir, "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive"),
 	})
 	if removeErr := scratch.remove(ctx); removeErr != nil {
-		return errors.Join(err, removeErr)
+		return errors.Join(err, &leftBehind{removeErr})
 	}
 	if err != nil && ctx.Err() == nil {
 		return fault.Wrap(fault.Precondition, err, "cannot bootstrap Debian %s", source.Suite).
 			WithHint("%s", bootstrapHint())
 	}
 	return err
+}
+
+// ownMounts has root's mmdebstrap mount what it mounts in a namespace of its own: when it is killed, the
+// mounts go with it, and nothing of the host lies below the directory that is removed then. Another
+// user's mmdebstrap makes such a namespace itself.
+func ownMounts(mmdebstrap string, args []string) (program string, all []string, err error) {
+	if os.Geteuid() != 0 {
+		return mmdebstrap, args, nil
+	}
+	unshare, err := system.Find("unshare", "util-linux")
+	return unshare, append([]string{"--mount", "--propagation", "private", "--", mmdebstrap}, args...), err
 }
 
 func bootstrapHint() string {
