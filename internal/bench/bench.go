@@ -4,7 +4,6 @@ package bench
 
 import (
 	"context"
-	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
@@ -15,7 +14,6 @@ import (
 
 	"banger/internal/build"
 	"banger/internal/disk"
-	"banger/internal/system"
 )
 
 const (
@@ -24,14 +22,14 @@ const (
 	benchMiB   = 1024
 )
 
-// bench drives one private banger.
+// bench is one run.
 type bench struct {
-	bin, docs string
-	rounds    int
-	cache     string // kept between runs
-	root      string // this run's private directories
-	env       []string
-	results   []Result
+	bin, docs    string
+	rounds       int
+	cache, state string
+	real         *world // VMs that boot
+	fake         *world // the fake driver, for what needs no guest
+	results      []Result
 }
 
 // Main runs the bench and returns the exit code: 0 when every limit holds.
@@ -43,17 +41,17 @@ func Main(args []string) int {
 	flags.StringVar(&b.bin, "bin", "bin", "directory of the programs")
 	flags.StringVar(&b.docs, "docs", "", "directory of benchmarks.md and benchmarks.json; empty: print only")
 	flags.IntVar(&b.rounds, "rounds", 3, "boots of each kind; the median counts")
-	state := flags.String("state", "", "state directory with the kernel and image to use")
-	only := flags.Bool("only-baseline", false, "make the baseline and end")
+	flags.StringVar(&b.state, "state", "", "state directory with the kernel and image to use")
 	flags.StringVar(&b.cache, "cache", "", "directory for the baseline, kept between runs")
+	only := flags.Bool("only-baseline", false, "make the baseline and end")
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}
-	run := func() error { return b.run(ctx, *state) }
+	run := b.run
 	if *only {
-		run = func() error { _, err := makeStock(ctx, b.cache); return err }
+		run = func(ctx context.Context) error { _, err := makeStock(ctx, b.cache); return err }
 	}
-	if err := run(); err != nil {
+	if err := run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "banger-bench:", err)
 		return 1
 	}
@@ -65,64 +63,47 @@ func Main(args []string) int {
 	return 0
 }
 
-func (b *bench) run(ctx context.Context, state string) (err error) {
-	if err := b.prepare(state); err != nil {
+func (b *bench) run(ctx context.Context) (err error) {
+	if b.real, err = newWorld(b.bin, b.state, false); err != nil {
 		return err
 	}
-	defer os.RemoveAll(b.root)
-	defer b.banger(context.WithoutCancel(ctx), nil, "daemon", "stop") //nolint:errcheck // best effort at the end
-	var status struct {
-		DefaultVMM string `json:"default_vmm"`
-		Drivers    []struct{ Name, Accelerator string }
-	}
-	if err := b.banger(ctx, &status, "daemon", "status", "-o", "json"); err != nil {
+	defer b.real.end()
+	if b.fake, err = newWorld(b.bin, b.state, true); err != nil {
 		return err
 	}
-	machine := thisMachine()
-	machine.VMM = status.DefaultVMM
-	for _, d := range status.Drivers {
-		if d.Name == status.DefaultVMM {
-			machine.Accelerator = d.Accelerator
-		}
+	defer b.fake.end()
+	machine, err := b.machine(ctx)
+	if err != nil {
+		return err
 	}
-	for _, measure := range []func(context.Context, Machine) error{b.boots, b.commands, b.two, b.many, b.idle} {
-		if err := measure(ctx, machine); err != nil {
+	for _, measure := range []func(context.Context) error{
+		func(ctx context.Context) error { return b.boots(ctx, machine.Accelerator) },
+		b.commands, b.two, b.many, b.idle,
+	} {
+		if err := measure(ctx); err != nil {
 			return err
 		}
 	}
 	return b.report(Report{Date: today(), Build: build.ID(), Machine: machine, Results: b.results})
 }
 
-// prepare makes the private directories, with the given kernels and images linked in.
-func (b *bench) prepare(state string) error {
-	root, err := os.MkdirTemp("", "banger-bench-")
-	if err != nil {
-		return err
+// machine tells on what kind of machine this run is, as the daemon sees it.
+func (b *bench) machine(ctx context.Context) (Machine, error) {
+	var status struct {
+		DefaultVMM string `json:"default_vmm"`
+		Drivers    []struct{ Name, Accelerator string }
 	}
-	b.root = root
-	b.env = append(os.Environ(), "XDG_STATE_HOME="+filepath.Join(root, "state"), "XDG_CONFIG_HOME="+filepath.Join(root, "config"),
-		"XDG_CACHE_HOME="+filepath.Join(root, "cache"), "XDG_RUNTIME_DIR="+filepath.Join(root, "run"), "BANGER_FAKE_VMM=1")
-	own := filepath.Join(root, "state", "banger")
-	if err := os.MkdirAll(own, 0o700); err != nil {
-		return err
+	m := thisMachine()
+	if err := b.real.banger(ctx, &status, "daemon", "status", "-o", "json"); err != nil {
+		return m, err
 	}
-	for _, part := range []string{"images", "kernels"} {
-		if err := os.Symlink(filepath.Join(state, part), filepath.Join(own, part)); err != nil {
-			return err
+	m.VMM = status.DefaultVMM
+	for _, d := range status.Drivers {
+		if d.Name == status.DefaultVMM {
+			m.Accelerator = d.Accelerator
 		}
 	}
-	return os.Mkdir(filepath.Join(root, "run"), 0o700)
-}
-
-// banger runs the command line; with a result, stdout is decoded into it as JSON.
-func (b *bench) banger(ctx context.Context, result any, args ...string) error {
-	out, err := system.Run(ctx, system.Command{
-		Path: filepath.Join(b.bin, "banger"), Args: args, Env: b.env, Timeout: 5 * time.Minute,
-	})
-	if err != nil || result == nil {
-		return err
-	}
-	return json.Unmarshal(out, result)
+	return m, nil
 }
 
 func (b *bench) add(r Result) Result {

@@ -14,22 +14,15 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-type shown struct {
-	Name      string `json:"name"`
-	IP        string `json:"ip"`
-	PID       int    `json:"pid"`
-	Directory string `json:"directory"`
-}
-
 // boots compares a cold create with a stock boot, in turns, so that what slows the machine slows both.
-func (b *bench) boots(ctx context.Context, m Machine) error {
+func (b *bench) boots(ctx context.Context, accelerator string) error {
 	s, err := makeStock(ctx, b.cache)
 	if err != nil {
 		return err
 	}
 	var stockBoots, agents, banners []float64
 	for i := range b.rounds {
-		took, err := s.boot(ctx, m.Accelerator, benchCPUs, benchMiB)
+		took, err := s.boot(ctx, accelerator, benchCPUs, benchMiB)
 		if err != nil {
 			return err
 		}
@@ -50,11 +43,11 @@ func (b *bench) boots(ctx context.Context, m Machine) error {
 // command ended (the agent answers then), and until the SSH banner.
 func (b *bench) coldCreate(ctx context.Context, name string) (agent, banner float64, err error) {
 	begin := time.Now()
-	if err := b.create(ctx, name); err != nil {
+	if err := b.real.create(ctx, name); err != nil {
 		return 0, 0, err
 	}
 	agent = time.Since(begin).Seconds()
-	v, err := b.show(ctx, name)
+	v, err := b.real.show(ctx, name)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -64,35 +57,24 @@ func (b *bench) coldCreate(ctx context.Context, name string) (agent, banner floa
 		return 0, 0, err
 	}
 	banner = time.Since(begin).Seconds()
-	return agent, banner, b.banger(ctx, nil, "vm", "delete", "--force", "--yes", name)
-}
-
-func (b *bench) create(ctx context.Context, name string, more ...string) error {
-	args := []string{"vm", "create", name, "--cpus", strconv.Itoa(benchCPUs), "--memory", fmt.Sprintf("%dM", benchMiB)}
-	return b.banger(ctx, nil, append(args, more...)...)
-}
-
-func (b *bench) show(ctx context.Context, name string) (shown, error) {
-	var v shown
-	err := b.banger(ctx, &v, "vm", "show", name, "-o", "json")
-	return v, err
+	return agent, banner, b.real.remove(ctx, name)
 }
 
 // commands compares exec over the guest channel with SSH, on one running VM.
-func (b *bench) commands(ctx context.Context, _ Machine) error {
-	if err := b.create(ctx, "busy"); err != nil {
+func (b *bench) commands(ctx context.Context) error {
+	if err := b.real.create(ctx, "busy"); err != nil {
 		return err
 	}
-	if err := b.banger(ctx, nil, "vm", "ssh", "busy", "--", "true"); err != nil {
+	if err := b.real.banger(ctx, nil, "vm", "ssh", "busy", "--", "true"); err != nil {
 		return err
 	}
 	var execs, sshs []float64
 	for range 10 {
-		e, err := seconds(func() error { return b.banger(ctx, nil, "vm", "exec", "busy", "--", "true") })
+		e, err := seconds(func() error { return b.real.banger(ctx, nil, "vm", "exec", "busy", "--", "true") })
 		if err != nil {
 			return err
 		}
-		s, err := seconds(func() error { return b.banger(ctx, nil, "vm", "ssh", "busy", "--", "true") })
+		s, err := seconds(func() error { return b.real.banger(ctx, nil, "vm", "ssh", "busy", "--", "true") })
 		if err != nil {
 			return err
 		}
@@ -100,13 +82,13 @@ func (b *bench) commands(ctx context.Context, _ Machine) error {
 	}
 	base := b.add(measured("ssh NAME true", "s", 0, sshs...))
 	b.add(measured("exec NAME true", "s", 0, execs...).against(base, 0.1))
-	return b.banger(ctx, nil, "vm", "delete", "--force", "--yes", "busy")
+	return b.real.remove(ctx, "busy")
 }
 
 // two boots two VMs at once. The second create must not wait for the first: what both take together
 // stays below twice what one takes alone on a machine with one CPU for each.
-func (b *bench) two(ctx context.Context, _ Machine) error {
-	one, err := seconds(func() error { return b.create(ctx, "one") })
+func (b *bench) two(ctx context.Context) error {
+	one, err := seconds(func() error { return b.real.create(ctx, "one") })
 	if err != nil {
 		return err
 	}
@@ -115,7 +97,7 @@ func (b *bench) two(ctx context.Context, _ Machine) error {
 	group, gctx := errgroup.WithContext(ctx)
 	for i := range ends {
 		group.Go(func() error {
-			err := b.create(gctx, fmt.Sprintf("pair%d", i))
+			err := b.real.create(gctx, fmt.Sprintf("pair%d", i))
 			ends[i] = time.Since(begin).Seconds()
 			return err
 		})
@@ -125,15 +107,15 @@ func (b *bench) two(ctx context.Context, _ Machine) error {
 	}
 	base := b.add(measured("create of one VM", "s", 0, one))
 	b.add(measured("two creates at once, the slower", "s", 0, max(ends[0], ends[1])).against(base, 3))
-	return b.banger(ctx, nil, "vm", "delete", "--force", "--yes", "one", "pair0", "pair1")
+	return b.real.remove(ctx, "one", "pair0", "pair1")
 }
 
 // many measures what needs no guest: disk, creation and listing with the fake driver.
-func (b *bench) many(ctx context.Context, _ Machine) error {
+func (b *bench) many(ctx context.Context) error {
 	took, err := seconds(func() error {
 		group, gctx := errgroup.WithContext(ctx)
 		for i := range 10 {
-			group.Go(func() error { return b.create(gctx, fmt.Sprintf("f%d", i), "--vmm", "fake") })
+			group.Go(func() error { return b.fake.create(gctx, fmt.Sprintf("f%d", i)) })
 		}
 		return group.Wait()
 	})
@@ -141,7 +123,7 @@ func (b *bench) many(ctx context.Context, _ Machine) error {
 		return err
 	}
 	b.add(measured("ten VMs with the fake driver, in all", "s", 1, took))
-	v, err := b.show(ctx, "f0")
+	v, err := b.fake.show(ctx, "f0")
 	if err != nil {
 		return err
 	}
@@ -151,13 +133,13 @@ func (b *bench) many(ctx context.Context, _ Machine) error {
 	}
 	b.add(measured("disk of a VM before its first boot", "MB", 20, float64(size)/1e6))
 	for i := 10; i < 200; i++ {
-		if err := b.create(ctx, fmt.Sprintf("f%d", i), "--no-start"); err != nil {
+		if err := b.fake.create(ctx, fmt.Sprintf("f%d", i), "--no-start"); err != nil {
 			return err
 		}
 	}
 	var lists []float64
 	for range 20 {
-		l, err := seconds(func() error { return b.banger(ctx, nil, "vm", "list", "-o", "json") })
+		l, err := seconds(func() error { return b.fake.banger(ctx, nil, "vm", "list", "-o", "json") })
 		if err != nil {
 			return err
 		}
@@ -168,14 +150,14 @@ func (b *bench) many(ctx context.Context, _ Machine) error {
 }
 
 // idle looks at a daemon that nobody asks anything.
-func (b *bench) idle(ctx context.Context, _ Machine) error {
+func (b *bench) idle(ctx context.Context) error {
 	var status struct {
 		PID int `json:"pid"`
 	}
-	if err := b.banger(ctx, nil, "daemon", "restart"); err != nil {
+	if err := b.fake.banger(ctx, nil, "daemon", "restart"); err != nil {
 		return err
 	}
-	if err := b.banger(ctx, &status, "daemon", "status", "-o", "json"); err != nil {
+	if err := b.fake.banger(ctx, &status, "daemon", "status", "-o", "json"); err != nil {
 		return err
 	}
 	const window = 20 * time.Second

@@ -72,7 +72,7 @@ func newWorld(t *testing.T) *world {
 		}
 	}
 	w.env = append(os.Environ(), "XDG_STATE_HOME="+filepath.Join(dir, "state"), "XDG_CONFIG_HOME="+filepath.Join(dir, "config"),
-		"XDG_CACHE_HOME="+filepath.Join(dir, "cache"), "XDG_RUNTIME_DIR="+filepath.Join(dir, "run"), "BANGER_FAKE_VMM=1")
+		"XDG_CACHE_HOME="+filepath.Join(dir, "cache"), "XDG_RUNTIME_DIR="+filepath.Join(dir, "run"))
 	t.Cleanup(w.end)
 	return w
 }

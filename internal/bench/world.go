@@ -1,0 +1,102 @@
+package bench
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"banger/internal/system"
+)
+
+// world is a private banger.
+type world struct {
+	bin, root string
+	env       []string
+}
+
+// newWorld makes private directories with the kernels and images of a state directory linked in.
+func newWorld(bin, state string, fake bool) (*world, error) {
+	root, err := os.MkdirTemp("", "bgr-bench-")
+	if err != nil {
+		return nil, err
+	}
+	w := &world{bin: bin, root: root, env: os.Environ()}
+	for variable, dir := range map[string]string{
+		"XDG_STATE_HOME": "state", "XDG_CONFIG_HOME": "config", "XDG_CACHE_HOME": "cache", "XDG_RUNTIME_DIR": "run",
+	} {
+		path := filepath.Join(root, dir)
+		if err := os.Mkdir(path, 0o700); err != nil {
+			return nil, err
+		}
+		w.env = append(w.env, variable+"="+path)
+	}
+	if fake {
+		w.env = append(w.env, "BANGER_FAKE_VMM=1")
+	}
+	own := filepath.Join(root, "state", "banger")
+	if err := os.Mkdir(own, 0o700); err != nil {
+		return nil, err
+	}
+	for _, part := range []string{"images", "kernels"} {
+		if err := os.Symlink(filepath.Join(state, part), filepath.Join(own, part)); err != nil {
+			return nil, err
+		}
+	}
+	return w, nil
+}
+
+// end deletes all VMs, stops the daemon and removes the directories.
+func (w *world) end() {
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	var left []shown
+	if err := w.banger(ctx, &left, "vm", "list", "-o", "json"); err == nil && len(left) > 0 {
+		args := []string{"vm", "delete", "--force", "--yes"}
+		for _, v := range left {
+			args = append(args, v.Name)
+		}
+		if err := w.banger(ctx, nil, args...); err != nil {
+			fmt.Fprintln(os.Stderr, "banger-bench: clean up:", err)
+		}
+	}
+	if err := w.banger(ctx, nil, "daemon", "stop"); err != nil {
+		fmt.Fprintln(os.Stderr, "banger-bench: clean up:", err)
+	}
+	os.RemoveAll(w.root)
+}
+
+// banger runs the command line; with a result, stdout is decoded into it as JSON.
+func (w *world) banger(ctx context.Context, result any, args ...string) error {
+	out, err := system.Run(ctx, system.Command{
+		Path: filepath.Join(w.bin, "banger"), Args: args, Env: w.env, Timeout: 5 * time.Minute,
+	})
+	if err != nil || result == nil {
+		return err
+	}
+	return json.Unmarshal(out, result)
+}
+
+type shown struct {
+	Name      string `json:"name"`
+	IP        string `json:"ip"`
+	Directory string `json:"directory"`
+}
+
+func (w *world) create(ctx context.Context, name string, more ...string) error {
+	args := []string{"vm", "create", name, "--cpus", strconv.Itoa(benchCPUs), "--memory", fmt.Sprintf("%dM", benchMiB)}
+	return w.banger(ctx, nil, append(args, more...)...)
+}
+
+func (w *world) show(ctx context.Context, name string) (shown, error) {
+	var v shown
+	err := w.banger(ctx, &v, "vm", "show", name, "-o", "json")
+	return v, err
+}
+
+func (w *world) remove(ctx context.Context, names ...string) error {
+	return w.banger(ctx, nil, append([]string{"vm", "delete", "--force", "--yes"}, names...)...)
+}
