@@ -97,17 +97,19 @@ type Driver interface {
 	// Check finds what would make Start fail, and changes nothing.
 	Check(context.Context, Machine) error
 	// Start starts the machine's process and returns when the VMM has taken it; the guest may
-	// not have booted. On error nothing is left behind.
+	// not have booted. On error nothing is left behind. A machine that has a process is a Conflict.
 	Start(context.Context, Machine) (Running, error)
 	// Adopt finds a machine that an earlier daemon started. A NotFound fault says that the process
-	// is gone; what it left (sockets) is removed then.
+	// is gone; what it left (sockets) is removed then. A zero handle, of a start that was not recorded,
+	// finds the process that holds the machine's directory, if there is one.
 	Adopt(context.Context, Machine, Handle) (Running, error)
 }
 
 // Running is a machine with a process.
 type Running interface {
 	Handle() Handle
-	// DialGuest returns a new stream to the agent. It waits for the guest until ctx ends or the machine does.
+	// DialGuest returns a new stream to the agent. It waits for the guest until ctx ends or the machine
+	// does, which is a Conflict fault.
 	DialGuest(context.Context) (net.Conn, error)
 	// Done is closed when the process has ended.
 	Done() <-chan struct{}
@@ -116,8 +118,9 @@ type Running interface {
 	// PowerButton asks the guest's firmware interface for an orderly power-off; Unsupported
 	// machines answer with a Precondition fault. It does not wait.
 	PowerButton(context.Context) error
-	// Stop ends the process, insisting up to SIGKILL, waits for its end, and removes its sockets. It succeeds when the machine has already ended.
+	// Stop ends the process, insisting up to SIGKILL, waits for its end, and removes its sockets. It succeeds when
+	// the machine has already ended. When ctx ends first it kills at once: what it began it finishes.
 	Stop(context.Context) error
-	// Close lets go of the machine without touching it: connections closed, goroutines ended.
+	// Close lets go of the machine without touching it: connections closed, goroutines ended. Done then stays as it is.
 	Close() error
 }

@@ -114,31 +114,37 @@ var hints = []struct {
 	kind fault.Kind
 	hint string
 }{
-	{"could not configure /dev/net/tun", fault.Precondition, "the TAP device is missing, in use or another user's: see banger doctor"},
-	{"/dev/net/tun", fault.Precondition, "this user may not open /dev/net/tun: see banger doctor"},
-	{"get \"write\" lock", fault.Conflict, "another process writes to this disk"},
-	{"get shared \"write\" lock", fault.Conflict, "another process writes to this disk"},
-	{"Permission denied", fault.Precondition, "a file of this VM cannot be opened by your user: see its owner and mode"},
-	{"No such file or directory", fault.Precondition, "a file of this VM is missing: see banger doctor"},
-	{"Cannot allocate memory", fault.Precondition, "the host has too little free memory: give the VM less, or stop another one"},
-	{"cannot set up guest memory", fault.Precondition, "the host has too little free memory: give the VM less, or stop another one"},
+	{"KVM kernel module", fault.Precondition, "KVM cannot be used: see banger doctor"},
 	{"failed to initialize kvm", fault.Precondition, "KVM cannot be used: see banger doctor"},
+	{"Device or resource busy", fault.Conflict, "another process uses the VM's network device: see banger doctor"},
+	{"could not configure /dev/net/tun", fault.Precondition, "the VM's network device is missing or another user's: see banger doctor"},
+	{"could not open /dev/net/tun", fault.Precondition, "your user may not open /dev/net/tun: see banger doctor"},
+	{"\"write\" lock", fault.Conflict, "another process writes to this disk"},
+	{"invalid kernel header", fault.Precondition, "the kernel is damaged: banger setup makes it again"},
+	{"Permission denied", fault.Precondition, "your user cannot open a file of this VM: see its owner and mode"},
+	{"No such file or directory", fault.Precondition, "a file of this VM is missing: see banger doctor"},
+	{"annot allocate memory", fault.Precondition, "the host has too little free memory: give the VM less, or stop another one"},
+	{"cannot set up guest memory", fault.Precondition, "the host has too little free memory: give the VM less, or stop another one"},
 }
 
 // explain makes the error of a failed start from QEMU's own last words.
 func explain(m vmm.Machine, err error, died bool) error {
 	const lines = 5
-	kind, hint := fault.KindOf(err), "the command line is in "+filepath.Join(m.Dir, vmm.CommandFile)
 	said := strings.Join(machine.Tail(filepath.Join(m.Dir, vmm.VMMLog), lines), "; ")
+	if !died || said == "" {
+		return fault.Wrap(fault.KindOf(err), err, "QEMU did not start %s", m.Name).
+			WithHint("the command line is in %s", filepath.Join(m.Dir, vmm.CommandFile))
+	}
+	return reason(m, said)
+}
+
+func reason(m vmm.Machine, said string) error {
+	plain := fault.New(fault.Unexpected, "QEMU did not start %s: %s", m.Name, strings.ReplaceAll(said, "qemu-system-x86_64: ", ""))
 	for _, h := range hints {
-		if died && strings.Contains(said, h.text) {
-			kind, hint = h.kind, h.hint
-			break
+		if strings.Contains(said, h.text) {
+			plain.Kind = h.kind
+			return plain.WithHint("%s", h.hint)
 		}
 	}
-	said = strings.ReplaceAll(said, "qemu-system-x86_64: ", "")
-	if died && said != "" {
-		return fault.New(kind, "QEMU did not start %s: %s", m.Name, said).WithHint("%s", hint)
-	}
-	return fault.Wrap(kind, err, "QEMU did not start %s", m.Name).WithHint("%s", hint)
+	return plain.WithHint("the command line is in %s", filepath.Join(m.Dir, vmm.CommandFile))
 }

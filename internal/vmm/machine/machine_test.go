@@ -1,0 +1,158 @@
+package machine
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"pgregory.net/rapid"
+
+	"banger/internal/fault"
+	"banger/internal/system"
+	"banger/internal/vmm"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// holder starts a process that holds the lock of dir.
+func holder(t *testing.T, dir string) *system.Process {
+	t.Helper()
+	lock, err := Lock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	p, err := system.Start(system.StartOptions{Path: "/bin/sleep", Args: []string{"100"}, ExtraFiles: []*os.File{lock}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { Kill(p) })
+	return p
+}
+
+func TestTheProcessHoldsTheLock(t *testing.T) {
+	dir := t.TempDir()
+	if _, err := Find(dir, vmm.Handle{}); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("no lock yet: %v", err)
+	}
+	p := holder(t, dir)
+	if _, err := Lock(dir); fault.KindOf(err) != fault.Conflict {
+		t.Errorf("locked twice: %v", err)
+	}
+	found, err := Find(dir, vmm.Handle{})
+	if err != nil || found.PID() != p.PID() {
+		t.Fatalf("found %v, %v", found, err)
+	}
+	defer found.Close()
+	other := t.TempDir()
+	holder(t, other)
+	if again, err := Find(dir, vmm.Handle{}); err != nil || again.PID() != p.PID() {
+		t.Errorf("with two machines: %v, %v", again, err)
+	} else {
+		again.Close()
+	}
+
+	leftover := filepath.Join(dir, "x.sock")
+	if err := os.WriteFile(leftover, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	RemoveIfUnlocked(dir, []string{"x.sock"})
+	if _, err := os.Stat(leftover); err != nil {
+		t.Errorf("what a living machine needs was removed: %v", err)
+	}
+	if err := p.Signal(syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-p.Done()
+	if _, err := Find(dir, vmm.Handle{}); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("after its end: %v", err)
+	}
+	RemoveIfUnlocked(dir, []string{"x.sock"})
+	if _, err := os.Stat(leftover); !os.IsNotExist(err) {
+		t.Errorf("what a dead machine left is there: %v", err)
+	}
+}
+
+func TestTail(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	if lines := Tail(path, 3); lines != nil {
+		t.Errorf("no file: %q", lines)
+	}
+	text := strings.Repeat("long ago\n", 20_000) + "one\r\n\ntwo\nth\xffree"
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(Tail(path, 3), "|"); got != "one|two|th?ree" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// TestCommandCanBeRunAgain: a shell reads back each argument as it was.
+func TestCommandCanBeRunAgain(t *testing.T) {
+	dir := t.TempDir()
+	rapid.Check(t, func(r *rapid.T) {
+		args := rapid.SliceOfN(rapid.StringMatching(`[ -~]{0,12}`), 1, 4).Draw(r, "args")
+		if err := WriteCommand(dir, append([]string{"/usr/bin/printf", `%s\n`}, args...)); err != nil {
+			r.Fatal(err)
+		}
+		out, err := system.Run(t.Context(), system.Command{Path: "sh", Args: []string{filepath.Join(dir, vmm.CommandFile)}})
+		if want := strings.Join(args, "\n") + "\n"; err != nil || string(out) != want {
+			r.Fatalf("got %q, %v, want %q", out, err, want)
+		}
+	})
+}
+
+func TestCheckFiles(t *testing.T) {
+	dir := t.TempDir()
+	good := filepath.Join(dir, "file")
+	if err := os.WriteFile(good, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	empty := filepath.Join(dir, "empty")
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m := vmm.Machine{Name: "web", Dir: dir, Kernel: good, Initramfs: "file", Disks: []vmm.Disk{{Role: "root", Path: good}}}
+	if err := CheckFiles(m); err != nil {
+		t.Error(err)
+	}
+	for what, spoil := range map[string]func(*vmm.Machine){
+		"empty kernel":    func(m *vmm.Machine) { m.Kernel = empty },
+		"kernel is a dir": func(m *vmm.Machine) { m.Kernel = dir },
+		"no disk":         func(m *vmm.Machine) { m.Disks = []vmm.Disk{{Role: "work", Path: "gone"}} },
+		"no directory":    func(m *vmm.Machine) { m.Dir = filepath.Join(dir, "gone") },
+		"relative dir":    func(m *vmm.Machine) { m.Dir = "." },
+	} {
+		bad := m
+		spoil(&bad)
+		if err := CheckFiles(bad); fault.KindOf(err) != fault.Precondition {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+func TestStopOfADeafProcess(t *testing.T) {
+	p, err := system.Start(system.StartOptions{Path: "/bin/sh", Args: []string{"-c", "trap '' TERM; while :; do sleep 1; done"}, NewSession: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond) // until the trap is set
+	m := New(Options{
+		Dir: t.TempDir(), Process: p,
+		Classify: func(s system.ExitStatus, stopped bool) vmm.Exit { return ClassifyStatus(s, stopped) },
+	})
+	begin := time.Now()
+	if err := m.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(begin); took < termGrace || took > termGrace+killGrace {
+		t.Errorf("took %s", took)
+	}
+	if got := m.Exit(); got.Kind != vmm.ExitStopped {
+		t.Errorf("%+v", got)
+	}
+}

@@ -1,0 +1,43 @@
+package qemu
+
+import (
+	"strings"
+	"testing"
+
+	"banger/internal/fault"
+)
+
+// TestReason: what QEMU 7.2 really says, and what we make of it.
+func TestReason(t *testing.T) {
+	for said, want := range map[string]struct {
+		kind fault.Kind
+		hint string
+	}{
+		"-netdev tap,id=n0,ifname=bgr-t0,script=no,downscript=no: could not configure /dev/net/tun (bgr-t0): Device or resource busy": {
+			fault.Conflict, "another process uses",
+		},
+		"-netdev tap,id=n0,ifname=bgr-t1,script=no,downscript=no: could not configure /dev/net/tun (bgr-t1): Operation not permitted": {
+			fault.Precondition, "missing or another user's",
+		},
+		"-netdev tap,id=n0,ifname=bgr-t1,script=no,downscript=no: could not open /dev/net/tun: Permission denied": {
+			fault.Precondition, "may not open /dev/net/tun",
+		},
+		"Could not access KVM kernel module: Permission denied; qemu-system-x86_64: -accel kvm: failed to initialize kvm: Permission denied": {
+			fault.Precondition, "KVM",
+		},
+		"-blockdev x: Could not open '/a': Permission denied":         {fault.Precondition, "cannot open a file"},
+		"-blockdev x: Could not open '/a': No such file or directory": {fault.Precondition, "missing"},
+		`-device y: Failed to get "write" lock`:                       {fault.Conflict, "writes to this disk"},
+		"cannot set up guest memory 'pc.ram': Cannot allocate memory": {fault.Precondition, "memory"},
+		"qemu: invalid kernel header":                                 {fault.Precondition, "kernel is damaged"},
+		"qemu-system-x86_64: something nobody has seen yet":           {fault.Unexpected, "command.txt"},
+	} {
+		err := reason(sample(), said)
+		if fault.KindOf(err) != want.kind || !strings.Contains(fault.HintOf(err), want.hint) {
+			t.Errorf("%s:\n%v %q, want %v %q", said, fault.KindOf(err), fault.HintOf(err), want.kind, want.hint)
+		}
+		if strings.Contains(err.Error(), "qemu-system") {
+			t.Errorf("the program's name is noise: %v", err)
+		}
+	}
+}
