@@ -78,7 +78,8 @@ func Main(args []string) int {
 		fmt.Fprintln(os.Stderr, "fake machine:", err)
 		return 1
 	}
-	m := &guestMachine{name: args[0], knobs: k, end: make(chan ending, 1)}
+	m := &guestMachine{name: args[0], knobs: k, end: make(chan ending, 1), signals: make(chan os.Signal, 4)}
+	signal.Notify(m.signals, syscall.SIGTERM, syscall.SIGINT, powerButton)
 	if err := m.boot(args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "fake machine:", err)
 		return 1
@@ -93,10 +94,11 @@ type ending struct {
 }
 
 type guestMachine struct {
-	name   string
-	knobs  knobs
-	end    chan ending
-	serial *os.File
+	name    string
+	knobs   knobs
+	end     chan ending
+	signals chan os.Signal
+	serial  *os.File
 }
 
 func (m *guestMachine) boot(cmdline []string) error {
@@ -180,13 +182,11 @@ func (m *guestMachine) finish(e ending) {
 
 // wait returns when the machine ends.
 func (m *guestMachine) wait() int {
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, powerButton)
 	orphan := time.NewTicker(orphanCheck)
 	defer orphan.Stop()
 	for {
 		select {
-		case s := <-signals:
+		case s := <-m.signals:
 			if s != powerButton {
 				return 0
 			}
