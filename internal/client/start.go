@@ -75,7 +75,7 @@ func (c *Client) replace(ctx context.Context, o Options) error {
 		return err
 	}
 	// When only banger was built anew, starting the bangerd beside it would change nothing, every time.
-	if theirs := buildOf(ctx, command); theirs != "" && theirs != build.ID() {
+	if theirs := buildOf(ctx, command, o.Env); theirs != "" && theirs != build.ID() {
 		o.notice("bangerd is build " + theirs + ", this banger is " + build.ID() + ": build and install both")
 		return nil
 	}
@@ -91,9 +91,9 @@ func (c *Client) replace(ctx context.Context, o Options) error {
 }
 
 // buildOf asks a bangerd binary which build it is; "" when it does not say.
-func buildOf(ctx context.Context, command []string) string {
+func buildOf(ctx context.Context, command, env []string) string {
 	args := append(command[1:len(command):len(command)], "--version")
-	out, err := system.Run(ctx, system.Command{Path: command[0], Args: args, Timeout: 5 * time.Second})
+	out, err := system.Run(ctx, system.Command{Path: command[0], Args: args, Env: env, Timeout: 5 * time.Second})
 	if err != nil {
 		return ""
 	}

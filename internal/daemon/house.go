@@ -29,6 +29,7 @@ import (
 	"banger/internal/vm"
 	"banger/internal/vmm"
 	"banger/internal/vmm/fake"
+	"banger/internal/vmm/qemu"
 )
 
 // house is all the parts of a daemon, put together.
@@ -56,7 +57,11 @@ func (o Options) assemble(ctx context.Context, config settings, logger *slog.Log
 		options: o, config: config, logger: logger, started: time.Now(), subnet: config.subnet,
 		images: image.Open(o.Paths.Images()), kernels: kernel.Open(o.Paths.Kernels(), o.Paths.Cache),
 	}
-	if h.drivers, err = o.drivers(); err != nil {
+	if h.drivers, err = o.vmms(logger); err != nil {
+		return nil, err
+	}
+	agent, err := o.agentBinary()
+	if err != nil {
 		return nil, err
 	}
 	if h.network, err = o.network(ctx, config, logger); err != nil {
@@ -70,23 +75,42 @@ func (o Options) assemble(ctx context.Context, config settings, logger *slog.Log
 		return nil, errors.Join(err, h.close())
 	}
 	h.engine = engine.New(engine.Config{
-		Store: h.store, Paths: o.Paths, Drivers: h.drivers, Capabilities: h.capabilities(), Logger: logger,
+		Store: h.store, Paths: o.Paths, Drivers: h.drivers, Capabilities: h.capabilities(agent), Logger: logger,
 		BootTimeout: config.bootTimeout, StopTimeout: config.stopTimeout, Limits: limits,
 		Allocate: h.allocate, MAC: hostnet.MAC, AfterStage: o.AfterStage,
 	})
 	return h, nil
 }
 
-// drivers returns the VMMs in order of preference.
-func (o Options) drivers() ([]vmm.Driver, error) {
+// vmms returns the drivers in order of preference.
+func (o Options) vmms(logger *slog.Logger) ([]vmm.Driver, error) {
 	if o.FakeVMM {
 		d, err := fake.New(o.FakeCommand...)
 		return []vmm.Driver{d}, err
 	}
-	return []vmm.Driver{}, nil
+	return []vmm.Driver{qemu.New(qemu.Options{Log: logger})}, nil
 }
 
-func (h *house) capabilities() []capability.Capability { return nil }
+// agentBinary returns the program that the guests' init is.
+func (o Options) agentBinary() (string, error) {
+	path, err := part("banger-agent")
+	if err == nil || !o.FakeVMM {
+		return path, err
+	}
+	// No guest runs it: anything does.
+	path = filepath.Join(o.Paths.Cache, "fake-agent")
+	if err := os.WriteFile(path, []byte("fake\n"), 0o700); err != nil {
+		return "", fault.Wrap(fault.Precondition, err, "cannot write %s", path)
+	}
+	return path, nil
+}
+
+func (h *house) capabilities(agent string) []capability.Capability {
+	return capability.All(capability.Options{
+		Paths: h.options.Paths, Images: h.images, Kernels: h.kernels, Network: h.network, AgentBinary: agent,
+		Nameservers: func() []netip.Addr { return hostnet.Nameservers(os.ReadFile) },
+	})
+}
 
 // network returns the host's network, by way of the privileged helper.
 func (o Options) network(ctx context.Context, config settings, logger *slog.Logger) (hostnet.Network, error) {

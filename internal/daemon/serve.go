@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 )
 
@@ -13,7 +14,8 @@ import (
 const (
 	headerTimeout = 10 * time.Second
 	idleTimeout   = 5 * time.Minute
-	drainTimeout  = 5 * time.Second // for calls under way when the daemon ends
+	drainTimeout  = 5 * time.Second        // for calls under way when the daemon ends
+	flushTimeout  = 200 * time.Millisecond // for the last answers to be sent
 	socketCheck   = 10 * time.Second
 )
 
@@ -23,8 +25,9 @@ func serve(ctx context.Context, l *listener, h http.Handler, logger *slog.Logger
 	// Calls outlive ctx, by drainTimeout at the most.
 	calls, cancelCalls := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancelCalls()
+	var running inFlight
 	srv := &http.Server{
-		Handler: h, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 64 << 10,
+		Handler: running.count(h), ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, MaxHeaderBytes: 64 << 10,
 		BaseContext: func(net.Listener) context.Context { return calls },
 		Protocols:   new(http.Protocols),
 		ErrorLog:    slog.NewLogLogger(logger.Handler(), slog.LevelDebug), // clients that send nonsense
@@ -52,7 +55,10 @@ func serve(ctx context.Context, l *listener, h http.Handler, logger *slog.Logger
 		case <-ticker.C:
 			l = rebind(l, run, logger)
 		case <-ctx.Done():
-			return drain(srv, cancelCalls)
+			_ = l.Close() // removes the socket: new clients find no daemon and start another
+			running.wait(drainTimeout)
+			cancelCalls()
+			return flush(srv)
 		}
 	}
 }
@@ -73,14 +79,55 @@ func rebind(l *listener, run func(*listener), logger *slog.Logger) *listener {
 	return fresh
 }
 
-// drain stops accepting, waits for calls under way, and cancels those that last.
-func drain(srv *http.Server, cancelCalls func()) error {
-	ctx, cancel := context.WithTimeout(context.Background(), drainTimeout)
+// flush ends the server once its last answers are sent. HTTP/2 connections that idle clients hold open would
+// keep an orderly shutdown waiting for a second.
+func flush(srv *http.Server) error {
+	ctx, cancel := context.WithTimeout(context.Background(), flushTimeout)
 	defer cancel()
 	err := srv.Shutdown(ctx)
-	cancelCalls()
 	if errors.Is(err, context.DeadlineExceeded) {
 		return srv.Close()
 	}
 	return err
+}
+
+// inFlight counts the calls under way.
+type inFlight struct {
+	mu    sync.Mutex
+	calls int
+	idle  chan struct{} // when set, closed as soon as there are none
+}
+
+func (f *inFlight) count(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		f.add(1)
+		defer f.add(-1)
+		next.ServeHTTP(w, r)
+	})
+}
+
+func (f *inFlight) add(n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls += n
+	if f.calls == 0 && f.idle != nil {
+		close(f.idle)
+		f.idle = nil
+	}
+}
+
+// wait returns when no call is under way, at the latest after limit.
+func (f *inFlight) wait(limit time.Duration) {
+	f.mu.Lock()
+	if f.calls == 0 {
+		f.mu.Unlock()
+		return
+	}
+	idle := make(chan struct{})
+	f.idle = idle
+	f.mu.Unlock()
+	select {
+	case <-idle:
+	case <-time.After(limit):
+	}
 }

@@ -52,6 +52,9 @@ func (s vmService) ReadLog(ctx context.Context, req *bangerv1.ReadLogRequest, ou
 	if !req.GetFollow() {
 		return l.copy(l.size())
 	}
+	if err := send(nil); err != nil { // the answer's headers: the client's call returns, also when there is nothing to read yet
+		return err
+	}
 	return l.follow(ctx)
 }
 
