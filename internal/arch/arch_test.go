@@ -83,7 +83,7 @@ var rooms = map[string][]string{
 	"internal/server": {
 		"api/agent/v1", "api/agent/v1/agentv1connect", "api/banger/v1", "api/banger/v1/bangerv1connect",
 		"internal/build", "internal/engine", "internal/fault", "internal/image", "internal/kernel", "internal/paths",
-		"internal/progress", "internal/store", "internal/vm", "internal/wire", "internal/wire/wirefault",
+		"internal/progress", "internal/store", "internal/vm", "internal/vmm", "internal/wire", "internal/wire/wirefault",
 	},
 	"internal/client": {
 		"api/agent/v1", "api/banger/v1", "api/banger/v1/bangerv1connect", "internal/build", "internal/fault",
@@ -93,7 +93,7 @@ var rooms = map[string][]string{
 	// Layer 6.
 	"internal/daemon/lock": {"internal/fault"},
 	"internal/daemon": {
-		"internal/daemon/lock",
+		"api/agent/v1/agentv1connect", "internal/daemon/lock",
 		"internal/agent/serve", "internal/build", "internal/capability", "internal/engine", "internal/fault",
 		"internal/guest", "internal/hostnet", "internal/image", "internal/kernel", "internal/paths",
 		"internal/progress", "internal/server", "internal/store", "internal/system", "internal/vm", "internal/vmm",
