@@ -54,13 +54,19 @@ func Lock(dir string) (*os.File, error) {
 // handle is zero, because the daemon died before it was recorded, the one that holds the lock.
 // A NotFound fault says that there is none.
 func Find(dir string, h vmm.Handle) (*system.Process, error) {
-	if h.PID != 0 {
-		return system.Adopt(h.PID, h.StartTime)
-	}
 	gone := fault.New(fault.NotFound, "the machine in %s has no process", dir)
 	var lock unix.Stat_t
 	if err := unix.Stat(filepath.Join(dir, LockFile), &lock); err != nil {
 		return nil, gone
+	}
+	if h.PID != 0 {
+		p, err := system.Adopt(h.PID, h.StartTime)
+		// After a reboot of the host the same two numbers may be another process's.
+		if err == nil && !holds(h.PID, lock) {
+			_ = p.Close()
+			return nil, gone
+		}
+		return p, err
 	}
 	entries, err := os.ReadDir("/proc")
 	if err != nil {
@@ -76,10 +82,13 @@ func Find(dir string, h vmm.Handle) (*system.Process, error) {
 			continue // it ended meanwhile
 		}
 		p, err := system.Adopt(pid, started)
-		if err != nil || !holds(pid, lock) {
+		if err != nil {
 			continue
 		}
-		return p, nil
+		if holds(pid, lock) {
+			return p, nil
+		}
+		_ = p.Close()
 	}
 	return nil, gone
 }

@@ -50,6 +50,9 @@ func TestTheProcessHoldsTheLock(t *testing.T) {
 	defer found.Close()
 	other := t.TempDir()
 	holder(t, other)
+	if _, err := Find(other, vmm.Handle{PID: p.PID(), StartTime: p.StartTime()}); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("a handle of another machine's process: %v", err)
+	}
 	if again, err := Find(dir, vmm.Handle{}); err != nil || again.PID() != p.PID() {
 		t.Errorf("with two machines: %v, %v", again, err)
 	} else {
