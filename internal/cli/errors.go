@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -72,12 +73,22 @@ func hintFor(err error) string {
 	return ""
 }
 
+// clockSlack is how far two parties may differ about the end of one time limit.
+const clockSlack = 100 * time.Millisecond
+
 // explain replaces a bare "context ended" by the reason the context carries, such as the time
 // limit of the command.
 func explain(ctx context.Context, err error) error {
 	var several severalErrors
-	if err == nil || ctx.Err() == nil || errors.As(err, &several) {
+	if err == nil || errors.As(err, &several) {
 		return err // several were explained one by one
+	}
+	// The daemon keeps the same time limit, and may have noticed its end a moment before us.
+	if deadline, ok := ctx.Deadline(); ok && fault.KindOf(err) == fault.Timeout && time.Until(deadline) < clockSlack {
+		<-ctx.Done()
+	}
+	if ctx.Err() == nil {
+		return err
 	}
 	cause := context.Cause(ctx)
 	switch kind := fault.KindOf(err); {

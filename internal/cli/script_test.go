@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cavaliergopher/cpio"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	bangerv1 "banger/api/banger/v1"
@@ -161,11 +163,14 @@ func stockShelves(t *testing.T, p paths.Paths) {
 	}
 	name, err = kernels.Build(func(dir string) (string, any, error) {
 		files := emptyDisks(t, dir, "modules.ext4")
-		for _, name := range []string{"vmlinuz", "vmlinux", "boot-modules.cpio", "config"} {
-			if err := os.WriteFile(filepath.Join(dir, name), []byte(name), 0o600); err != nil {
-				t.Fatal(err)
-			}
+		for _, name := range []string{"vmlinuz", "vmlinux", "config"} {
+			write(t, filepath.Join(dir, name), name)
 		}
+		var modules bytes.Buffer
+		if err := cpio.NewWriter(&modules).Close(); err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(dir, "boot-modules.cpio"), modules.String())
 		plain, err := artifact.Describe(dir, "vmlinuz", "vmlinux", "boot-modules.cpio", "config")
 		return "test", kernel.Manifest{
 			Name: "test", Release: "1.0-test", Architecture: runtime.GOARCH, Files: append(files, plain...), CreatedAt: time.Now(),
