@@ -62,18 +62,22 @@ func serveOn(name string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	signal.Ignore(syscall.SIGHUP)
-	port, err := openPort(ctx, name)
-	if err != nil {
-		return err
-	}
 	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return err
 	}
-	return serve.Serve(ctx, channel.Listen(port), serve.New(serve.Options{
+	handler := serve.New(serve.Options{
 		Runner: run.Runner{Root: "/"}, Shutdown: shutdown, SetTime: setTime, Status: status,
 		BootID: strings.TrimSpace(string(bootID)),
-	}))
+	})
+	port, err := openPort(ctx, name)
+	if err != nil {
+		return err
+	}
+	if err := boot.AwaitRelease(); err != nil {
+		return err
+	}
+	return serve.Serve(ctx, channel.Listen(port), handler)
 }
 
 const (

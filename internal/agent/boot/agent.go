@@ -27,21 +27,47 @@ func installAgent(self *os.File) error {
 
 // StartAgent starts the agent's service in a session of its own and records its pid.
 func StartAgent(port string) (pid int, err error) {
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	a, err := startAgent(port)
 	if err != nil {
 		return 0, err
 	}
-	defer null.Close()
+	return a.pid, a.release()
+}
+
+// starting is an agent that has been started and does not answer yet.
+type starting struct {
+	pid  int
+	gate *os.File
+}
+
+// release lets it answer.
+func (a starting) release() error { return a.gate.Close() }
+
+// startAgent starts the agent, which gets itself ready and then waits: its stdin is a pipe that ends when
+// it is released, or when its parent does.
+func startAgent(port string) (starting, error) {
+	wait, gate, err := os.Pipe()
+	if err != nil {
+		return starting{}, err
+	}
+	defer wait.Close()
 	p, err := os.StartProcess(AgentPath, []string{AgentPath, "serve", port}, &os.ProcAttr{
-		Dir: "/", Env: environment(), Files: []*os.File{null, os.Stdout, os.Stderr},
+		Dir: "/", Env: environment(), Files: []*os.File{wait, os.Stdout, os.Stderr},
 		Sys: &syscall.SysProcAttr{Setsid: true},
 	})
 	if err != nil {
-		return 0, fmt.Errorf("start the agent: %w", err)
+		gate.Close()
+		return starting{}, fmt.Errorf("start the agent: %w", err)
 	}
-	pid = p.Pid
+	pid := p.Pid
 	_ = p.Release() // nothing to fail: whoever is its parent then reaps it
-	return pid, write("/", strings.TrimPrefix(PIDFile, "/"), strconv.Itoa(pid)+"\n", 0o644)
+	return starting{pid, gate}, write("/", strings.TrimPrefix(PIDFile, "/"), strconv.Itoa(pid)+"\n", 0o644)
+}
+
+// AwaitRelease waits, in the agent, until it may answer.
+func AwaitRelease() error {
+	_, err := io.Copy(io.Discard, os.Stdin)
+	return err
 }
 
 // AgentPID returns the pid of the agent that runs, or 0.

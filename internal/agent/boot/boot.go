@@ -91,10 +91,21 @@ func run() error {
 	if err := switchRoot(); err != nil {
 		return err
 	}
+	initPath := findInit("/", initArgument(string(line)))
+	if err := installAgent(self); err != nil {
+		return err
+	}
+	// The agent gets ready while we go on, and answers when we are done.
+	var agent starting
+	if initPath != "" {
+		if agent, err = startAgent(cfg.GetChannelPort()); err != nil {
+			return err
+		}
+	}
 	if err := settle(plan, cfg); err != nil {
 		return err
 	}
-	return handOver(self, cfg, findInit("/", initArgument(string(line))))
+	return handOver(agent, cfg, initPath)
 }
 
 // settle makes the mounted root what the config says.
@@ -103,7 +114,11 @@ func settle(plan diskPlan, cfg *agentv1.GuestConfig) error {
 	if err := unix.Uname(&release); err != nil {
 		return err
 	}
-	if err := mountRest(plan, cfg.GetPlainDirs(), unix.ByteSliceToString(release.Release[:])); err != nil {
+	modules := "/lib/modules/" + unix.ByteSliceToString(release.Release[:])
+	if err := mountRest(plan, cfg.GetPlainDirs(), modules); err != nil {
+		return err
+	}
+	if err := makeNodes(modules); err != nil {
 		return err
 	}
 	if err := unix.Sethostname([]byte(cfg.GetHostname())); err != nil {
@@ -115,11 +130,8 @@ func settle(plan diskPlan, cfg *agentv1.GuestConfig) error {
 	return configureNetwork(cfg.GetInterfaces())
 }
 
-// handOver starts the agent and becomes the image's init.
-func handOver(self *os.File, cfg *agentv1.GuestConfig, initPath string) error {
-	if err := installAgent(self); err != nil {
-		return err
-	}
+// handOver lets the agent answer and becomes the image's init.
+func handOver(agent starting, cfg *agentv1.GuestConfig, initPath string) error {
 	if initPath == "" {
 		err := syscall.Exec(AgentPath, []string{AgentPath, "supervise", cfg.GetChannelPort()}, environment())
 		return fmt.Errorf("execute the agent as supervisor: %w", err)
@@ -127,7 +139,7 @@ func handOver(self *os.File, cfg *agentv1.GuestConfig, initPath string) error {
 	if err := writeUnits("/", cfg); err != nil {
 		return err
 	}
-	if _, err := StartAgent(cfg.GetChannelPort()); err != nil {
+	if err := agent.release(); err != nil {
 		return err
 	}
 	err := syscall.Exec(initPath, []string{initPath}, environment())

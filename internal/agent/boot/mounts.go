@@ -192,7 +192,7 @@ func switchRoot() error {
 }
 
 // mountRest mounts, in the new root, what the agent and its programs need before the image's init runs.
-func mountRest(p diskPlan, plainDirs []string, release string) error {
+func mountRest(p diskPlan, plainDirs []string, modules string) error {
 	for _, m := range []struct {
 		fstype, target string
 		flags          uintptr
@@ -214,7 +214,7 @@ func mountRest(p diskPlan, plainDirs []string, release string) error {
 		}
 	}
 	if p.modules != "" {
-		if err := mountExt4(p.modules, "/lib/modules/"+release, unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV); err != nil {
+		if err := mountExt4(p.modules, modules, unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV); err != nil {
 			return err
 		}
 	}
