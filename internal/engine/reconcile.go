@@ -153,6 +153,7 @@ func (o *operation) mend(ctx context.Context) (string, error) {
 		}
 		return fmt.Sprintf("VM %s was being stopped: the stop is done", name), o.deleteEphemeral(ctx)
 	case vm.Deleting:
+		o.recorded = true
 		if err := o.finishErase(ctx); err != nil {
 			return "", err
 		}

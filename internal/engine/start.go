@@ -281,14 +281,19 @@ func (o *operation) giveUp(ctx context.Context, cause error) error {
 	return errors.Join(cause, err, o.save(ctx))
 }
 
-// eraseFailed removes all of a VM whose create did not end well.
+// eraseFailed removes all of a VM whose create did not end well. Its row says already what is to be
+// done, so nothing is written before the files are gone: the reason may be that the disk is full.
 func (o *operation) eraseFailed(ctx context.Context) error {
 	if o.v.State == vm.Starting {
 		if _, err := o.move(vm.BootFailed); err != nil {
 			return err
 		}
 	}
+	if _, err := o.move(vm.AskDelete); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), eraseTimeout)
 	defer cancel()
-	return o.erase(ctx)
+	o.recorded = false
+	return o.finishErase(ctx)
 }

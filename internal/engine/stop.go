@@ -201,7 +201,6 @@ func (o *operation) erase(ctx context.Context) error {
 
 // finishErase goes from the intent row of a delete to its end.
 func (o *operation) finishErase(ctx context.Context) error {
-	o.recorded = true
 	if err := o.killLeftover(ctx); err != nil {
 		return o.notDown(ctx, err)
 	}

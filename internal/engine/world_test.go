@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -332,15 +331,21 @@ func newBench(t *testing.T) *bench {
 		t.Fatal(err)
 	}
 	b.reborn()
-	t.Cleanup(func() {
-		if err := b.Close(); err != nil {
-			t.Errorf("close: %v", err)
-		}
-		for _, body := range b.w.machines {
-			body.die(vmm.ExitKilled, "end of the test")
-		}
-	})
+	t.Cleanup(b.finish)
 	return b
+}
+
+// finish ends all that the world runs; a second call does nothing more.
+func (b *bench) finish() {
+	if err := b.Close(); err != nil {
+		b.t.Errorf("close: %v", err)
+	}
+	b.w.mu.Lock()
+	for _, body := range b.w.machines {
+		body.die(vmm.ExitKilled, "end of the test")
+	}
+	b.w.mu.Unlock()
+	_ = b.store.Close()
 }
 
 var testLimits = vm.Limits{CPUs: 4, MemoryBytes: 8 << 30, VMMs: []string{"test"}}
@@ -485,5 +490,3 @@ func occurrences(points []string) []struct {
 	}
 	return all
 }
-
-var _ = maps.Keys[map[string]bool]

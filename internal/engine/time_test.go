@@ -1,0 +1,116 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/fault"
+	"banger/internal/hosttest/need"
+	"banger/internal/vm"
+)
+
+// A guest that ignores agent and power button is killed once its time is over, not before.
+func TestStopLadderTakesItsTime(t *testing.T) {
+	for name, c := range map[string]struct {
+		spoil func(*world)
+		least time.Duration
+		steps []string
+	}{
+		"deaf guest": {func(w *world) { w.deaf = true }, 200*time.Millisecond + buttonTimeout, []string{"shutdown", "button", "driver stop"}},
+		"agent refuses": {
+			func(w *world) { w.arm(failAt("shutdown", 1, errInjected)) }, 0, []string{"shutdown", "button", "driver stop"},
+		},
+		"no button either": {func(w *world) {
+			w.deaf = true
+			w.arm(failAt("button", 1, errInjected))
+		}, 200 * time.Millisecond, []string{"shutdown", "button", "driver stop"}},
+		"guest obeys": {func(*world) {}, 0, []string{"shutdown", "driver stop"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				b := newBench(t)
+				v := b.create("web")
+				b.w.arm(nil)
+				c.spoil(b.w)
+				begin := time.Now()
+				if _, err := b.Stop(t.Context(), "web", false, nil); err != nil {
+					t.Fatal(err)
+				}
+				took := time.Since(begin)
+				if took < c.least || took > c.least+5*time.Second {
+					t.Errorf("took %s, want %s", took, c.least)
+				}
+				got := slices.DeleteFunc(b.w.points(), func(p string) bool { return !slices.Contains([]string{"shutdown", "button", "driver stop"}, p) })
+				if !slices.Equal(got, c.steps) {
+					t.Errorf("steps %v, want %v", got, c.steps)
+				}
+				if s := b.w.String(); s != down(v.ID) {
+					t.Errorf("left:\n%s", s)
+				}
+				b.finish()
+			})
+		})
+	}
+}
+
+// Reboots that are far enough apart are no loop.
+func TestSlowRebootsAreFine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		v := b.create("web")
+		for range 3 * maxReboots {
+			time.Sleep(rebootWindow / maxReboots)
+			if !b.mayReboot(v.ID) {
+				t.Fatal("taken for a loop")
+			}
+		}
+		b.finish()
+	})
+}
+
+// A disk that becomes full in the middle of a create leaves no row and no file.
+func TestCreateOnAFullDisk(t *testing.T) {
+	need.Root(t)
+	b := newBench(t)
+	small := t.TempDir()
+	if err := unix.Mount("tmpfs", small, "tmpfs", 0, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(small, unix.MNT_DETACH) })
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b.p.State = small
+	if err := b.p.Make(); err != nil {
+		t.Fatal(err)
+	}
+	b.reborn()
+	b.w.arm(func(_ context.Context, point string) error {
+		if point != "up keys" {
+			return nil
+		}
+		rows, err := b.List(context.Background())
+		if err != nil || len(rows) != 1 {
+			return errors.Join(err, errors.New("no row"))
+		}
+		full := os.WriteFile(filepath.Join(b.p.VM(rows[0].ID), "filler"), make([]byte, 2<<20), 0o600)
+		return fault.Wrap(fault.Precondition, full, "no space")
+	})
+	_, err := b.Create(t.Context(), spec("web"), true, nil)
+	if fault.KindOf(err) != fault.Precondition || !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("got %v", err)
+	}
+	b.w.arm(nil)
+	b.nothingLeft("create on a full disk")
+	if v := b.create("web"); v.State != vm.Running { // and once there is room again
+		t.Errorf("VM is %s", v.State)
+	}
+}
