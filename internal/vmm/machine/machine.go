@@ -79,7 +79,7 @@ func (m *Machine) watch() {
 		return
 	}
 	m.exit = m.o.Classify(m.o.Process.Status(), m.stopping.Load())
-	RemoveSockets(m.o.Dir, m.o.Sockets)
+	RemoveIfUnlocked(m.o.Dir, m.o.Sockets)
 	m.letGo()
 	close(m.done)
 }
@@ -217,8 +217,8 @@ func (m *Machine) Close() error {
 	return m.o.Process.Close()
 }
 
-// RemoveSockets removes what a dead machine left in dir. What cannot be removed shows at the next
-// start, which needs the place.
+// RemoveSockets removes what a dead machine left in dir; the caller holds the lock. What cannot be
+// removed shows at the next start, which needs the place.
 func RemoveSockets(dir string, names []string) {
 	for _, name := range names {
 		_ = os.Remove(filepath.Join(dir, name))

@@ -41,6 +41,22 @@ func (d *Driver) Start(ctx context.Context, m vmm.Machine) (vmm.Running, error) 
 	if err != nil {
 		return nil, err
 	}
+	p, err := d.launch(m, args)
+	if err != nil {
+		return nil, err
+	}
+	mon, err := connect(ctx, startTimeout, m.Dir, p)
+	if err != nil {
+		died := ended(p, lastWords)
+		machine.Kill(p)
+		machine.RemoveIfUnlocked(m.Dir, sockets)
+		return nil, explain(m, err, died)
+	}
+	return d.running(m, p, mon, note), nil
+}
+
+// launch starts the process, which holds the machine's lock from then on.
+func (d *Driver) launch(m vmm.Machine, args []string) (*system.Process, error) {
 	lock, err := machine.Lock(m.Dir)
 	if err != nil {
 		return nil, err
@@ -50,21 +66,10 @@ func (d *Driver) Start(ctx context.Context, m vmm.Machine) (vmm.Running, error) 
 	if err := prepareLogs(m.Dir, append([]string{d.binary}, args...)); err != nil {
 		return nil, err
 	}
-	p, err := system.Start(system.StartOptions{
+	return system.Start(system.StartOptions{
 		Path: d.binary, Args: args, Dir: m.Dir, NewSession: true,
 		Log: filepath.Join(m.Dir, vmm.VMMLog), ExtraFiles: []*os.File{lock},
 	})
-	if err != nil {
-		return nil, err
-	}
-	mon, err := connect(ctx, startTimeout, m.Dir, p)
-	if err != nil {
-		died := ended(p, lastWords)
-		machine.Kill(p)
-		machine.RemoveSockets(m.Dir, sockets)
-		return nil, explain(m, err, died)
-	}
-	return d.running(m, p, mon, note), nil
 }
 
 // prepareLogs puts the last serial log aside and writes down the command line. The new log is ours
