@@ -26,6 +26,17 @@ func FreeBytes(dir string) (int64, error) {
 	return int64(st.Bavail) * st.Bsize, nil
 }
 
+// RequireFree finds a disk too full for what is to come: a Precondition fault when less than bytes are
+// free in dir. what says what the space is for.
+func RequireFree(dir string, bytes int64, what string) error {
+	free, err := FreeBytes(dir)
+	if err != nil || free >= bytes {
+		return err
+	}
+	return fault.New(fault.Precondition, "disk full: %s needs %d MB in %s, %d MB are free", what, bytes/1_000_000, dir, free/1_000_000).
+		WithHint("free some space there")
+}
+
 // AllocatedBytes returns the space that a file takes on its disk, holes not counted.
 func AllocatedBytes(path string) (int64, error) {
 	var st unix.Stat_t

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -209,6 +210,15 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+func TestRequireFree(t *testing.T) {
+	if err := RequireFree(t.TempDir(), 1, "a test"); err != nil {
+		t.Error(err)
+	}
+	if err := RequireFree(t.TempDir(), 1<<60, "a test"); fault.KindOf(err) != fault.Precondition || fault.HintOf(err) == "" {
+		t.Errorf("an exabyte: %v", err)
+	}
+}
+
 func TestGrowExt4(t *testing.T) {
 	need.Binary(t, "resize2fs")
 	path := filepath.Join(t.TempDir(), "d.ext4")
@@ -387,6 +397,17 @@ func TestCreateExt4FromTar(t *testing.T) {
 		t.Errorf("link: %s", got)
 	}
 	noLeftovers(t, filepath.Dir(path))
+}
+
+// BenchmarkCloneSeed is what a new VM's overlay disk costs.
+func BenchmarkCloneSeed(b *testing.B) {
+	need.Binary(b, "mke2fs")
+	dir := b.TempDir()
+	for i := 0; b.Loop(); i++ {
+		if err := CloneSeed(b.Context(), filepath.Join(dir, "seeds"), filepath.Join(dir, strconv.Itoa(i)), 4<<30, "overlay"); err != nil {
+			b.Fatal(err)
+		}
+	}
 }
 
 func TestSpaceFault(t *testing.T) {

@@ -27,7 +27,11 @@ const Stage = "image"
 // SeedBytes is the size of a work seed: the default size of a work disk, which then needs no growing.
 const SeedBytes = 4 << 30
 
-const bootstrapTimeout = 30 * time.Minute
+const (
+	bootstrapTimeout = 30 * time.Minute
+	imageSpace       = 300 << 20 // bytes free in the store before it begins
+	scratchSpace     = 600 << 20 // the same for mmdebstrap's temporary files
+)
 
 // packages are what is in the default image beside Debian's required ones: enough to log in, look
 // around and install the rest.
@@ -67,6 +71,9 @@ func (s *Store) bootstrap(ctx context.Context, o BootstrapOptions, sink progress
 		return Image{}, err
 	}
 	name, err := s.shelf.Build(func(dir string) (string, any, error) {
+		if err := errors.Join(disk.RequireFree(dir, imageSpace, "an image"), disk.RequireFree(os.TempDir(), scratchSpace, "the making of an image")); err != nil {
+			return "", nil, err
+		}
 		m, err := makeImage(ctx, dir, mmdebstrap, source, sink)
 		return m.Name, m, err
 	})

@@ -146,7 +146,8 @@ func TestFilterRootRefuses(t *testing.T) {
 	}
 	w := tar.NewWriter(&link)
 	for _, h := range []tar.Header{
-		{Typeflag: tar.TypeDir, Name: "etc/"}, {Typeflag: tar.TypeDir, Name: "usr/"},
+		{Typeflag: tar.TypeDir, Name: "etc/"},
+		{Typeflag: tar.TypeDir, Name: "usr/"},
 		{Typeflag: tar.TypeLink, Name: "usr/x", Linkname: "usr/share/man/x"},
 	} {
 		if err := w.WriteHeader(&h); err != nil {

@@ -26,6 +26,13 @@ import (
 // Stage is the name of the stage that FromDebian reports.
 const Stage = "kernel"
 
+// Space in bytes that must be free before it begins: for the package lists and the package in the cache, for
+// the unpacked and the finished files in the store.
+const (
+	fetchSpace  = 150 << 20
+	kernelSpace = 250 << 20
+)
+
 // DebianOptions says which of Debian's kernels to take; it is for this machine's architecture.
 type DebianOptions struct {
 	Mirror  string // URL; empty: Debian's own
@@ -52,11 +59,20 @@ func (s *Store) fromDebian(ctx context.Context, o DebianOptions, sink progress.S
 	if _, err := findDepmod(); err != nil { // before anything is fetched
 		return Kernel{}, err
 	}
+	if err := os.MkdirAll(s.cache, 0o700); err != nil {
+		return Kernel{}, fault.Wrap(fault.Precondition, err, "cannot make directory %s", s.cache)
+	}
+	if err := disk.RequireFree(s.cache, fetchSpace, "fetching a kernel"); err != nil {
+		return Kernel{}, err
+	}
 	p, deb, err := s.fetch(ctx, source, sink)
 	if err != nil {
 		return Kernel{}, err
 	}
 	name, err := s.shelf.Build(func(dir string) (string, any, error) {
+		if err := disk.RequireFree(dir, kernelSpace, "a kernel"); err != nil {
+			return "", nil, err
+		}
 		m, err := makeKernel(ctx, dir, source, p, deb, sink)
 		return m.Name, m, err
 	})
