@@ -41,6 +41,9 @@ type runningStage struct {
 
 const redraw = 100 * time.Millisecond
 
+// worthALine is how long a stage must take to be kept on a terminal. Logs get all stages.
+const worthALine = 100 * time.Millisecond
+
 var spinner = []string{"⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"}
 
 // newDisplay begins a display; close ends it.
@@ -128,8 +131,11 @@ func (d *display) finish(label string, p *bangerv1.Progress, mark, ending string
 			break
 		}
 	}
-	took := seconds(time.Duration(p.GetDurationNanos()))
-	d.line(fmt.Sprintf("%-24s %8s%s", withLabel(label, p.GetStage()), took, ending), mark)
+	took := time.Duration(p.GetDurationNanos())
+	if d.live && took < worthALine && p.GetStatus() == bangerv1.Progress_STATUS_DONE {
+		return // the live line has shown it
+	}
+	d.line(fmt.Sprintf("%-24s %8s%s", withLabel(label, p.GetStage()), seconds(took), ending), mark)
 }
 
 func (d *display) find(label, stage string) *runningStage {

@@ -115,6 +115,7 @@ func TestLiveProgress(t *testing.T) {
 	sink(&bangerv1.Progress{Stage: "bootstrap", Status: bangerv1.Progress_STATUS_UPDATE, Message: "unpacking", Fraction: &half})
 	sink(&bangerv1.Progress{Status: bangerv1.Progress_STATUS_NOTICE, Message: "no \x1b[31m/dev/kvm"})
 	sink(&bangerv1.Progress{Stage: "bootstrap", Status: bangerv1.Progress_STATUS_DONE, DurationNanos: 3e9})
+	sink(&bangerv1.Progress{Stage: "brief", Status: bangerv1.Progress_STATUS_DONE, DurationNanos: 1e6})
 	sink(&bangerv1.Progress{Stage: "image", Status: bangerv1.Progress_STATUS_STARTED})
 	sink(&bangerv1.Progress{Stage: "image", Status: bangerv1.Progress_STATUS_FAILED, DurationNanos: 20e9})
 	d.close()
@@ -124,7 +125,10 @@ func TestLiveProgress(t *testing.T) {
 			t.Errorf("%q is not on the screen %q", want, screen)
 		}
 	}
-	if !strings.HasSuffix(screen, "\n") {
+	if strings.Contains(screen, "brief") {
+		t.Errorf("a stage of a millisecond got a line: %q", screen)
+	}
+	if !strings.HasSuffix(strings.TrimSuffix(screen, "\r\x1b[K"), "\n") {
 		t.Errorf("a live line was left: %q", screen)
 	}
 }
