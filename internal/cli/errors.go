@@ -26,8 +26,8 @@ func exitCode(err error) int {
 	if errors.As(err, &several) && len(several) > 0 {
 		err = several[0]
 	}
-	if code, ok := asExit(err); ok {
-		return code
+	if exit := asExit(err); exit != nil {
+		return exit.code
 	}
 	return fault.ExitCode(err)
 }
@@ -41,7 +41,10 @@ func (e *Env) printError(err error) {
 		}
 		return
 	}
-	if _, quiet := asExit(err); err == nil || quiet {
+	if exit := asExit(err); exit != nil && exit.text != "" {
+		fmt.Fprintf(e.Stderr, "banger: error: %s\n", exit.text)
+		return
+	} else if err == nil || exit != nil {
 		return
 	}
 	fmt.Fprintf(e.Stderr, "banger: error: %s\n", errorText(err))

@@ -97,8 +97,12 @@ func (i *interrupts) close() {
 	i.once.Do(func() { close(i.done) })
 }
 
-// exitError passes a guest program's exit code through. It is not printed.
-type exitError struct{ code int }
+// exitError passes a guest program's exit code through. Its text, when there is one, is printed as
+// an error of that program.
+type exitError struct {
+	code int
+	text string
+}
 
 func (e *exitError) Error() string { return "exit code" }
 
@@ -107,13 +111,13 @@ func silent(code int) error {
 	if code == 0 {
 		return nil
 	}
-	return &exitError{code}
+	return &exitError{code: code}
 }
 
-func asExit(err error) (int, bool) {
+func asExit(err error) *exitError {
 	var x *exitError
 	if errors.As(err, &x) {
-		return x.code, true
+		return x
 	}
-	return 0, false
+	return nil
 }
