@@ -27,7 +27,7 @@ func TestArguments(t *testing.T) {
 -no-user-config
 -no-reboot
 -display none
--machine pc,usb=off,vmport=off
+-machine q35,usb=off,vmport=off,sata=off,smbus=off
 -accel tcg,thread=multi
 -cpu max,-cx16
 -smp 2
@@ -48,7 +48,7 @@ func TestArguments(t *testing.T) {
 -device virtio-blk-pci,drive=work,write-cache=on,addr=0x9
 -kernel /kernels/k/vmlinux
 -initrd initramfs.img
--append console=ttyS0 reboot=t panic=-1 quiet`
+-append console=ttyS0 reboot=t panic=-1 cryptomgr.notests quiet`
 	args, err := arguments(platforms["amd64"], "tcg", sample())
 	if err != nil {
 		t.Fatal(err)
