@@ -2,8 +2,10 @@ package agent
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -105,11 +107,25 @@ func signalSystemd(reboot bool) error {
 	return syscall.Kill(1, signalPowerOff)
 }
 
+// othersLive tells whether programs run beside this one and the first process. The kernel's own threads
+// and the dead have no executable.
+func othersLive() bool {
+	links, err := filepath.Glob("/proc/[0-9]*/exe")
+	if err != nil {
+		return false
+	}
+	own := []string{"/proc/1/exe", fmt.Sprintf("/proc/%d/exe", os.Getpid())}
+	return slices.ContainsFunc(links, func(link string) bool {
+		_, err := os.Readlink(link)
+		return err == nil && !slices.Contains(own, link)
+	})
+}
+
 // halt ends all processes and the machine, without the help of an init.
 func halt(reboot bool) {
 	_ = syscall.Kill(-1, syscall.SIGTERM) // fails when there is nobody else
 	for end := time.Now().Add(termGrace); time.Now().Before(end); time.Sleep(systemdPoll) {
-		if errors.Is(syscall.Kill(-1, 0), syscall.ESRCH) {
+		if !othersLive() {
 			break
 		}
 	}
