@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -193,22 +194,22 @@ func (h *house) bridgeSubnet() (netip.Prefix, error) {
 	return h.subnet, nil
 }
 
-// reconcile looks after the VMs of the daemon's predecessor.
-func (h *house) reconcile(ctx context.Context) error {
+// reconcile looks after the VMs of the daemon's predecessor. What it cannot mend concerns single VMs,
+// and is told by the daemon's status; the others can be used.
+func (h *house) reconcile(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, reconcileTimeout)
 	defer cancel()
 	begin := time.Now()
-	mended, err := h.engine.Reconcile(ctx)
-	h.mu.Lock()
-	h.reconciled = mended
-	h.mu.Unlock()
+	told, err := h.engine.Reconcile(ctx)
 	if err != nil {
-		return fault.Wrap(fault.KindOf(err), err, "cannot take over the VMs of the daemon before").
-			WithHint("%s", hintOr(err, "banger daemon logs tells more; banger daemon restart tries again"))
+		h.logger.Error("reconcile", "error", err)
+		told = append(told, strings.Split("not mended: "+err.Error(), "\n")...)
 	}
-	h.logger.Info("ready", "mended", mended, "duration", time.Since(begin))
+	h.mu.Lock()
+	h.reconciled = told
+	h.mu.Unlock()
+	h.logger.Info("ready", "duration", time.Since(begin))
 	debug.FreeOSMemory() // what the start needed is not needed again
-	return nil
 }
 
 // close lets go of everything; VMs run on.

@@ -15,7 +15,7 @@ const (
 	headerTimeout = 10 * time.Second
 	idleTimeout   = 5 * time.Minute
 	drainTimeout  = 5 * time.Second        // for calls under way when the daemon ends
-	flushTimeout  = 200 * time.Millisecond // for the last answers to be sent
+	flushTimeout  = 100 * time.Millisecond // for the last answers to be sent
 	socketCheck   = 10 * time.Second
 )
 

@@ -7,19 +7,13 @@ import (
 )
 
 // Gate holds calls back until the engine has looked after the VMs of the daemon's predecessor.
-type Gate struct {
-	opened chan struct{}
-	err    error // valid once opened is closed
-}
+type Gate struct{ opened chan struct{} }
 
 // NewGate returns a closed gate.
 func NewGate() *Gate { return &Gate{opened: make(chan struct{})} }
 
-// Open lets the calls go on; with an error, each of them fails with it. It is called once.
-func (g *Gate) Open(err error) {
-	g.err = err
-	close(g.opened)
-}
+// Open lets the calls go on. It is called once.
+func (g *Gate) Open() { close(g.opened) }
 
 // wait returns when the gate is open. A nil gate always is.
 func (g *Gate) wait(ctx context.Context) error {
@@ -28,7 +22,7 @@ func (g *Gate) wait(ctx context.Context) error {
 	}
 	select {
 	case <-g.opened:
-		return g.err
+		return nil
 	case <-ctx.Done():
 		return fault.Wrap(fault.KindOf(ctx.Err()), ctx.Err(), "the daemon is still looking after the VMs of its predecessor")
 	}
@@ -41,7 +35,7 @@ func (g *Gate) isOpen() bool {
 	}
 	select {
 	case <-g.opened:
-		return g.err == nil
+		return true
 	default:
 		return false
 	}

@@ -368,9 +368,10 @@ func TestCallsWaitForTheGate(t *testing.T) {
 	defer cancel()
 	_, err := c.VMs.ListVMs(ctx, &bangerv1.ListVMsRequest{})
 	wantKind(t, err, fault.Timeout)
-	o.Gate.Open(fault.New(fault.Precondition, "the database is damaged"))
-	_, err = c.VMs.ListVMs(t.Context(), &bangerv1.ListVMsRequest{})
-	wantKind(t, err, fault.Precondition)
+	o.Gate.Open()
+	if _, err = c.VMs.ListVMs(t.Context(), &bangerv1.ListVMsRequest{}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // scripted is an agent that echoes its input and exits with 7.

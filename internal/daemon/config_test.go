@@ -1,0 +1,94 @@
+package daemon
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"banger/internal/fault"
+	"banger/internal/vm"
+)
+
+func load(t *testing.T, text string) (settings, error) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "config.toml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return loadConfig(path)
+}
+
+func TestConfigDefaults(t *testing.T) {
+	missing, err := loadConfig(filepath.Join(t.TempDir(), "config.toml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	empty, err := load(t, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range []settings{missing, empty} {
+		d := s.defaults
+		if d.VMM != "auto" || d.MemoryBytes != 1<<30 || d.WorkDiskBytes != 4<<30 || !d.NAT || d.Units != vm.UnitsFast {
+			t.Errorf("defaults are %+v", d)
+		}
+		if s.bridge != "banger0" || s.subnet.IsValid() || s.bootTimeout != 3*time.Minute || s.logLevel != slog.LevelInfo {
+			t.Errorf("settings are %+v", s)
+		}
+	}
+}
+
+func TestConfigValues(t *testing.T) {
+	s, err := load(t, `
+cpus = 1
+memory = "512M"
+boot_timeout = "90s"
+log_level = "debug"
+[network]
+bridge = "banger7"
+subnet = "10.213.0.0/16"
+nat = false
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.defaults.CPUs != 1 || s.defaults.MemoryBytes != 512<<20 || s.defaults.NAT || s.bootTimeout != 90*time.Second ||
+		s.logLevel != slog.LevelDebug || s.bridge != "banger7" || s.subnet.String() != "10.213.0.0/16" || s.defaults.DiskBytes != 4<<30 {
+		t.Errorf("settings are %+v", s)
+	}
+}
+
+func TestConfigMistakes(t *testing.T) {
+	for text, want := range map[string]string{
+		"cpus = 2\ncolour = 1\n":              `config.toml:2: unknown key "colour"`,
+		"[network]\n\nname = 1\n":             `config.toml:3: unknown key "network.name"`,
+		"cpus = \"two\"\n":                    "config.toml:1:",
+		"cpus = \n":                           "config.toml:1:",
+		"memory = \"lots\"\n":                 "memory:",
+		"boot_timeout = \"soon\"\n":           `boot_timeout: "soon" is no time limit`,
+		"stop_timeout = \"2h\"\n":             "stop_timeout:",
+		"log_level = \"loud\"\n":              "log_level:",
+		"[network]\nbridge = \"eth0\"\n":      "network.bridge:",
+		"[network]\nsubnet = \"8.8.0.0/16\"":  "network.subnet:",
+		"[network]\nsubnet = \"172.30.0.0\"":  "network.subnet:",
+		"[network]\nsubnet = \"10.0.0.1/30\"": "network.subnet:",
+	} {
+		_, err := load(t, text)
+		if fault.KindOf(err) != fault.Usage || !strings.Contains(err.Error(), want) || fault.HintOf(err) == "" {
+			t.Errorf("%q gives %v (hint %q), want a usage fault with %q", text, err, fault.HintOf(err), want)
+		}
+	}
+}
+
+func FuzzConfig(f *testing.F) {
+	f.Add([]byte("cpus = 2\n[network]\nnat = true\n"))
+	f.Add([]byte("memory = \"1G\"\nmemory = 3"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if _, err := load(t, string(text)); err != nil && fault.KindOf(err) != fault.Usage {
+			t.Errorf("%q: %v", text, err)
+		}
+	})
+}
