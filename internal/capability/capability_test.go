@@ -245,6 +245,9 @@ func TestSweep(t *testing.T) {
 		}
 	}
 	web.State, db.State = vm.Running, vm.Stopped
+	if err := os.WriteFile(filepath.Join(f.Paths.SSH(), ".id_ed25519123"), []byte("half"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	var told []string
 	for _, c := range All(f.Options) { // as a new daemon has them
 		if s, ok := c.(Sweeper); ok {
@@ -258,6 +261,9 @@ func TestSweep(t *testing.T) {
 	taps, _ := f.net.ListTAPs(ctx)
 	if len(told) != 1 || !slices.Equal(taps, []string{"bgr-0000000a"}) {
 		t.Errorf("told %q, left %v", told, taps)
+	}
+	if files, _ := filepath.Glob(filepath.Join(f.Paths.SSH(), ".*")); len(files) > 0 {
+		t.Errorf("left %v", files)
 	}
 	known, _ := os.ReadFile(f.Paths.KnownHosts())
 	if !strings.Contains(string(known), "web.vm") || !strings.Contains(string(known), "db.vm") {

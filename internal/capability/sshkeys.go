@@ -3,6 +3,7 @@ package capability
 import (
 	"context"
 	"encoding/json"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -80,10 +81,20 @@ func (c *sshKeys) Erase(_ context.Context, v vm.VM) error {
 	return c.writeKnownHosts()
 }
 
-// Sweep learns the host keys of all VMs and writes the file anew.
+// Sweep learns the host keys of all VMs and writes the file anew. What a daemon was writing when it
+// died has a name with a dot in front, and is removed.
 func (c *sshKeys) Sweep(_ context.Context, all []vm.VM) ([]string, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	unfinished, err := filepath.Glob(filepath.Join(c.o.Paths.SSH(), ".*"))
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range unfinished {
+		if err := os.Remove(name); err != nil {
+			return nil, fault.Wrap(fault.Precondition, err, "cannot tidy up the directory of SSH keys")
+		}
+	}
 	clear(c.hosts)
 	for _, v := range all {
 		var note sshNote

@@ -101,16 +101,24 @@ func (e *Engine) Get(ctx context.Context, ref string) (vm.VM, error) { return e.
 // List returns all VMs by name. It waits for nobody.
 func (e *Engine) List(ctx context.Context) ([]vm.VM, error) { return e.c.Store.List(ctx) }
 
-// Events returns the newest events of a VM, oldest first; limit 0 means 100.
+// Events returns the newest events of a VM, oldest first; limit 0 means 100. Of a name that no VM has
+// any more it returns what happened to those that had it.
 func (e *Engine) Events(ctx context.Context, ref string, limit int) ([]store.Event, error) {
-	v, err := e.c.Store.Get(ctx, ref)
-	if err != nil {
-		return nil, err
-	}
 	if limit <= 0 {
 		limit = 100
 	}
-	return e.c.Store.Events(ctx, v.ID, min(limit, 1000))
+	limit = min(limit, 1000)
+	v, err := e.c.Store.Get(ctx, ref)
+	if err == nil {
+		return e.c.Store.Events(ctx, v.ID, limit)
+	}
+	if fault.KindOf(err) == fault.NotFound {
+		past, errPast := e.c.Store.EventsNamed(ctx, ref, limit)
+		if errPast != nil || len(past) > 0 {
+			return past, errPast
+		}
+	}
+	return nil, err
 }
 
 // Agent returns the client of a running VM's agent, which stays the engine's: do not close it. A VM
@@ -125,11 +133,15 @@ func (e *Engine) Agent(ctx context.Context, ref string) (*guest.Client, error) {
 	if m, ok := e.live[v.ID]; ok {
 		return m.agent, nil
 	}
-	err2 := fault.New(fault.Conflict, "VM %s is not running: it is %s", v.Spec.Name, v.State)
-	if v.State == vm.Starting {
-		return nil, err2.WithHint("wait until it has started, then try again")
+	refusal := fault.New(fault.Conflict, "VM %s is not running: it is %s", v.Spec.Name, v.State)
+	switch {
+	case v.State == vm.Starting:
+		return nil, refusal.WithHint("wait until it has started, then try again")
+	case v.State.HasProcess():
+		return nil, fault.New(fault.Conflict, "VM %s runs, but this daemon could not take hold of it", v.Spec.Name).
+			WithHint("see banger daemon logs, or restart it: banger vm restart %s", v.Spec.Name)
 	}
-	return nil, err2.WithHint("start it: banger vm start %s", v.Spec.Name)
+	return nil, refusal.WithHint("start it: banger vm start %s", v.Spec.Name)
 }
 
 // Close lets go of the VMs, which run on. Verbs under way are cancelled and take back what they did.

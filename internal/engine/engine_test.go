@@ -95,6 +95,9 @@ func TestLifeOfAVM(t *testing.T) {
 	if err := b.Delete(ctx, "web", true, nil); fault.KindOf(err) != fault.NotFound {
 		t.Errorf("delete of nothing: %v", err)
 	}
+	if events, err = b.Events(ctx, "web", 5); err != nil || len(events) != 5 || events[4].Stage != "forget" {
+		t.Errorf("what happened to the deleted one: %+v, %v", events, err)
+	}
 }
 
 func TestCreateWithoutStart(t *testing.T) {
@@ -628,41 +631,60 @@ func TestCloseTakesBackAStart(t *testing.T) {
 // The daemon dies after each stage of each verb; the next one leaves no machine, no part and no
 // file that nobody owns, and VMs that ran still run and answer.
 func TestDeathAtEachStage(t *testing.T) {
-	verbs := map[string]func(*bench) error{
-		"create":  func(b *bench) error { _, err := b.Create(context.Background(), spec("web"), true, nil); return err },
-		"start":   func(b *bench) error { _, err := b.Start(context.Background(), "web", nil); return err },
-		"stop":    func(b *bench) error { _, err := b.Stop(context.Background(), "web", false, nil); return err },
-		"restart": func(b *bench) error { _, err := b.Restart(context.Background(), "web", nil); return err },
-		"delete":  func(b *bench) error { return b.Delete(context.Background(), "web", true, nil) },
+	stop := func(b *bench) error { _, err := b.Stop(context.Background(), "web", false, nil); return err }
+	for name, d := range map[string]death{
+		"create":         {operation: "create", run: func(b *bench) error { _, err := b.Create(context.Background(), spec("web"), true, nil); return err }},
+		"start":          {operation: "start", prepare: stop, run: func(b *bench) error { _, err := b.Start(context.Background(), "web", nil); return err }},
+		"stop":           {operation: "stop", run: stop},
+		"stop ephemeral": {operation: "stop", ephemeral: true, run: stop},
+		"restart":        {operation: "restart", run: func(b *bench) error { _, err := b.Restart(context.Background(), "web", nil); return err }},
+		"delete":         {operation: "delete", run: func(b *bench) error { return b.Delete(context.Background(), "web", true, nil) }},
+	} {
+		n := 1
+		for d.dieAfter(t, n) {
+			n++
+		}
+		if n < 6 {
+			t.Errorf("%s has only %d stages", name, n-1)
+		}
 	}
-	for verb, run := range verbs {
-		for n := 1; ; n++ {
-			if !dieAfter(t, verb, n, run) {
-				if n < 6 {
-					t.Errorf("%s has only %d stages", verb, n-1)
-				}
-				break
-			}
+}
+
+// death is a verb during which the daemon dies.
+type death struct {
+	operation string
+	ephemeral bool
+	prepare   func(*bench) error
+	run       func(*bench) error
+}
+
+func (d death) before(b *bench) {
+	b.t.Helper()
+	if d.operation == "create" {
+		return
+	}
+	s := spec("web")
+	s.Ephemeral = d.ephemeral
+	if _, err := b.Create(b.t.Context(), s, true, nil); err != nil {
+		b.t.Fatal(err)
+	}
+	if d.prepare != nil {
+		if err := d.prepare(b); err != nil {
+			b.t.Fatal(err)
 		}
 	}
 }
 
 // dieAfter lets the daemon die after the nth stage, and tells whether the verb has that many.
-func dieAfter(t *testing.T, verb string, n int, run func(*bench) error) bool {
+func (d death) dieAfter(t *testing.T, n int) bool {
 	t.Helper()
 	b := newBench(t)
 	other := b.create("other")
-	switch verb {
-	case "start":
-		b.create("web")
-		_, _ = b.Stop(t.Context(), "web", false, nil)
-	case "stop", "restart", "delete":
-		b.create("web")
-	}
+	d.before(b)
 	reached, release := make(chan string), make(chan struct{})
 	count := 0
 	b.hook = func(operation, stage string) {
-		if operation != verb {
+		if operation != d.operation {
 			return
 		}
 		if count++; count == n {
@@ -671,13 +693,13 @@ func dieAfter(t *testing.T, verb string, n int, run func(*bench) error) bool {
 		}
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- run(b) }()
+	go func() { ended <- d.run(b) }()
 	var stage string
 	select {
 	case stage = <-reached:
 	case err := <-ended:
 		if err != nil {
-			t.Fatalf("%s: %v", verb, err)
+			t.Fatalf("%s: %v", d.operation, err)
 		}
 		return false
 	}
@@ -687,9 +709,12 @@ func dieAfter(t *testing.T, verb string, n int, run func(*bench) error) bool {
 	b.reborn()
 	told, err := b.Reconcile(t.Context())
 	if err != nil {
-		t.Errorf("%s, dead after %s: reconcile: %v", verb, stage, err)
+		t.Errorf("%s, dead after %s: reconcile: %v", d.operation, stage, err)
 	}
-	b.settled(t, other, fmt.Sprintf("%s, dead after %s, mended %q", verb, stage, told))
+	b.settled(t, other, fmt.Sprintf("%s, dead after %s, mended %q", d.operation, stage, told))
+	if v, err := b.Get(t.Context(), "web"); err == nil && d.ephemeral && v.State == vm.Stopped {
+		t.Errorf("ephemeral, dead after %s: the VM outlived its end", stage)
+	}
 	// What the dead goroutine still does must not reach this world.
 	b.w.arm(func(context.Context, string) error { return errInjected })
 	_ = dead.c.Store.Close()
@@ -704,7 +729,7 @@ func (b *bench) settled(t *testing.T, other vm.VM, when string) {
 	t.Helper()
 	want := []string{up(other.ID)}
 	v, err := b.Get(t.Context(), "web")
-	for deadline := time.Now().Add(2 * time.Second); err == nil && v.State == vm.Stopping && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(2 * time.Second); err == nil && (v.State == vm.Stopping || v.State == vm.Deleting) && time.Now().Before(deadline); {
 		time.Sleep(5 * time.Millisecond)
 		v, err = b.Get(t.Context(), "web")
 	}

@@ -81,7 +81,12 @@ func (e *Engine) reconcileOne(ctx context.Context, id vm.ID) (string, error) {
 	if o.v.State.HasProcess() {
 		return o.reattach(ctx)
 	}
-	return o.mend(ctx)
+	sentence, err := o.mend(ctx)
+	// One that ran and was to be deleted when it stops: a daemon died in between.
+	if over := o.v.State == vm.Stopped || o.v.State == vm.Failed; err == nil && over && o.v.Spec.Ephemeral && o.v.Driver != "" {
+		return fmt.Sprintf("VM %s was to be deleted with its end: it is gone", o.v.Spec.Name), o.deleteEphemeral(ctx)
+	}
+	return sentence, err
 }
 
 // reattach adopts the machine of a VM whose row says that it runs.
@@ -94,6 +99,9 @@ func (o *operation) reattach(ctx context.Context) (string, error) {
 		const reason = "its VMM ended while no daemon watched it"
 		if err := o.died(ctx, reason); err != nil {
 			return "", err
+		}
+		if o.v.State == vm.Gone {
+			return fmt.Sprintf("VM %s was to live as long as its VMM: it is gone", o.v.Spec.Name), nil
 		}
 		return fmt.Sprintf("VM %s has failed: %s", o.v.Spec.Name, reason), nil
 	}
@@ -187,6 +195,9 @@ func (o *operation) mendStart(ctx context.Context) (string, error) {
 	if err := o.capabilitiesDown(ctx); err != nil {
 		return "", err
 	}
+	if err := removeUnfinished(o.e.c.Paths.VM(o.v.ID)); err != nil {
+		return "", err
+	}
 	err := o.stage(ctx, stageDone, func(context.Context) error {
 		o.v.Reason = "the daemon ended while it started"
 		_, err := o.move(vm.BootFailed)
@@ -224,6 +235,19 @@ func (e *Engine) sweepDirectories(ctx context.Context) ([]string, error) {
 		told = append(told, fmt.Sprintf("directory %s belonged to no VM: removed", dir))
 	}
 	return told, errors.Join(errs...)
+}
+
+// removeUnfinished removes from a VM's directory what somebody was writing when the daemon died: such
+// files have names with a dot in front until they are whole.
+func removeUnfinished(dir string) error {
+	names, err := filepath.Glob(filepath.Join(dir, ".*"))
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		err = errors.Join(err, os.Remove(name))
+	}
+	return err
 }
 
 func holdsDisk(dir string) bool {

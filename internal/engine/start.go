@@ -135,6 +135,9 @@ func (o *operation) bringUp(ctx context.Context, driver vmm.Driver, caps vmm.Cap
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fault.Wrap(fault.Precondition, err, "cannot make the directory of VM %s", o.v.Spec.Name)
 	}
+	if err := removeUnfinished(dir); err != nil {
+		return err
+	}
 	b := &capability.Build{
 		Machine: &vmm.Machine{ID: o.v.ID, Name: o.v.Spec.Name, Dir: dir, CPUs: o.v.Spec.CPUs, MemoryBytes: o.v.Spec.MemoryBytes},
 		Guest:   &agentv1.GuestConfig{},

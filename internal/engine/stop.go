@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	askTimeout    = 5 * time.Second  // for the agent to take the request
+	askTimeout    = 15 * time.Second // for the agent to take the request, on a host that is busy
 	buttonTimeout = 10 * time.Second // for the guest to end after the power button
 	eraseTimeout  = time.Minute
 )

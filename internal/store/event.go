@@ -40,8 +40,17 @@ func (s *Store) AddEvents(ctx context.Context, events ...Event) error {
 
 // Events returns the newest events of a VM, at most limit, oldest first.
 func (s *Store) Events(ctx context.Context, id vm.ID, limit int) ([]Event, error) {
+	return s.events(ctx, "vm", string(id), limit)
+}
+
+// EventsNamed is Events for all VMs that ever had a name.
+func (s *Store) EventsNamed(ctx context.Context, name string, limit int) ([]Event, error) {
+	return s.events(ctx, "name", name, limit)
+}
+
+func (s *Store) events(ctx context.Context, column, value string, limit int) ([]Event, error) {
 	rows, err := s.read.QueryContext(ctx, `SELECT id, vm, name, at, operation, stage, message, duration
-		FROM events WHERE vm=? ORDER BY id DESC LIMIT ?`, string(id), limit)
+		FROM events WHERE `+column+`=? ORDER BY id DESC LIMIT ?`, value, limit)
 	if err != nil {
 		return nil, s.explain(err, "read events")
 	}
