@@ -58,7 +58,8 @@ type Client struct {
 	// Hello is what the daemon said of itself when the client connected.
 	Hello Hello
 
-	http *http.Client
+	http   *http.Client
+	socket string
 }
 
 // Hello is what a daemon of any version says of itself.
@@ -113,6 +114,7 @@ func connectTo(socket string) *Client {
 		Images: bangerv1connect.NewImageServiceClient(hc, url, with),
 		Daemon: bangerv1connect.NewDaemonServiceClient(hc, url, with),
 		http:   hc,
+		socket: socket,
 	}
 }
 
@@ -133,7 +135,8 @@ func (c *Client) greet(ctx context.Context) error {
 	_, _ = io.Copy(io.Discard, io.LimitReader(res.Body, 1<<16)) // only the headers matter
 	api, err := strconv.Atoi(res.Header.Get(HeaderAPI))
 	if err != nil {
-		return fault.New(fault.Precondition, "what listens on the daemon's socket is not bangerd")
+		return fault.New(fault.Precondition, "what listens on the daemon's socket is not bangerd").
+			WithHint("end that program, or remove %s", c.socket)
 	}
 	c.Hello = Hello{Build: res.Header.Get(HeaderBuild), API: api}
 	return nil
