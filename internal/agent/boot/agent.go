@@ -7,22 +7,21 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
-// installAgent copies the running program to where the guest runs it from: the initramfs is out of reach
-// once the root has changed.
-func installAgent(self *os.File) error {
-	out, err := os.OpenFile(AgentPath, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o755)
-	if err != nil {
+// installAgent makes the program of the initramfs reachable from the new root. It is mounted, not
+// copied: nine megabytes take a fifth of a second under software emulation, and memory for good.
+func installAgent() error {
+	const target = "/newroot" + agentFile
+	if err := os.WriteFile(target, nil, 0o755); err != nil {
 		return fmt.Errorf("install the agent: %w", err)
 	}
-	if _, err := io.Copy(out, self); err != nil {
+	if err := unix.Mount("/init", target, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("install the agent: %w", err)
 	}
-	if err := out.Chmod(0o755); err != nil {
-		return fmt.Errorf("install the agent: %w", err)
-	}
-	return out.Close()
+	return os.Symlink(agentFile, "/newroot"+AgentPath)
 }
 
 // StartAgent starts the agent's service in a session of its own and records its pid.
@@ -81,8 +80,12 @@ func AgentPID() int {
 		return 0
 	}
 	// The pid may be another program's by now.
-	exe, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe")
-	if err != nil || exe != AgentPath {
+	theirs, err := os.Stat("/proc/" + strconv.Itoa(pid) + "/exe")
+	if err != nil {
+		return 0
+	}
+	ours, err := os.Stat(AgentPath)
+	if err != nil || !os.SameFile(theirs, ours) {
 		return 0
 	}
 	return pid

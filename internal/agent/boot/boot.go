@@ -22,10 +22,17 @@ import (
 
 // Where the agent lives in a running guest.
 const (
-	Dir        = "/run/banger"
-	AgentPath  = Dir + "/agent"
-	PIDFile    = Dir + "/agent.pid"
-	overlayDir = Dir + "/overlay" // the overlay disk's own ext4
+	Dir       = "/run/banger"
+	AgentPath = Dir + "/agent"
+	PIDFile   = Dir + "/agent.pid"
+)
+
+// keepDir holds what lives as long as the machine: systemd leaves mounts below /run/initramfs alone
+// when it shuts down.
+const (
+	keepDir    = "/run/initramfs"
+	overlayDir = keepDir + "/overlay" // the overlay disk's own ext4
+	agentFile  = keepDir + "/agent"   // the program, a link to which is AgentPath
 )
 
 // configFile holds the guest config in the initramfs.
@@ -72,10 +79,6 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	self, err := os.Open("/proc/self/exe")
-	if err != nil {
-		return err
-	}
 	if err := loadModules("/lib/modules", cfg.GetModules()); err != nil {
 		return err
 	}
@@ -87,14 +90,14 @@ func run() error {
 	if err := mountRoot(plan); err != nil {
 		return err
 	}
-	forget(configFile, "/init", "/lib/modules")
+	if err := installAgent(); err != nil {
+		return err
+	}
+	forget(configFile, "/lib/modules")
 	if err := switchRoot(); err != nil {
 		return err
 	}
 	initPath := findInit("/", initArgument(string(line)))
-	if err := installAgent(self); err != nil {
-		return err
-	}
 	// The agent gets ready while we go on, and answers when we are done.
 	var agent starting
 	if initPath != "" {

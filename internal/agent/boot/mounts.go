@@ -148,7 +148,7 @@ func mountRoot(p diskPlan) error {
 	if err := mountRun(); err != nil {
 		return err
 	}
-	if err := os.Mkdir("/newroot"+overlayDir, 0o700); err != nil {
+	if err := os.Mkdir("/newroot"+overlayDir, 0o755); err != nil {
 		return err
 	}
 	if err := unix.Mount("/overlay", "/newroot"+overlayDir, "", unix.MS_MOVE, ""); err != nil {
@@ -165,6 +165,9 @@ func mountRun() error {
 	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_STRICTATIME
 	if err := unix.Mount("tmpfs", "/newroot/run", "tmpfs", flags, "mode=0755,size=20%,nr_inodes=800k"); err != nil {
 		return fmt.Errorf("mount /run: %w", err)
+	}
+	if err := os.Mkdir("/newroot"+keepDir, 0o700); err != nil {
+		return err
 	}
 	return os.Mkdir("/newroot"+Dir, 0o755)
 }
