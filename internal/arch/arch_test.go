@@ -108,8 +108,8 @@ var rooms = map[string][]string{
 	// The guest's side.
 	"internal/agent":       {"api/agent/v1", "internal/agent/boot", "internal/agent/run", "internal/agent/serve", "internal/build", "internal/channel"},
 	"internal/agent/boot":  {"api/agent/v1"},
-	"internal/agent/run":   {"api/agent/v1"},
-	"internal/agent/serve": {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/agent/run", "internal/build", "internal/channel"},
+	"internal/agent/run":   {"internal/agent/serve"},
+	"internal/agent/serve": {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/build"},
 
 	// Tests.
 	"internal/arch":          {},
@@ -122,7 +122,7 @@ var rooms = map[string][]string{
 
 // keys lists outside packages that only some rooms may hold.
 var keys = map[string][]string{
-	"os/exec":      {"internal/system", "internal/agent/run", "internal/agent/boot", "internal/hosttest", "internal/hosttest/need"},
+	"os/exec":      {"internal/system", "internal/agent/run", "internal/hosttest", "internal/hosttest/need"},
 	"database/sql": {"internal/store"},
 	"github.com/vishvananda/netlink": {
 		"internal/hostnet", "internal/hostnet/helper", "internal/agent/boot", "internal/hosttest",
