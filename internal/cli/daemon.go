@@ -147,7 +147,9 @@ func listens(ctx context.Context, socket string) bool {
 
 func (e *Env) describeDaemon(v daemonView) string {
 	list := []field{
-		{"daemon", fmt.Sprintf("running, pid %d", v.PID)}, {"build", v.Build}, {"started", e.when(v.StartedAt)},
+		{"daemon", fmt.Sprintf("running, pid %d", v.PID)},
+		{"build", v.Build},
+		{"started", e.when(v.StartedAt)},
 		{"vms", fmt.Sprintf("%d, %d of them running", v.VMCount, v.RunningCount)},
 		{"default vmm", withReason(v.DefaultVMM, v.DefaultVMMReason)},
 	}

@@ -39,8 +39,13 @@ func runImageList(ctx context.Context, o listOptions, e *Env) error {
 
 func (e *Env) imageTable(images []imageView) string {
 	columns := []column{
-		{title: "NAME", flexible: true}, {title: "DEFAULT"}, {title: "SIZE", right: true}, {title: "PACKAGES", right: true},
-		{title: "VMS", right: true}, {title: "CREATED"}, {title: "PROBLEM", flexible: true},
+		{title: "NAME", flexible: true},
+		{title: "DEFAULT"},
+		{title: "SIZE", right: true},
+		{title: "PACKAGES", right: true},
+		{title: "VMS", right: true},
+		{title: "CREATED"},
+		{title: "PROBLEM", flexible: true},
 	}
 	rows := make([][]string, len(images))
 	for i, v := range images {
@@ -87,10 +92,18 @@ func runImageShow(ctx context.Context, o showOptions, e *Env) error {
 		v := viewImage(res.GetImage())
 		return e.print(o.output, v, func() string {
 			return fields([]field{
-				{"name", v.Name}, {"description", v.Description}, {"problem", v.Problem}, {"architecture", v.Architecture},
-				{"size", size(v.SizeBytes)}, {"work seed", size(v.WorkSeedBytes)}, {"packages", fmt.Sprint(v.PackageCount)},
-				{"created", e.when(v.CreatedAt)}, {"default", yesNo(v.IsDefault)}, {"used by", dash(strings.Join(v.UsedBy, ", "))},
-				{"digest", v.Digest}, {"directory", v.Directory},
+				{"name", v.Name},
+				{"description", v.Description},
+				{"problem", v.Problem},
+				{"architecture", v.Architecture},
+				{"size", size(v.SizeBytes)},
+				{"work seed", size(v.WorkSeedBytes)},
+				{"packages", fmt.Sprint(v.PackageCount)},
+				{"created", e.when(v.CreatedAt)},
+				{"default", yesNo(v.IsDefault)},
+				{"used by", dash(strings.Join(v.UsedBy, ", "))},
+				{"digest", v.Digest},
+				{"directory", v.Directory},
 			})
 		})
 	})

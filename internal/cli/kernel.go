@@ -37,8 +37,11 @@ func runKernelList(ctx context.Context, o listOptions, e *Env) error {
 
 func kernelTable(kernels []kernelView) string {
 	columns := []column{
-		{title: "NAME", flexible: true}, {title: "DEFAULT"}, {title: "RELEASE", flexible: true},
-		{title: "SIZE", right: true}, {title: "PROBLEM", flexible: true},
+		{title: "NAME", flexible: true},
+		{title: "DEFAULT"},
+		{title: "RELEASE", flexible: true},
+		{title: "SIZE", right: true},
+		{title: "PROBLEM", flexible: true},
 	}
 	rows := make([][]string, len(kernels))
 	for i, v := range kernels {

@@ -57,8 +57,13 @@ func vmNames(vms []vmView) string {
 
 func (e *Env) vmTable(vms []vmView) string {
 	columns := []column{
-		{title: "NAME", flexible: true}, {title: "STATE"}, {title: "IP"}, {title: "CPUS", right: true},
-		{title: "MEMORY", right: true}, {title: "IMAGE", flexible: true}, {title: "STARTED"},
+		{title: "NAME", flexible: true},
+		{title: "STATE"},
+		{title: "IP"},
+		{title: "CPUS", right: true},
+		{title: "MEMORY", right: true},
+		{title: "IMAGE", flexible: true},
+		{title: "STARTED"},
 	}
 	if e.colour(e.Stdout) {
 		columns[1].paint = paintState

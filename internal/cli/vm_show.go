@@ -47,12 +47,26 @@ func runVMShow(ctx context.Context, o showOptions, e *Env) error {
 
 func (e *Env) describeVM(v vmView) string {
 	list := []field{
-		{"name", v.Name}, {"id", v.ID}, {"state", v.State}, {"error", v.Error},
-		{"started", e.when(v.StartedAt)}, {"created", e.when(v.CreatedAt)},
-		{"image", v.Image}, {"kernel", v.Kernel}, {"vmm", vmmText(v)}, {"slow because", v.SlowReason},
-		{"cpus", fmt.Sprint(v.CPUs)}, {"memory", size(v.MemoryBytes)}, {"disk", size(v.DiskBytes)},
-		{"work disk", size(v.WorkDiskBytes)}, {"units", v.Units},
-		{"ip", v.IP}, {"dns name", v.DNSName}, {"mac", v.MAC}, {"nat", yesNo(v.NAT)}, {"directory", v.Directory},
+		{"name", v.Name},
+		{"id", v.ID},
+		{"state", v.State},
+		{"error", v.Error},
+		{"started", e.when(v.StartedAt)},
+		{"created", e.when(v.CreatedAt)},
+		{"image", v.Image},
+		{"kernel", v.Kernel},
+		{"vmm", vmmText(v)},
+		{"slow because", v.SlowReason},
+		{"cpus", fmt.Sprint(v.CPUs)},
+		{"memory", size(v.MemoryBytes)},
+		{"disk", size(v.DiskBytes)},
+		{"work disk", size(v.WorkDiskBytes)},
+		{"units", v.Units},
+		{"ip", v.IP},
+		{"dns name", v.DNSName},
+		{"mac", v.MAC},
+		{"nat", yesNo(v.NAT)},
+		{"directory", v.Directory},
 	}
 	if v.Ephemeral {
 		list = append(list, field{"ephemeral", "yes: deleted when it stops"})

@@ -91,7 +91,7 @@ func execPassesEverythingThrough(t *testing.T, w *world) {
 }
 
 func sshAsksNothing(t *testing.T, w *world) {
-	r := w.try("vm", "ssh", "web", "--", "echo", "over", "ssh;", "exit", "9")
+	r := w.try("vm", "ssh", "web", "--", "echo over ssh; exit 9")
 	if r.stdout != "over ssh\n" || r.code != 9 {
 		t.Errorf("ssh: %+v", r)
 	}

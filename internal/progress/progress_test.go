@@ -22,8 +22,10 @@ func TestRunTellsBeginningAndEnd(t *testing.T) {
 		}
 		sink.Notice("slower path")
 		want := []Event{
-			{Stage: "boot", Status: Started, Fraction: -1}, {Stage: "boot", Status: Done, Fraction: 1, Duration: 2 * time.Second},
-			{Stage: "agent", Status: Started, Fraction: -1}, {Stage: "agent", Status: Update, Message: "half", Fraction: 0.5},
+			{Stage: "boot", Status: Started, Fraction: -1},
+			{Stage: "boot", Status: Done, Fraction: 1, Duration: 2 * time.Second},
+			{Stage: "agent", Status: Started, Fraction: -1},
+			{Stage: "agent", Status: Update, Message: "half", Fraction: 0.5},
 			{Stage: "agent", Status: Failed, Message: "boom", Fraction: -1},
 			{Status: Notice, Message: "slower path", Fraction: -1},
 		}
