@@ -79,6 +79,7 @@ func (o Options) assemble(ctx context.Context, config settings, logger *slog.Log
 		Store: h.store, Paths: o.Paths, Drivers: h.drivers, Capabilities: h.capabilities(agent), Logger: logger,
 		BootTimeout: config.bootTimeout, StopTimeout: config.stopTimeout, Limits: limits,
 		Allocate: h.allocate, MAC: hostnet.MAC, AfterStage: o.AfterStage,
+		HostBoot: hostBoot(),
 	})
 	return h, nil
 }
@@ -126,6 +127,15 @@ func (o Options) network(ctx context.Context, config settings, logger *slog.Logg
 		HelperPath: helper, HelperLog: o.Paths.HelperLog(), Bridge: config.bridge, Subnet: config.subnet,
 		Instance: instance(o.Paths.State), Logger: logger,
 	})
+}
+
+// hostBoot is the random id of this start of the host (random(4)), or empty.
+func hostBoot() string {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(id))
 }
 
 // instance tells two bangers of one user apart, by their state directories.

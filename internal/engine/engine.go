@@ -50,6 +50,9 @@ type Config struct {
 	// MAC returns a VM's hardware address (hostnet.MAC); nil: VMs have none.
 	MAC func(vm.ID) string
 
+	// HostBoot tells one start of this host from another (/proc/sys/kernel/random/boot_id); empty: unknown.
+	HostBoot string
+
 	// Now is the clock of rows and events; nil: time.Now.
 	Now func() time.Time
 	// AfterStage, when set, is called after each stage of each operation, its row included.

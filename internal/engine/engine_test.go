@@ -779,6 +779,23 @@ func TestReconcileOfAMachineThatIsGone(t *testing.T) {
 	}
 }
 
+func TestReconcileAfterAHostRestart(t *testing.T) {
+	b := newBench(t)
+	if _, err := b.Reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	v := b.create("web")
+	b.Engine.die()
+	b.w.body(v.ID).die(vmm.ExitKilled, "")
+	b.boot = "second"
+	b.reborn()
+	told, err := b.Reconcile(t.Context())
+	got, _ := b.Get(t.Context(), "web")
+	if err != nil || len(told) != 1 || got.State != vm.Stopped || got.Reason != "" || b.w.String() != down(v.ID) {
+		t.Errorf("%q, %v, VM %s (%s), host\n%s", told, err, got.State, got.Reason, b.w)
+	}
+}
+
 func TestReconcileOfDirectories(t *testing.T) {
 	b := newBench(t)
 	for _, dir := range []string{"0000000a", "0000000b", "not-ours"} {

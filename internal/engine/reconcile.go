@@ -41,11 +41,13 @@ func (e *Engine) Reconcile(ctx context.Context) ([]string, error) {
 		}
 		errs = append(errs, err)
 	}
+	restarted, err := e.hostRestarted(ctx)
+	tell(err)
 	var g errgroup.Group
 	g.SetLimit(reconcilers)
 	for _, v := range rows {
 		g.Go(func() error {
-			sentence, err := e.reconcileOne(ctx, v.ID)
+			sentence, err := e.reconcileOne(ctx, v.ID, restarted)
 			tell(err, sentence)
 			return nil
 		})
@@ -69,7 +71,19 @@ func (e *Engine) Reconcile(ctx context.Context) ([]string, error) {
 	return told, errors.Join(errs...)
 }
 
-func (e *Engine) reconcileOne(ctx context.Context, id vm.ID) (string, error) {
+// metaHostBoot is the key of the host's last known start.
+const metaHostBoot = "host_boot"
+
+// hostRestarted tells whether the host was started anew since the last reconcile, and remembers this start.
+func (e *Engine) hostRestarted(ctx context.Context) (bool, error) {
+	before, err := e.c.Store.Meta(ctx, metaHostBoot)
+	if err != nil || e.c.HostBoot == "" || before == e.c.HostBoot {
+		return false, err
+	}
+	return before != "", e.c.Store.SetMeta(ctx, metaHostBoot, e.c.HostBoot)
+}
+
+func (e *Engine) reconcileOne(ctx context.Context, id vm.ID, restarted bool) (string, error) {
 	ctx, o, err := e.begin(ctx, string(id), "reconcile", nil)
 	if err != nil {
 		return "", err
@@ -79,7 +93,7 @@ func (e *Engine) reconcileOne(ctx context.Context, id vm.ID) (string, error) {
 	}
 	defer o.end()
 	if o.v.State.HasProcess() {
-		return o.reattach(ctx)
+		return o.reattach(ctx, restarted)
 	}
 	sentence, err := o.mend(ctx)
 	// One that ran and was to be deleted when it stops: a daemon died in between.
@@ -89,11 +103,18 @@ func (e *Engine) reconcileOne(ctx context.Context, id vm.ID) (string, error) {
 	return sentence, err
 }
 
-// reattach adopts the machine of a VM whose row says that it runs.
-func (o *operation) reattach(ctx context.Context) (string, error) {
+// reattach adopts the machine of a VM whose row says that it runs. One that ran when the host went down
+// is stopped: nothing is wrong with it.
+func (o *operation) reattach(ctx context.Context, restarted bool) (string, error) {
 	m, err := o.adoptLeftover(ctx)
 	if err != nil {
 		return "", err
+	}
+	if m == nil && restarted {
+		if err := o.stop(ctx, true); err != nil {
+			return "", err
+		}
+		return fmt.Sprintf("VM %s ran when the host went down: it is stopped", o.v.Spec.Name), nil
 	}
 	if m == nil {
 		const reason = "its VMM ended while no daemon watched it"

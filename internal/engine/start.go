@@ -263,6 +263,8 @@ func (o *operation) ready(ctx context.Context, m *machine) error {
 // giveUp writes the row after a bring-up that failed and was taken back: a VM that was just being
 // made is erased, another one is failed with the reason, or stopped when that was wished.
 func (o *operation) giveUp(ctx context.Context, cause error) error {
+	o.sink.Notice("taking back what was made")
+	o.sink = nil // the stages of the way back have the names of the way up
 	stopped := errors.Is(cause, errStopAsked)
 	if o.v.State == vm.Running { // its last row could not be written
 		o.v.State = vm.Starting

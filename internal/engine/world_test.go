@@ -322,11 +322,12 @@ type bench struct {
 	p     paths.Paths
 	hook  func(operation, stage string)
 	store *store.Store
+	boot  string // of the host
 }
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
-	b := &bench{t: t, w: newWorld(), p: paths.Under(t.TempDir())}
+	b := &bench{t: t, w: newWorld(), p: paths.Under(t.TempDir()), boot: "first"}
 	if err := b.p.Make(); err != nil {
 		t.Fatal(err)
 	}
@@ -360,7 +361,7 @@ func (b *bench) reborn() {
 	b.t.Cleanup(func() { _ = s.Close() })
 	b.store = s
 	b.Engine = New(Config{
-		Store: s, Paths: b.p, Drivers: []vmm.Driver{driver{b.w}}, Limits: testLimits,
+		Store: s, Paths: b.p, HostBoot: b.boot, Drivers: []vmm.Driver{driver{b.w}}, Limits: testLimits,
 		Capabilities: []capability.Capability{part{b.w, "disk"}, part{b.w, "net"}, part{b.w, "keys"}},
 		BootTimeout:  5 * time.Second, StopTimeout: 200 * time.Millisecond,
 		Allocate: func(taken map[netip.Addr]bool) (netip.Addr, error) {
