@@ -147,7 +147,7 @@ func TestJSONKeysAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	for title, view := range map[string]any{
-		"VM": vmView{}, "Image": imageView{}, "Kernel": kernelView{}, "Daemon": daemonView{}, "Driver": driverView{}, "Ping": pingView{},
+		"VM": vmView{}, "Image": imageView{}, "Kernel": kernelView{}, "Daemon": daemonView{}, "Driver": driverView{}, "Ping": pingView{}, "Event": eventView{},
 		"Deleted": deletedView{}, "Setup": setupView{}, "Version": versionView{}, "Doctor": doctorView{}, "Check": checkView{},
 	} {
 		want := documentedKeys(string(doc), title)

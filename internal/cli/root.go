@@ -96,7 +96,7 @@ func newVMCommand(e *Env) *cobra.Command {
 		"vm", "Virtual machines: create, start, enter, delete",
 		newVMCreateCommand(e), newVMListCommand(e), newVMShowCommand(e),
 		newVMStartCommand(e), newVMStopCommand(e), newVMKillCommand(e), newVMRestartCommand(e), newVMDeleteCommand(e),
-		newVMSSHCommand(e), newVMExecCommand(e), newVMLogsCommand(e), newVMPingCommand(e),
+		newVMSSHCommand(e), newVMExecCommand(e), newVMLogsCommand(e), newVMEventsCommand(e), newVMPingCommand(e),
 	)
 }
 
