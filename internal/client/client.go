@@ -77,7 +77,8 @@ func Dial(ctx context.Context, o Options) (*Client, error) {
 	}
 	c := connectTo(o.Paths.Socket())
 	err := c.greet(ctx)
-	if o.AutoStart && !c.usable(err) {
+	silent := errors.Is(err, context.DeadlineExceeded) // it lives: only the user may decide to kill it
+	if o.AutoStart && !c.usable(err) && !silent {
 		err = c.ensureDaemon(ctx, o)
 	}
 	if err == nil {

@@ -27,6 +27,7 @@ const (
 	startTimeout = 10 * time.Second // from exec to its first answer
 	graceTimeout = 3 * time.Second  // to answer again when it lives but has no socket
 	stopTimeout  = 15 * time.Second // from being asked to end to its end
+	killTimeout  = 3 * time.Second  // the same for one that does not answer, before it is killed
 	tailBytes    = 4 << 10          // of a dead daemon's output that go into the error
 )
 
@@ -121,7 +122,7 @@ func (c *Client) awaitHolder(ctx context.Context, p paths.Paths) (back bool, err
 	if err := proc.Signal(syscall.SIGTERM); err != nil && !exited(proc) {
 		return false, fault.Wrap(fault.Precondition, err, "cannot end the daemon (pid %d) that lost its socket", proc.PID())
 	}
-	return false, awaitEnd(ctx, proc, p)
+	return false, awaitEnd(ctx, proc, p, stopTimeout)
 }
 
 // holder returns the daemon that the lock file names, when that process still runs; else nil.
@@ -146,8 +147,8 @@ func exited(proc *system.Process) bool {
 	}
 }
 
-func awaitEnd(ctx context.Context, proc *system.Process, p paths.Paths) error {
-	timer := time.NewTimer(stopTimeout)
+func awaitEnd(ctx context.Context, proc *system.Process, p paths.Paths, limit time.Duration) error {
+	timer := time.NewTimer(limit)
 	defer timer.Stop()
 	select {
 	case <-proc.Done():
@@ -171,19 +172,23 @@ func (c *Client) end(ctx context.Context, p paths.Paths, insist bool) error {
 		return err
 	}
 	defer proc.Close()
+	limit := stopTimeout
 	if err != nil && !exited(proc) {
+		if insist {
+			limit = killTimeout
+		}
 		if err := proc.Signal(syscall.SIGTERM); err != nil && !exited(proc) {
 			return fault.Wrap(fault.Precondition, err, "cannot end the daemon (pid %d)", proc.PID())
 		}
 	}
-	err = awaitEnd(ctx, proc, p)
+	err = awaitEnd(ctx, proc, p, limit)
 	if err == nil || !insist || ctx.Err() != nil {
 		return err
 	}
 	if err := proc.Signal(syscall.SIGKILL); err != nil && !exited(proc) {
 		return fault.Wrap(fault.Precondition, err, "cannot kill the daemon (pid %d)", proc.PID())
 	}
-	return awaitEnd(ctx, proc, p)
+	return awaitEnd(ctx, proc, p, stopTimeout)
 }
 
 // Stop ends the daemon of p, insisting when it does not answer; VMs run on. It tells whether there was one.
