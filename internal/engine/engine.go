@@ -247,7 +247,7 @@ func (e *Engine) Delete(ctx context.Context, ref string, force bool, sink progre
 		e.locks.interrupt(v.ID, errDeleteAsked)
 	} else if v.State == vm.Starting || v.State.HasProcess() {
 		_, _, err := vm.Next(v.State, vm.AskDelete)
-		return err
+		return fault.Wrap(fault.KindOf(err), err, "VM %s is not deleted", v.Spec.Name)
 	}
 	_, err = e.verb(ctx, string(v.ID), "delete", sink, func(ctx context.Context, o *operation) error {
 		return o.delete(ctx, force)

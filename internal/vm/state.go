@@ -100,8 +100,14 @@ func Next(s State, e Event) (State, Act, error) {
 	return m.to, m.act, nil
 }
 
+// asked says what an event that is asked for would have done.
+var asked = map[Event]string{AskStart: "started", AskStop: "stopped", AskDelete: "deleted"}
+
 func refusal(s State, e Event) error {
-	err := fault.New(fault.Conflict, "%s does not fit a VM that is %s", e, s)
+	if asked[e] == "" {
+		return fault.New(fault.Conflict, "%q happened to a VM that is %s", e, s)
+	}
+	err := fault.New(fault.Conflict, "a VM that is %s cannot be %s", s, asked[e])
 	switch {
 	case e == AskDelete && (s == Running || s == Paused || s == Starting):
 		return err.WithHint("stop it first, or delete it with --force")
