@@ -121,9 +121,6 @@ func (p Paths) Seeds() string { return filepath.Join(p.Cache, "seeds") }
 // Initramfs caches initramfs archives by content hash.
 func (p Paths) Initramfs() string { return filepath.Join(p.Cache, "initramfs") }
 
-// Downloads caches what was fetched.
-func (p Paths) Downloads() string { return filepath.Join(p.Cache, "downloads") }
-
 // Files of a VM's directory that the VMM does not name.
 const (
 	OverlayDisk   = "overlay.ext4"
