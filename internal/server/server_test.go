@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"go.uber.org/goleak"
 
 	agentv1 "banger/api/agent/v1"
 	"banger/api/agent/v1/agentv1connect"
@@ -718,4 +719,30 @@ func BenchmarkListVMs200(b *testing.B) {
 		}
 		c.Close()
 	}
+}
+
+// TestMain fails when a handler leaves a goroutine behind.
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestExecEndsWithItsClient(t *testing.T) {
+	w := newWorld()
+	withAgent(t, w)
+	c := dial(t, options(t, w))
+	ctx, cancel := context.WithCancel(t.Context())
+	stream, err := c.VMs.ExecVM(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&bangerv1.ExecVMRequest{Input: &bangerv1.ExecVMRequest_Vm{Vm: "web"}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(execInput(&agentv1.ExecRequest{Input: &agentv1.ExecRequest_Stdin{Stdin: []byte("x")}})); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Receive(); err != nil {
+		t.Fatal(err)
+	}
+	cancel() // the program still waits for input; TestMain sees whether anybody does afterwards
+	_, err = stream.Receive()
+	wantKind(t, err, fault.Interrupted)
 }
