@@ -17,6 +17,7 @@ import (
 
 	"banger/internal/artifact"
 	"banger/internal/fault"
+	"banger/internal/paths"
 )
 
 const (
@@ -38,7 +39,7 @@ func (s *Store) Initramfs(ctx context.Context, k Kernel, agentBinary string, ext
 	if err != nil {
 		return "", nil, fault.Wrap(fault.Precondition, err, "cannot read the guest's agent").WithHint("build it with: make build")
 	}
-	dir := filepath.Join(s.cache, "initramfs")
+	dir := paths.Paths{Cache: s.cache}.Initramfs()
 	archive = filepath.Join(dir, contentHash(k, agent, modules)+".cpio")
 	if info, err := os.Stat(archive); err == nil && info.Size() > 0 {
 		now := time.Now()
