@@ -82,25 +82,21 @@ func (s *imageService) ListKernels(ctx context.Context, _ *bangerv1.ListKernelsR
 	return res, nil
 }
 
-// defaultImage names the image of a VM that asks for none; "" when there is none.
+// defaultImage names the image of a VM that asks for none; "" when there is none that works, which the
+// list itself tells.
 func (s *service) defaultImage(ctx context.Context) string {
-	if s.Defaults.Image != "" {
-		return s.Defaults.Image
-	}
-	i, err := s.Images.Get(ctx, "")
+	i, err := s.Images.Get(ctx, s.Defaults.Image)
 	if err != nil {
-		return "" // a missing or broken default is told by the list itself
+		return ""
 	}
 	return i.Name
 }
 
+// defaultKernel is the same for kernels.
 func (s *service) defaultKernel(ctx context.Context) string {
-	if s.Defaults.Kernel != "" {
-		return s.Defaults.Kernel
-	}
-	k, err := s.Kernels.Get(ctx, "")
+	k, err := s.Kernels.Get(ctx, s.Defaults.Kernel)
 	if err != nil {
-		return "" // a missing or broken default is told by the list itself
+		return ""
 	}
 	return k.Name
 }

@@ -181,7 +181,7 @@ func (images) List(context.Context) ([]image.Image, error) {
 }
 
 func (images) Get(_ context.Context, name string) (image.Image, error) {
-	if name != "" && name != "debian" {
+	if name != "" && name != "debian" && name != "alias" {
 		return image.Image{}, fault.New(fault.NotFound, "there is no image %s", name)
 	}
 	return image.Image{Name: "debian", RootBytes: 5}, nil
@@ -272,6 +272,13 @@ func TestLifeOverTheSocket(t *testing.T) {
 	}
 	if made.GetImage() != "debian" || made.GetKernel() != "cloud" || made.GetCpus() != 2 || !made.GetNat() || made.GetState() != "running" {
 		t.Errorf("made %v", made)
+	}
+	named, err := c.Create(ctx, &bangerv1.CreateVMRequest{NoStart: true, Spec: &bangerv1.VMSpec{Name: "b", Image: "alias"}}, nil)
+	if err != nil || named.GetImage() != "debian" || named.GetState() != "stopped" {
+		t.Errorf("by an alias: %v, %v", named, err)
+	}
+	if err := c.Delete(ctx, &bangerv1.DeleteVMRequest{Vm: "b"}, nil); err != nil {
+		t.Fatal(err)
 	}
 	_, err = c.Create(ctx, create("web"), nil)
 	wantKind(t, err, fault.Conflict)

@@ -46,22 +46,22 @@ func (s vmService) CreateVM(ctx context.Context, req *bangerv1.CreateVMRequest, 
 	return out.Send(&bangerv1.CreateVMResponse{Event: &bangerv1.CreateVMResponse_Vm{Vm: s.message(made)}})
 }
 
-// resolve replaces "the default" by a name: a VM keeps the image and the kernel it was made with
-// when the default changes.
+// resolve replaces "the default" and aliases by names: a VM keeps the image and the kernel it was made
+// with when these come to mean others. A name that means nothing stays: the engine says what is wrong with it.
 func (s *service) resolve(ctx context.Context, spec *vm.Spec) error {
-	if spec.Image == "" {
-		image, err := s.Images.Get(ctx, "")
-		if err != nil {
-			return err
-		}
+	image, err := s.Images.Get(ctx, spec.Image)
+	switch {
+	case err == nil:
 		spec.Image = image.Name
+	case spec.Image == "":
+		return err
 	}
-	if spec.Kernel == "" {
-		kernel, err := s.Kernels.Get(ctx, "")
-		if err != nil {
-			return err
-		}
+	kernel, err := s.Kernels.Get(ctx, spec.Kernel)
+	switch {
+	case err == nil:
 		spec.Kernel = kernel.Name
+	case spec.Kernel == "":
+		return err
 	}
 	return nil
 }
