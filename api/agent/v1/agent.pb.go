@@ -154,7 +154,8 @@ type GuestConfig struct {
 	SshHostKeyPublic string `protobuf:"bytes,8,opt,name=ssh_host_key_public,json=sshHostKeyPublic,proto3" json:"ssh_host_key_public,omitempty"`
 	// Public keys for root's authorized_keys.
 	AuthorizedKeys []string `protobuf:"bytes,9,rep,name=authorized_keys,json=authorizedKeys,proto3" json:"authorized_keys,omitempty"`
-	// systemd units masked under /run/systemd/system.
+	// systemd units masked under /run/systemd/system. Names that end in "-generator" are unit
+	// generators, masked under /run/systemd/system-generators.
 	MaskedUnits []string `protobuf:"bytes,10,rep,name=masked_units,json=maskedUnits,proto3" json:"masked_units,omitempty"`
 	// Kernel modules the init loads, in order; paths below /lib/modules in the initramfs.
 	Modules []string `protobuf:"bytes,11,rep,name=modules,proto3" json:"modules,omitempty"`
