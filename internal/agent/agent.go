@@ -68,7 +68,7 @@ func serveOn(name string) error {
 	}
 	handler := serve.New(serve.Options{
 		Runner: run.Runner{Root: "/"}, Shutdown: shutdown, SetTime: setTime, Status: status,
-		BootID: strings.TrimSpace(string(bootID)),
+		BootID: strings.TrimSpace(string(bootID)), Ready: awaitInit,
 	})
 	port, err := openPort(ctx, name)
 	if err != nil {
@@ -119,6 +119,32 @@ func findPort(class, name string) (string, error) {
 		}
 	}
 	return "", nil
+}
+
+const (
+	initWait = 15 * time.Second
+	initPoll = 10 * time.Millisecond
+)
+
+// awaitInit returns once the image's init takes orders. The agent answers before systemd is up; a
+// program that was started then would find no manager to talk to. One that takes too long is not waited for.
+func awaitInit(ctx context.Context) {
+	target, err := filepath.EvalSymlinks("/sbin/init")
+	if err != nil || filepath.Base(target) != "systemd" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, initWait)
+	defer cancel()
+	for {
+		if _, err := os.Stat("/run/systemd/private"); err == nil {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(initPoll):
+		}
+	}
 }
 
 // setTime steps the wall clock.

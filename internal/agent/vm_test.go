@@ -61,7 +61,8 @@ func newMachine(t *testing.T) *machine {
 			Cmdline: []string{"quiet", "systemd.show_status=0"},
 			Disks: []vmm.Disk{
 				{Role: "root", Path: img.Root, ReadOnly: true},
-				{Role: "overlay", Path: "overlay"}, {Role: "work", Path: "work"},
+				{Role: "overlay", Path: "overlay"},
+				{Role: "work", Path: "work"},
 				{Role: "modules", Path: k.ModulesDisk, ReadOnly: true},
 			},
 		},
@@ -72,7 +73,8 @@ func newMachine(t *testing.T) *machine {
 			AuthorizedKeys: []string{"ssh-ed25519 AAAA me"}, UnixNanos: time.Now().UnixNano(),
 			Disks: []*agentv1.Disk{
 				{Role: agentv1.Disk_ROLE_ROOT, ReadOnly: true},
-				{Role: agentv1.Disk_ROLE_OVERLAY}, {Role: agentv1.Disk_ROLE_WORK},
+				{Role: agentv1.Disk_ROLE_OVERLAY},
+				{Role: agentv1.Disk_ROLE_WORK},
 				{Role: agentv1.Disk_ROLE_MODULES, ReadOnly: true},
 			},
 		},

@@ -94,6 +94,9 @@ func (b *bench) machine(ctx context.Context) (Machine, error) {
 		Drivers    []struct{ Name, Accelerator string }
 	}
 	m := thisMachine()
+	if err := b.real.banger(ctx, nil, "daemon", "start"); err != nil {
+		return m, err
+	}
 	if err := b.real.banger(ctx, &status, "daemon", "status", "-o", "json"); err != nil {
 		return m, err
 	}

@@ -22,6 +22,10 @@ const vsockPort = 1024
 // plainDirs hold file systems of their own making, which do not work on an overlayfs.
 var plainDirs = []string{"/var/lib/docker", "/var/lib/containerd"}
 
+// fastArgs are kernel arguments of a guest with fast units: a console without the kernel's chatter, which
+// costs an exit a byte, and no BPF security module, to which systemd would attach a program for a second.
+var fastArgs = []string{"quiet", "lsm=landlock,lockdown,yama,apparmor"}
+
 // agent is who the guest is, and the initramfs that tells it so.
 type agent struct{ o Options }
 
@@ -69,6 +73,9 @@ func (c *agent) Up(ctx context.Context, v vm.VM, b *Build) (Note, error) {
 		g.ChannelVsockPort = vsockPort
 	} else {
 		g.ChannelPort = vmm.ChannelPort
+	}
+	if v.Spec.Units != vm.UnitsStock {
+		b.Machine.Cmdline = append(b.Machine.Cmdline, fastArgs...)
 	}
 	b.Machine.Initramfs = paths.VMInitramfs
 	if err := guest.WriteInitramfs(filepath.Join(b.Machine.Dir, paths.VMInitramfs), base, g); err != nil {

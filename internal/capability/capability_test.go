@@ -34,8 +34,10 @@ func TestAllBuildOneMachine(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantDisks := []vmm.Disk{
-		{Role: "root", Path: f.shelf.images["debian-1"].Root, ReadOnly: true}, {Role: "overlay", Path: paths.OverlayDisk},
-		{Role: "work", Path: paths.WorkDisk}, {Role: "modules", Path: f.shelf.kernel.ModulesDisk, ReadOnly: true},
+		{Role: "root", Path: f.shelf.images["debian-1"].Root, ReadOnly: true},
+		{Role: "overlay", Path: paths.OverlayDisk},
+		{Role: "work", Path: paths.WorkDisk},
+		{Role: "modules", Path: f.shelf.kernel.ModulesDisk, ReadOnly: true},
 	}
 	if !slices.Equal(b.Machine.Disks, wantDisks) {
 		t.Errorf("disks %+v", b.Machine.Disks)
@@ -299,8 +301,10 @@ func TestMasks(t *testing.T) {
 		img   image.Image
 		want  []string
 	}{
-		{vm.UnitsFast, image.Image{}, guest.DefaultMasks()}, {vm.UnitsFast, image.Image{MaskedUnits: &own}, own},
-		{vm.UnitsFast, image.Image{MaskedUnits: &[]string{}}, []string{}}, {vm.UnitsStock, image.Image{MaskedUnits: &own}, []string{"home.mount", "var.mount"}},
+		{vm.UnitsFast, image.Image{}, guest.DefaultMasks()},
+		{vm.UnitsFast, image.Image{MaskedUnits: &own}, own},
+		{vm.UnitsFast, image.Image{MaskedUnits: &[]string{}}, []string{}},
+		{vm.UnitsStock, image.Image{MaskedUnits: &own}, []string{"home.mount", "var.mount"}},
 	} {
 		if got := masks(c.units, c.img); !slices.Equal(got, c.want) {
 			t.Errorf("%s: %v", c.units, got)

@@ -13,8 +13,8 @@ import (
 )
 
 // display shows the progress of one or several long operations on stderr. On a terminal the last
-// line lives: a spinner, the stage, a bar when the fraction is known. Elsewhere each finished
-// stage is one plain line. All methods may be called from several goroutines.
+// line lives: a spinner, the stage, a bar when the fraction is known. Finished stages stay as one plain
+// line each if they took a while or failed. All methods may be called from several goroutines.
 type display struct {
 	w      io.Writer
 	live   bool
@@ -41,7 +41,7 @@ type runningStage struct {
 
 const redraw = 100 * time.Millisecond
 
-// worthALine is how long a stage must take to be kept on a terminal. Logs get all stages.
+// worthALine is how long a stage must take to be kept; `vm events` has all of them.
 const worthALine = 100 * time.Millisecond
 
 var spinner = []string{"⠋", "⠙", "⠹", "⠸", "⠼", "⠴", "⠦", "⠧", "⠇", "⠏"}
@@ -132,8 +132,8 @@ func (d *display) finish(label string, p *bangerv1.Progress, mark, ending string
 		}
 	}
 	took := time.Duration(p.GetDurationNanos())
-	if d.live && took < worthALine && p.GetStatus() == bangerv1.Progress_STATUS_DONE {
-		return // the live line has shown it
+	if took < worthALine && p.GetStatus() == bangerv1.Progress_STATUS_DONE {
+		return
 	}
 	d.line(fmt.Sprintf("%-24s %8s%s", withLabel(label, p.GetStage()), seconds(took), ending), mark)
 }

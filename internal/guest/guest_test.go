@@ -161,6 +161,7 @@ func TestKnownHosts(t *testing.T) {
 func TestMasksAreUniqueUnitNames(t *testing.T) {
 	seen := map[string]bool{}
 	for _, unit := range DefaultMasks() {
+		unit = strings.Replace(unit, ".target.wants/", ".", 1)
 		if seen[unit] || !strings.Contains(unit, ".") && !strings.HasSuffix(unit, "-generator") || strings.ContainsAny(unit, "/ ") {
 			t.Errorf("bad or repeated unit %q", unit)
 		}

@@ -21,10 +21,10 @@ var maskGroups = [][]string{
 	// The host keeps the guest's clock.
 	{"systemd-timesyncd.service", "systemd-time-wait-sync.service", "chrony.service", "ntpsec.service"},
 	// Nobody sits at a console: people come by SSH, programs by the agent. A session needs no logind
-	// unless it runs a desktop or services of its user.
+	// unless it runs a desktop or services of its user; logind is there for whoever asks it for something.
 	{
 		"getty.target", "getty@tty1.service", "serial-getty@ttyS0.service", "serial-getty@hvc0.service", "console-getty.service",
-		"getty-static.service", "systemd-getty-generator", "systemd-logind.service", "systemd-ask-password-console.path",
+		"getty-static.service", "systemd-getty-generator", "multi-user.target.wants/systemd-logind.service", "systemd-ask-password-console.path",
 		"systemd-ask-password-wall.path",
 	},
 	// Modules that are needed are loaded by our init; the others on demand.
@@ -50,7 +50,15 @@ var maskGroups = [][]string{
 		"systemd-journal-catalog-update.service", "systemd-update-done.service", "ldconfig.service", "systemd-system-update-generator",
 	},
 	// Compatibility with what Debian's packages no longer bring, and sockets for SSH beside the network.
-	{"systemd-rc-local-generator", "systemd-sysv-generator", "systemd-ssh-generator"},
+	{
+		"systemd-rc-local-generator", "systemd-sysv-generator", "systemd-ssh-generator", "systemd-debug-generator",
+		"systemd-run-generator", "systemd-initctl.socket", "run-lock.mount",
+	},
+	// Users, credentials and extensions come with the image; device nodes are made by our init.
+	{
+		"systemd-sysusers.service", "systemd-creds.socket", "systemd-sysext.socket", "systemd-pcrlock.socket", "systemd-pcrextend.socket",
+		"systemd-tmpfiles-setup-dev.service", "systemd-tmpfiles-setup-dev-early.service",
+	},
 	// Old images bring their own idea of what lies on other disks.
 	{"home.mount", "var.mount"},
 	// Housekeeping at a time of its own choosing.

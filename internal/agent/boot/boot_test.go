@@ -18,10 +18,18 @@ func TestPlanDisks(t *testing.T) {
 		want  diskPlan
 		fails string
 	}{
-		{"all", []*agentv1.Disk{root, overlay, disk(agentv1.Disk_ROLE_WORK, false), disk(agentv1.Disk_ROLE_MODULES, true)},
-			diskPlan{"/dev/vda", "/dev/vdb", "/dev/vdc", "/dev/vdd", true}, ""},
-		{"data disk between", []*agentv1.Disk{root, disk(agentv1.Disk_ROLE_UNSPECIFIED, false), overlay},
-			diskPlan{root: "/dev/vda", overlay: "/dev/vdc", rootReadOnly: true}, ""},
+		{
+			"all",
+			[]*agentv1.Disk{root, overlay, disk(agentv1.Disk_ROLE_WORK, false), disk(agentv1.Disk_ROLE_MODULES, true)},
+			diskPlan{"/dev/vda", "/dev/vdb", "/dev/vdc", "/dev/vdd", true},
+			"",
+		},
+		{
+			"data disk between",
+			[]*agentv1.Disk{root, disk(agentv1.Disk_ROLE_UNSPECIFIED, false), overlay},
+			diskPlan{root: "/dev/vda", overlay: "/dev/vdc", rootReadOnly: true},
+			"",
+		},
 		{"plain root", []*agentv1.Disk{disk(agentv1.Disk_ROLE_ROOT, false)}, diskPlan{root: "/dev/vda"}, ""},
 		{"no root", []*agentv1.Disk{overlay}, diskPlan{}, "no root disk"},
 		{"nowhere to write", []*agentv1.Disk{root}, diskPlan{}, "no overlay disk"},

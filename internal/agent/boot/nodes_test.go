@@ -20,8 +20,10 @@ odd odd z1:2
 `
 	got := staticNodes(text)
 	want := []node{
-		{"fuse", 0o666 | unix.S_IFCHR, 10, 229}, {"net/tun", 0o666 | unix.S_IFCHR, 10, 200},
-		{"loop-control", 0o600 | unix.S_IFCHR, 10, 237}, {"btrfs-control", 0o600 | unix.S_IFCHR, 10, 234},
+		{"fuse", 0o666 | unix.S_IFCHR, 10, 229},
+		{"net/tun", 0o666 | unix.S_IFCHR, 10, 200},
+		{"loop-control", 0o600 | unix.S_IFCHR, 10, 237},
+		{"btrfs-control", 0o600 | unix.S_IFCHR, 10, 234},
 		{"b", 0o600 | unix.S_IFBLK, 7, 0},
 	}
 	if fmt.Sprint(got) != fmt.Sprint(want) {

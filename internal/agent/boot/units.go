@@ -3,6 +3,7 @@ package boot
 import (
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"strings"
 
 	agentv1 "banger/api/agent/v1"
@@ -66,10 +67,12 @@ func writeUnits(root string, cfg *agentv1.GuestConfig) error {
 	return mask(root, cfg.GetMaskedUnits())
 }
 
-// mask masks units, and generators, which are told by their names' ending.
+// mask masks units; generators, which are told by their names' ending; and what a unit wants ("a.target.wants/b.service"),
+// so that b is there for those who ask for it but does not start by itself (systemd.unit(5)).
 func mask(root string, names []string) error {
 	for _, name := range names {
-		if name == "" || name != filepath.Base(name) || strings.HasPrefix(name, ".") {
+		wants, unit := filepath.Split(name)
+		if unit == "" || strings.HasPrefix(unit, ".") || wants != "" && !wantsDir.MatchString(wants) {
 			return fmt.Errorf("%q cannot be masked: it is no unit's name", name)
 		}
 		dir := unitDir
@@ -82,3 +85,5 @@ func mask(root string, names []string) error {
 	}
 	return nil
 }
+
+var wantsDir = regexp.MustCompile(`^[A-Za-z0-9@:_-]+\.[a-z]+\.wants/$`)

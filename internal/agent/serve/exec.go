@@ -36,6 +36,9 @@ func (s *service) Exec(ctx context.Context, stream *execStream) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if s.o.Ready != nil {
+		s.o.Ready(ctx)
+	}
 	in := &input{
 		ctx: ctx, stdin: make(chan []byte, stdinQueue),
 		resize: make(chan Size, eventsQueue), signals: make(chan syscall.Signal, eventsQueue),

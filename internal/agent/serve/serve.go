@@ -37,6 +37,8 @@ type Options struct {
 	Status func(context.Context) (*agentv1.StatusResponse, error)
 	// BootID is that of the running kernel.
 	BootID string
+	// Ready, when set, returns once the guest is far enough for programs to be started in it, or ctx ends.
+	Ready func(context.Context)
 }
 
 // Runner runs programs.
