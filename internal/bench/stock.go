@@ -82,9 +82,13 @@ func (s stock) boot(ctx context.Context, accelerator string, cpus int, memoryMiB
 	if accelerator == "tcg" {
 		accelerator, cpu = "tcg,thread=multi", "max,-cx16"
 	}
+	qemu, err := system.Find("qemu-system-x86_64", "qemu-system-x86")
+	if err != nil {
+		return 0, err
+	}
 	begin := time.Now()
 	p, err := system.Start(system.StartOptions{
-		Path: "qemu-system-x86_64", Dir: s.dir, Log: filepath.Join(s.dir, "vmm.log"),
+		Path: qemu, Dir: s.dir, Log: filepath.Join(s.dir, "vmm.log"),
 		Args: []string{
 			"-M", "q35", "-accel", accelerator, "-cpu", cpu, "-smp", fmt.Sprint(cpus), "-m", fmt.Sprint(memoryMiB),
 			"-nodefaults", "-display", "none", "-no-reboot", "-serial", "file:serial.log",
