@@ -63,6 +63,7 @@ arch:
 	$(GO) test ./internal/arch
 
 bench: build ## speed and size against a stock boot in the same run; writes docs/benchmarks.md
+	@$(BUILD) -o bin/banger-bench ./cmd/banger-bench
 	@scripts/bench
 
 install: build ## programs to PREFIX, with the network helper's one capability
