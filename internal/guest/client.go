@@ -44,7 +44,7 @@ func NewClient(open func(context.Context) (net.Conn, error)) *Client {
 		// The agent does not compress; what is packed could be a thousand times longer than it looks.
 		AgentServiceClient: agentv1connect.NewAgentServiceClient(&http.Client{Transport: t}, "http://agent",
 			connect.WithReadMaxBytes(maxMessage), connect.WithAcceptCompression("gzip", nil, nil)),
-		transport:          t,
+		transport: t,
 	}
 }
 
