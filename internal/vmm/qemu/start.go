@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,7 +42,7 @@ func (d *Driver) Start(ctx context.Context, m vmm.Machine) (vmm.Running, error) 
 	if err != nil {
 		return nil, err
 	}
-	p, err := d.launch(m, args)
+	p, err := d.launch(m, append(slices.Clone(d.filter), args...))
 	if err != nil {
 		return nil, err
 	}
