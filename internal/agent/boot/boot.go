@@ -63,6 +63,11 @@ func fail(err error) {
 	os.Exit(1)
 }
 
+// warn says on the console what a guest can live without: one that runs can be repaired from inside.
+func warn(err error) {
+	fmt.Fprintf(os.Stderr, "banger: init: warning: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
+}
+
 // run does the work. It returns only on an error.
 func run() error {
 	if err := mountKernel(); err != nil {
@@ -128,7 +133,7 @@ func settle(plan diskPlan, cfg *agentv1.GuestConfig) error {
 		return fmt.Errorf("set the host name: %w", err)
 	}
 	if err := writeIdentity("/", cfg); err != nil {
-		return err
+		warn(err)
 	}
 	return configureNetwork(cfg.GetInterfaces())
 }

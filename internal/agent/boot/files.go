@@ -19,7 +19,8 @@ const (
 	blockEnd   = "# banger: end"
 )
 
-// writeIdentity writes into the file system at root who the machine is and who may enter it.
+// writeIdentity writes into the file system at root who the machine is and who may enter it: as much of it
+// as can be written. The user is root there, and may have made a file immutable or put a directory in its place.
 func writeIdentity(root string, cfg *agentv1.GuestConfig) error {
 	steps := []func() error{
 		func() error { return write(root, "etc/hostname", cfg.GetHostname()+"\n", 0o644) },
@@ -30,12 +31,11 @@ func writeIdentity(root string, cfg *agentv1.GuestConfig) error {
 		func() error { return writeHostKey(root, cfg) },
 		func() error { return writeAuthorizedKeys(root, cfg.GetAuthorizedKeys()) },
 	}
+	var errs []error
 	for _, step := range steps {
-		if err := step(); err != nil {
-			return err
-		}
+		errs = append(errs, step())
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // write replaces the file whole, and only when it differs: what lies in the image is not copied up
@@ -59,7 +59,10 @@ func write(root, name, text string, mode fs.FileMode) error {
 	if err := os.Chmod(temporary, mode); err != nil {
 		return err
 	}
-	return os.Rename(temporary, path)
+	if err := os.Rename(temporary, path); err != nil {
+		return errors.Join(err, os.Remove(temporary))
+	}
+	return nil
 }
 
 // writeBlock puts lines into the file as banger's block and leaves the rest of it alone.
@@ -170,7 +173,10 @@ func link(root, name, target string) error {
 	if err := os.Symlink(target, temporary); err != nil {
 		return err
 	}
-	return os.Rename(temporary, path)
+	if err := os.Rename(temporary, path); err != nil {
+		return errors.Join(err, os.Remove(temporary))
+	}
+	return nil
 }
 
 // writeHostKey writes the VM's SSH host key and tells sshd to use it alone: keys that lie in an image are
