@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -706,6 +707,51 @@ func TestSetupEndsWithItsLastCaller(t *testing.T) {
 	case <-time.After(5 * time.Second):
 		t.Error("it still runs")
 	}
+}
+
+// TestSetupAfterACancelledOne: who asks again while the cancelled one still tidies up gets a setup of his own.
+func TestSetupAfterACancelledOne(t *testing.T) {
+	o := options(t, newWorld())
+	cancelled, tidied := make(chan struct{}), make(chan struct{})
+	var runs atomic.Int32
+	o.Setup = func(ctx context.Context, _ bool, sink progress.Sink) (server.SetupResult, error) {
+		if runs.Add(1) > 1 {
+			return server.SetupResult{Image: image.Image{Name: "debian"}}, nil
+		}
+		sink.Update("kernel", "downloading", 0.5)
+		<-ctx.Done()
+		close(cancelled)
+		<-tidied
+		return server.SetupResult{}, ctx.Err()
+	}
+	c := dial(t, o)
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := c.Setup(ctx, &bangerv1.SetupRequest{}, func(*bangerv1.Progress) { cancel() })
+	wantKind(t, err, fault.Interrupted)
+	<-cancelled
+	time.AfterFunc(50*time.Millisecond, func() { close(tidied) })
+	res, err := c.Setup(t.Context(), &bangerv1.SetupRequest{Rebuild: true}, nil)
+	if err != nil || res.GetImage().GetName() != "debian" || runs.Load() != 2 {
+		t.Errorf("got %v, %v after %d runs", res, err, runs.Load())
+	}
+}
+
+// TestExecEndsWithItsClientBeforeItBegan: the client goes before it said what to run.
+func TestExecEndsWithItsClientBeforeItBegan(t *testing.T) {
+	w := newWorld()
+	withAgent(t, w)
+	c := dial(t, options(t, w))
+	ctx, cancel := context.WithCancel(t.Context())
+	stream, err := c.VMs.ExecVM(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&bangerv1.ExecVMRequest{Input: &bangerv1.ExecVMRequest_Vm{Vm: "web"}}); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(50*time.Millisecond, cancel)
+	_, err = stream.Receive() // TestMain sees whether the handler ends
+	wantKind(t, err, fault.Interrupted)
 }
 
 func BenchmarkListVMs200(b *testing.B) {
