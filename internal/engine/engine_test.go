@@ -796,6 +796,62 @@ func TestReconcileAfterAHostRestart(t *testing.T) {
 	}
 }
 
+// TestHostRestartIsKnownUntilReconciled: a daemon that dies while it reconciles does not make the next one
+// take the VMs for failed.
+func TestHostRestartIsKnownUntilReconciled(t *testing.T) {
+	b := newBench(t)
+	if _, err := b.Reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	v := b.create("web")
+	b.Engine.die()
+	b.w.body(v.ID).die(vmm.ExitKilled, "")
+	b.boot = "second"
+	b.reborn()
+	ctx, cancel := context.WithCancel(t.Context())
+	b.w.arm(func(context.Context, string) error { cancel(); return errInjected }) // at the first thing it touches
+	if _, err := b.Reconcile(ctx); err == nil {
+		t.Fatal("nothing was in the way of the first reconcile")
+	}
+	b.w.arm(nil)
+	b.Engine.die()
+	b.reborn()
+	if _, err := b.Reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.expect("web", vm.Stopped)
+}
+
+// TestVerbsOnAVMNobodyHolds: the end of its machine could not be written, or it could not be taken up.
+func TestVerbsOnAVMNobodyHolds(t *testing.T) {
+	for what, lives := range map[string]bool{"its machine lives": true, "its machine is gone": false} {
+		t.Run(what, func(t *testing.T) {
+			b := newBench(t)
+			v := b.create("web")
+			if err := b.takeMachine(v.ID).letGo(); err != nil {
+				t.Fatal(err)
+			}
+			if !lives {
+				b.w.body(v.ID).die(vmm.ExitKilled, "")
+			}
+			if _, err := b.Start(t.Context(), "web", nil); err != nil {
+				t.Fatal(err)
+			}
+			b.expect("web", vm.Running)
+			agent, err := b.Agent(t.Context(), "web")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := agent.Ping(t.Context(), &agentv1.PingRequest{}); err != nil {
+				t.Error(err)
+			}
+			if got := b.w.String(); got != up(v.ID) {
+				t.Errorf("host is\n%s", got)
+			}
+		})
+	}
+}
+
 func TestReconcileOfDirectories(t *testing.T) {
 	b := newBench(t)
 	for _, dir := range []string{"0000000a", "0000000b", "not-ours"} {

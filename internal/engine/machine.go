@@ -81,6 +81,14 @@ func (e *Engine) adoptMachine(m *machine) {
 	}()
 }
 
+// holds tells whether the VM's machine is in our hands.
+func (e *Engine) holds(id vm.ID) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	_, ok := e.live[id]
+	return ok
+}
+
 // takeMachine takes the VM's machine from its watcher; nil when there is none.
 func (e *Engine) takeMachine(id vm.ID) *machine {
 	e.mu.Lock()

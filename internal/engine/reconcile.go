@@ -52,7 +52,10 @@ func (e *Engine) Reconcile(ctx context.Context) ([]string, error) {
 			return nil
 		})
 	}
-	_ = g.Wait() // its functions keep their errors themselves
+	_ = g.Wait()                     // its functions keep their errors themselves
+	if errors.Join(errs...) == nil { // else the next reconcile must know it as well
+		errs = append(errs, e.rememberHostBoot(ctx))
+	}
 	sort.Strings(told)
 	if rows, err = e.c.Store.List(ctx); err != nil {
 		return told, errors.Join(append(errs, err)...)
@@ -74,13 +77,20 @@ func (e *Engine) Reconcile(ctx context.Context) ([]string, error) {
 // metaHostBoot is the key of the host's last known start.
 const metaHostBoot = "host_boot"
 
-// hostRestarted tells whether the host was started anew since the last reconcile, and remembers this start.
+// hostRestarted tells whether the host was started anew since the last reconcile that got through.
 func (e *Engine) hostRestarted(ctx context.Context) (bool, error) {
 	before, err := e.c.Store.Meta(ctx, metaHostBoot)
 	if err != nil || e.c.HostBoot == "" || before == e.c.HostBoot {
 		return false, err
 	}
-	return before != "", e.c.Store.SetMeta(ctx, metaHostBoot, e.c.HostBoot)
+	return before != "", nil
+}
+
+func (e *Engine) rememberHostBoot(ctx context.Context) error {
+	if e.c.HostBoot == "" {
+		return nil
+	}
+	return e.c.Store.SetMeta(ctx, metaHostBoot, e.c.HostBoot)
 }
 
 func (e *Engine) reconcileOne(ctx context.Context, id vm.ID, restarted bool) (string, error) {
@@ -187,6 +197,11 @@ func (o *operation) mend(ctx context.Context) (string, error) {
 			return "", err
 		}
 		return fmt.Sprintf("VM %s was being deleted: it is gone", name), nil
+	case vm.Running, vm.Paused:
+		if o.e.holds(o.v.ID) {
+			return "", nil
+		}
+		return o.reattach(ctx, false) // what became of its machine could not be found out or written before
 	case vm.Failed, vm.Stopped:
 		if o.v.Handle == nil {
 			return "", nil
