@@ -779,6 +779,26 @@ func TestReconcileOfAMachineThatIsGone(t *testing.T) {
 	}
 }
 
+func TestReconcileOfAGuestThatEndedItself(t *testing.T) {
+	for kind, want := range map[vmm.ExitKind]vm.State{
+		vmm.ExitPowerOff: vm.Stopped, vmm.ExitReboot: vm.Stopped, vmm.ExitPanic: vm.Failed, vmm.ExitCrash: vm.Failed, vmm.ExitKilled: vm.Failed,
+	} {
+		b := newBench(t)
+		v := b.create("web")
+		b.Engine.die()
+		b.w.body(v.ID).die(kind, "last words")
+		b.reborn()
+		told, err := b.Reconcile(t.Context())
+		got, _ := b.Get(t.Context(), "web")
+		if err != nil || len(told) != 1 || got.State != want || (got.Reason == "") != (want == vm.Stopped) || b.w.String() != down(v.ID) {
+			t.Errorf("%s: %q, %v, VM %s (%s), host\n%s", kind, told, err, got.State, got.Reason, b.w)
+		}
+		if kind == vmm.ExitPanic && !strings.Contains(got.Reason, "last words") {
+			t.Errorf("%s: reason %q", kind, got.Reason)
+		}
+	}
+}
+
 func TestReconcileAfterAHostRestart(t *testing.T) {
 	b := newBench(t)
 	if _, err := b.Reconcile(t.Context()); err != nil {

@@ -15,6 +15,7 @@ import (
 	"banger/internal/fault"
 	"banger/internal/paths"
 	"banger/internal/vm"
+	"banger/internal/vmm"
 )
 
 // reconcilers bounds how many VMs are looked at at once.
@@ -120,21 +121,8 @@ func (o *operation) reattach(ctx context.Context, restarted bool) (string, error
 	if err != nil {
 		return "", err
 	}
-	if m == nil && restarted {
-		if err := o.stop(ctx, true); err != nil {
-			return "", err
-		}
-		return fmt.Sprintf("VM %s ran when the host went down: it is stopped", o.v.Spec.Name), nil
-	}
 	if m == nil {
-		const reason = "its VMM ended while no daemon watched it"
-		if err := o.died(ctx, reason); err != nil {
-			return "", err
-		}
-		if o.v.State == vm.Gone {
-			return fmt.Sprintf("VM %s was to live as long as its VMM: it is gone", o.v.Spec.Name), nil
-		}
-		return fmt.Sprintf("VM %s has failed: %s", o.v.Spec.Name, reason), nil
+		return o.endedUnwatched(ctx, restarted)
 	}
 	o.e.adoptMachine(m)
 	var errs []error
@@ -146,6 +134,34 @@ func (o *operation) reattach(ctx context.Context, restarted bool) (string, error
 		}
 	}
 	return "", errors.Join(errs...)
+}
+
+// endedUnwatched brings a VM whose machine is gone to where its end takes it.
+func (o *operation) endedUnwatched(ctx context.Context, restarted bool) (string, error) {
+	name, how := o.v.Spec.Name, "its VMM ended while no daemon watched it"
+	exit := o.lastExit()
+	orderly := map[vmm.ExitKind]string{
+		vmm.ExitPowerOff: "powered itself off while no daemon watched it", vmm.ExitReboot: "rebooted while no daemon watched it",
+	}[exit.Kind]
+	switch {
+	case restarted:
+		orderly = "ran when the host went down"
+	case exit.Kind == vmm.ExitPanic:
+		how += ": panic: " + exit.Detail
+	}
+	end := func() error { return o.died(ctx, how) }
+	sentence := fmt.Sprintf("VM %s has failed: %s", name, how)
+	if orderly != "" {
+		end = func() error { return o.stop(ctx, true) }
+		sentence = fmt.Sprintf("VM %s %s: it is stopped", name, orderly)
+	}
+	if err := end(); err != nil {
+		return "", err
+	}
+	if o.v.State == vm.Gone {
+		return fmt.Sprintf("VM %s was to live as long as its VMM: it is gone", name), nil
+	}
+	return sentence, nil
 }
 
 // resumeStop finishes a stop that an earlier daemon began. A guest that still runs is given its time,
