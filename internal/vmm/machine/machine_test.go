@@ -114,11 +114,11 @@ func TestTail(t *testing.T) {
 	if lines := Tail(path, 3); lines != nil {
 		t.Errorf("no file: %q", lines)
 	}
-	text := strings.Repeat("long ago\n", 20_000) + "one\r\n\ntwo\nth\xffree"
+	text := strings.Repeat("long ago\n", 20_000) + "one\r\n\nt\x1b]0;wo\u009b\nth\xffree"
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Join(Tail(path, 3), "|"); got != "one|two|th?ree" {
+	if got := strings.Join(Tail(path, 3), "|"); got != "one|t?]0;wo?|th?ree" {
 		t.Errorf("got %q", got)
 	}
 }
