@@ -97,7 +97,7 @@ func (d *Driver) Start(ctx context.Context, m vmm.Machine) (vmm.Running, error) 
 	}
 	if err := waitReady(ctx, ready); err != nil {
 		machine.Kill(p)
-		machine.RemoveIfUnlocked(m.Dir, []string{vmm.GuestSocket, exitFile})
+		machine.RemoveSockets(m.Dir, []string{vmm.GuestSocket, exitFile}) // the lock is still ours
 		return nil, fault.Wrap(fault.KindOf(err), err, "the fake machine %s did not start: %s",
 			m.Name, strings.Join(machine.Tail(filepath.Join(m.Dir, vmm.VMMLog), 3), "; "))
 	}

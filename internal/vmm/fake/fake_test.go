@@ -62,6 +62,24 @@ func start(t *testing.T, dir string, args ...string) vmm.Running {
 	return r
 }
 
+// A start that is given up at any moment leaves no socket behind.
+func TestStartGivenUp(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 40 {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*time.Millisecond)
+		r, err := newDriver(t).Start(ctx, newMachine(t, dir))
+		cancel()
+		if err == nil {
+			if err := r.Stop(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := os.Lstat(filepath.Join(dir, vmm.GuestSocket)); err == nil {
+			t.Fatalf("after %d ms a socket is left", i)
+		}
+	}
+}
+
 // exec runs a program with stdin and returns stdout and the exit.
 func exec(t *testing.T, r vmm.Running, stdin string, argv ...string) (string, *agentv1.ExecExited) {
 	t.Helper()
