@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -344,6 +345,39 @@ func TestGuestThatNeverAnswers(t *testing.T) {
 		t.Errorf("got %v, hint %q", err, fault.HintOf(err))
 	}
 	b.nothingLeft("after the boot timeout")
+}
+
+// TestFailedCreateTellsTheConsole: its file goes with the VM, so the hint must not send anybody there.
+func TestFailedCreateTellsTheConsole(t *testing.T) {
+	b := newBench(t)
+	b.w.mute = true
+	b.c.BootTimeout = 50 * time.Millisecond
+	b.hook = func(_, stage string) {
+		if stage == stageBoot {
+			for dir := range b.w.machines {
+				text := strings.Repeat("long ago\n", 1000) + "\x1b[2Jfirst\r\nno \xffroot\r\n"
+				if err := os.WriteFile(filepath.Join(dir, vmm.SerialLog), []byte(text), 0o600); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	}
+	_, err := b.Create(t.Context(), spec("web"), true, nil)
+	hint := fault.HintOf(err)
+	if !strings.HasSuffix(hint, "\n[2Jfirst\nno root") || strings.Contains(hint, b.p.VMs()) || strings.Count(hint, "\n") > consoleLines {
+		t.Errorf("hint %q", hint)
+	}
+	b.hook = nil
+	b.w.mute = false
+	v := b.create("web")
+	if _, err := b.Stop(t.Context(), "web", true, nil); err != nil {
+		t.Fatal(err)
+	}
+	b.w.mute = true
+	_, err = b.Start(t.Context(), "web", nil)
+	if hint := fault.HintOf(err); hint != "its console is in "+filepath.Join(b.p.VM(v.ID), vmm.SerialLog) {
+		t.Errorf("of one that stays: hint %q", hint)
+	}
 }
 
 func TestGuestThatPanicsWhileBooting(t *testing.T) {
