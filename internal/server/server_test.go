@@ -24,6 +24,7 @@ import (
 	agentv1 "banger/api/agent/v1"
 	"banger/api/agent/v1/agentv1connect"
 	bangerv1 "banger/api/banger/v1"
+	"banger/api/banger/v1/bangerv1connect"
 	"banger/internal/client"
 	"banger/internal/fault"
 	"banger/internal/image"
@@ -412,9 +413,14 @@ func (scripted) Exec(_ context.Context, s *connect.BidiStream[agentv1.ExecReques
 // withAgent gives w a running VM with a scripted agent.
 func withAgent(t *testing.T, w *world) {
 	t.Helper()
+	withThisAgent(t, w, scripted{})
+}
+
+func withThisAgent(t *testing.T, w *world, agent agentv1connect.AgentServiceHandler) {
+	t.Helper()
 	socket := filepath.Join(t.TempDir(), "a")
 	mux := http.NewServeMux()
-	mux.Handle(agentv1connect.NewAgentServiceHandler(scripted{}))
+	mux.Handle(agentv1connect.NewAgentServiceHandler(agent))
 	serveUnix(t, socket, mux)
 	transport := &http.Transport{Protocols: new(http.Protocols), DialContext: func(context.Context, string, string) (net.Conn, error) {
 		return net.Dial("unix", socket)
@@ -733,6 +739,80 @@ func TestSetupAfterACancelledOne(t *testing.T) {
 	res, err := c.Setup(t.Context(), &bangerv1.SetupRequest{Rebuild: true}, nil)
 	if err != nil || res.GetImage().GetName() != "debian" || runs.Load() != 2 {
 		t.Errorf("got %v, %v after %d runs", res, err, runs.Load())
+	}
+}
+
+// patient is an agent whose program runs until its caller hangs up.
+type patient struct {
+	agentv1connect.UnimplementedAgentServiceHandler
+
+	hungUp chan struct{}
+}
+
+func (p patient) Exec(ctx context.Context, s *connect.BidiStream[agentv1.ExecRequest, agentv1.ExecResponse]) error {
+	if _, err := s.Receive(); err != nil {
+		return err
+	}
+	if err := s.Send(&agentv1.ExecResponse{Output: &agentv1.ExecResponse_Started{Started: &agentv1.ExecStarted{Pid: 1}}}); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	close(p.hungUp)
+	return ctx.Err()
+}
+
+// TestProgramIsHungUpOn: the agent hears at once when the client gives up, and when it dies, with and without
+// its input closed. A client that gives up closes its request: else nothing tells the daemon.
+func TestProgramIsHungUpOn(t *testing.T) {
+	for _, closed := range []bool{false, true} {
+		for _, dies := range []bool{false, true} {
+			w := newWorld()
+			agent := patient{hungUp: make(chan struct{})}
+			withThisAgent(t, w, agent)
+			o := options(t, w)
+			serveUnix(t, o.Paths.Socket(), server.New(o))
+			var conns []net.Conn
+			transport := &http.Transport{Protocols: new(http.Protocols), DialContext: func(context.Context, string, string) (net.Conn, error) {
+				conn, err := net.Dial("unix", o.Paths.Socket())
+				conns = append(conns, conn)
+				return conn, err
+			}}
+			transport.Protocols.SetUnencryptedHTTP2(true)
+			ctx, cancel := context.WithCancel(t.Context())
+			stream, err := bangerv1connect.NewVMServiceClient(&http.Client{Transport: transport}, "http://bangerd").ExecVM(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range []*bangerv1.ExecVMRequest{
+				{Input: &bangerv1.ExecVMRequest_Vm{Vm: "web"}},
+				execInput(&agentv1.ExecRequest{Input: &agentv1.ExecRequest_Start{Start: &agentv1.ExecStart{Argv: []string{"sleep"}}}}),
+			} {
+				if err := stream.Send(m); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := stream.Receive(); err != nil {
+				t.Fatal(err)
+			}
+			if closed {
+				_ = stream.CloseRequest()
+			}
+			if dies {
+				for _, conn := range conns {
+					_ = conn.Close()
+				}
+			} else {
+				cancel()
+				_ = stream.CloseRequest()
+			}
+			select {
+			case <-agent.hungUp:
+			case <-time.After(3 * time.Second):
+				t.Errorf("input closed %t, client dies %t: the program runs on", closed, dies)
+			}
+			cancel()
+			transport.CloseIdleConnections()
+		}
 	}
 }
 
