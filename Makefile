@@ -70,7 +70,7 @@ install: build ## programs to PREFIX, with the network helper's one capability
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/banger
 	install -m 0755 bin/banger bin/bangerd $(DESTDIR)$(PREFIX)/bin/
 	install -m 0755 bin/banger-agent bin/banger-nethelper $(DESTDIR)$(PREFIX)/lib/banger/
-	scripts/grant $(DESTDIR)$(PREFIX)/lib/banger/banger-nethelper
+	scripts/grant $(DESTDIR)$(PREFIX)/lib/banger/banger-nethelper installed
 
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/banger $(DESTDIR)$(PREFIX)/bin/bangerd
