@@ -120,7 +120,7 @@ func (s *Shelf) Missing(name string) error {
 		return fault.New(fault.NotFound, "there is no %s yet", s.kind).WithHint("make one with: banger setup")
 	}
 	return fault.New(fault.NotFound, "there is no %s %q", s.kind, name).
-		WithHint("banger image list shows what there is, banger setup makes the default")
+		WithHint("banger %s list shows what there is, banger setup makes the default", s.kind)
 }
 
 func (s *Shelf) damaged(name string, cause error, format string, args ...any) error {

@@ -150,6 +150,7 @@ func handOver(agent starting, cfg *agentv1.GuestConfig, initPath string) error {
 	if err := agent.release(); err != nil {
 		return err
 	}
+	fmt.Fprintf(os.Stderr, "banger: %s is set up; its agent answers, %s starts\n", cfg.GetHostname(), initPath)
 	err := syscall.Exec(initPath, []string{initPath}, environment())
 	return fmt.Errorf("execute %s: %w", initPath, err)
 }
