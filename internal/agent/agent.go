@@ -61,7 +61,8 @@ func dispatch(args []string, stdout io.Writer) error {
 func serveOn(name string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	signal.Ignore(syscall.SIGHUP)
+	// Caught and dropped: a signal that is ignored stays ignored in the programs that are started.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return err

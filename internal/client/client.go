@@ -104,6 +104,8 @@ func connectTo(socket string) *Client {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		},
 		Protocols: new(http.Protocols),
+		// A stream has no deadline, but a daemon that stopped answering is noticed.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
 	}
 	transport.Protocols.SetUnencryptedHTTP2(true)
 	hc := &http.Client{Transport: transport}
