@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"path/filepath"
@@ -32,6 +33,7 @@ type platform struct {
 	binary, debianPackage string
 	machine               string
 	softwareCPU           string
+	softwareThreads       string // "multi", a thread for each CPU, unless the version at hand cannot do it
 	kernelFormats         []string
 	kernelArgs            []string
 }
@@ -59,7 +61,7 @@ var platforms = map[string]platform{
 
 // arguments returns QEMU's command line for m. The working directory is m.Dir.
 func arguments(p platform, accelerator string, m vmm.Machine) ([]string, error) {
-	accel, cpu := "tcg,thread=multi", p.softwareCPU
+	accel, cpu := "tcg,thread="+cmp.Or(p.softwareThreads, "multi"), p.softwareCPU
 	if accelerator == "kvm" {
 		accel, cpu = "kvm", "host"
 	}

@@ -4,6 +4,7 @@ package qemu
 
 import (
 	"context"
+	"fmt"
 	"encoding/json"
 	"log/slog"
 	"net"
@@ -92,6 +93,7 @@ func (d *Driver) Caps(ctx context.Context) (vmm.Caps, error) {
 	if r := probeKVM(); !r.Usable {
 		caps.Accelerator, caps.SlowReason = "tcg", r.Reason+"; software emulation is used"
 	}
+	d.platform.softwareThreads = threads(version)
 	d.probed, d.binary, d.filter = &caps, binary, filterOf(ctx, binary)
 	return caps, nil
 }
