@@ -77,8 +77,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 		return err
 	}
 	for _, measure := range []func(context.Context) error{
-		func(ctx context.Context) error { return b.boots(ctx, machine.Accelerator) },
-		b.commands, b.two, b.many, b.idle,
+		b.boots, b.commands, b.two, b.many, b.idle,
 	} {
 		if err := measure(ctx); err != nil {
 			return err

@@ -15,14 +15,18 @@ import (
 )
 
 // boots compares a cold create with a stock boot, in turns, so that what slows the machine slows both.
-func (b *bench) boots(ctx context.Context, accelerator string) error {
+func (b *bench) boots(ctx context.Context) error {
 	s, err := makeStock(ctx, b.cache)
+	if err != nil {
+		return err
+	}
+	e, err := b.emulation(ctx)
 	if err != nil {
 		return err
 	}
 	var stockBoots, agents, banners []float64
 	for i := range b.rounds {
-		took, err := s.boot(ctx, accelerator, benchCPUs, benchMiB)
+		took, err := s.boot(ctx, e, benchCPUs, benchMiB)
 		if err != nil {
 			return err
 		}
@@ -37,6 +41,22 @@ func (b *bench) boots(ctx context.Context, accelerator string) error {
 	b.add(measured("create until the agent answers", "s", 0, agents...).against(base, 0.2))
 	b.add(measured("create until SSH answers", "s", 0, banners...).against(base, 0.4))
 	return nil
+}
+
+// emulation creates a VM, which also warms the caches, and tells how its CPUs are run.
+func (b *bench) emulation(ctx context.Context) (emulation, error) {
+	if err := b.real.create(ctx, "warm"); err != nil {
+		return emulation{}, err
+	}
+	v, err := b.real.show(ctx, "warm")
+	if err != nil {
+		return emulation{}, err
+	}
+	e, err := emulationOf(filepath.Join(v.Directory, "command.txt"))
+	if err != nil {
+		return emulation{}, err
+	}
+	return e, b.real.remove(ctx, "warm")
 }
 
 // coldCreate creates a VM and deletes it; it returns the seconds from the start of the command until the

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -71,17 +72,13 @@ func makeStock(ctx context.Context, cache string) (stock, error) {
 
 // boot starts the baseline and returns the time from process start to the SSH banner. What the guest
 // writes is dropped, so that each boot is a first one.
-func (s stock) boot(ctx context.Context, accelerator string, cpus int, memoryMiB int) (time.Duration, error) {
+func (s stock) boot(ctx context.Context, e emulation, cpus int, memoryMiB int) (time.Duration, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return 0, err
 	}
 	address := listener.Addr().String()
 	listener.Close()
-	cpu := "host"
-	if accelerator == "tcg" {
-		accelerator, cpu = "tcg,thread=multi", "max,-cx16"
-	}
 	qemu, err := system.Find("qemu-system-x86_64", "qemu-system-x86")
 	if err != nil {
 		return 0, err
@@ -90,7 +87,7 @@ func (s stock) boot(ctx context.Context, accelerator string, cpus int, memoryMiB
 	p, err := system.Start(system.StartOptions{
 		Path: qemu, Dir: s.dir, Log: filepath.Join(s.dir, "vmm.log"),
 		Args: []string{
-			"-M", "q35", "-accel", accelerator, "-cpu", cpu, "-smp", fmt.Sprint(cpus), "-m", fmt.Sprint(memoryMiB),
+			"-M", "q35", "-accel", e.accel, "-cpu", e.cpu, "-smp", fmt.Sprint(cpus), "-m", fmt.Sprint(memoryMiB),
 			"-nodefaults", "-display", "none", "-no-reboot", "-serial", "file:serial.log",
 			"-kernel", "vmlinuz", "-initrd", "initrd.img", "-append", "root=/dev/vda ro console=ttyS0 quiet",
 			"-drive", "file=root.ext4,format=raw,if=virtio,snapshot=on",
@@ -112,6 +109,27 @@ func (s stock) boot(ctx context.Context, accelerator string, cpus int, memoryMiB
 		return 0, fmt.Errorf("stock boot, console in %s: %w", filepath.Join(s.dir, "serial.log"), err)
 	}
 	return time.Since(begin), nil
+}
+
+// emulation is how QEMU runs a guest's CPUs.
+type emulation struct{ accel, cpu string }
+
+var (
+	accelWord = regexp.MustCompile(`-accel '?([^\s'\\]+)`)
+	cpuWord   = regexp.MustCompile(`-cpu '?([^\s'\\]+)`)
+)
+
+// emulationOf reads it off the command line of a machine of banger's, so that the baseline has the same.
+func emulationOf(commandFile string) (emulation, error) {
+	text, err := os.ReadFile(commandFile)
+	if err != nil {
+		return emulation{}, err
+	}
+	accel, cpu := accelWord.FindSubmatch(text), cpuWord.FindSubmatch(text)
+	if accel == nil || cpu == nil {
+		return emulation{}, fmt.Errorf("%s names no accelerator or CPU", commandFile)
+	}
+	return emulation{string(accel[1]), string(cpu[1])}, nil
 }
 
 // awaitBanner returns when an SSH server at address has sent its identification string (RFC 4253, 4.2).

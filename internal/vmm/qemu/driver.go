@@ -4,8 +4,8 @@ package qemu
 
 import (
 	"context"
-	"fmt"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -99,6 +99,16 @@ func (d *Driver) Caps(ctx context.Context) (vmm.Caps, error) {
 }
 
 var versionPattern = regexp.MustCompile(`version (\d+\.\d+(\.\d+)?)`)
+
+// threads tells how software emulation may run a guest's CPUs. Before 8.1, with a thread for each, one CPU may run
+// code that another is patching, as Linux patches its own: guests panic with "int3" now and then.
+func threads(version string) string {
+	var major, minor int
+	if n, _ := fmt.Sscanf(version, "%d.%d", &major, &minor); n == 2 && (major < 8 || major == 8 && minor < 1) {
+		return "single"
+	}
+	return "multi"
+}
 
 func versionOf(ctx context.Context, binary string) (string, error) {
 	out, err := system.Run(ctx, system.Command{Path: binary, Args: []string{"--version"}, Timeout: 10 * time.Second})
