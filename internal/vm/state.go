@@ -22,7 +22,11 @@ const (
 	Suspended State = "suspended" // memory on disk, no process
 	Failed    State = "failed"
 	Deleting  State = "deleting"
-	Gone      State = "" // the row is no more
+
+	Suspending State = "suspending" // memory is being written; on failure it runs on
+	Resuming   State = "resuming"   // from saved memory; on failure it is suspended as before
+
+	Gone State = "" // the row is no more
 )
 
 // Event is something asked of a VM or something that happened to it.
@@ -30,9 +34,10 @@ type Event string
 
 // The events.
 const (
-	AskStart  Event = "ask start"
-	AskStop   Event = "ask stop"
-	AskDelete Event = "ask delete"
+	AskStart   Event = "ask start"
+	AskStop    Event = "ask stop"
+	AskDelete  Event = "ask delete"
+	AskSuspend Event = "ask suspend"
 
 	Booted     Event = "booted"      // bring-up is done, the agent answers
 	BootFailed Event = "boot failed" // bring-up failed and was rolled back
@@ -40,6 +45,8 @@ const (
 	Exited     Event = "exited"      // the guest powered itself off
 	Died       Event = "died"        // the VMM ended in another way than by our stop
 	Erased     Event = "erased"      // nothing of it is left
+	Saved      Event = "saved"       // memory and devices are on disk
+	SaveFailed Event = "save failed" // nothing was saved, the guest runs on
 )
 
 // Act is what a move makes its owner do.
@@ -51,6 +58,8 @@ const (
 	BringUp  Act = "bring up"
 	TakeDown Act = "take down"
 	Erase    Act = "erase"
+	Save     Act = "save"
+	Restore  Act = "restore"
 )
 
 type move struct {
@@ -68,7 +77,15 @@ var moves = map[State]map[Event]move{
 	},
 	Running: {
 		AskStart: {Running, Nothing}, AskStop: {Stopping, TakeDown},
-		Exited: {Stopping, TakeDown}, Died: {Failed, TakeDown},
+		Exited: {Stopping, TakeDown}, Died: {Failed, TakeDown}, AskSuspend: {Suspending, Save},
+	},
+	Suspending: {
+		AskSuspend: {Suspending, Nothing}, Saved: {Suspended, TakeDown}, SaveFailed: {Running, Nothing},
+		AskStop: {Stopping, TakeDown}, Exited: {Stopping, TakeDown}, Died: {Failed, TakeDown},
+	},
+	Resuming: {
+		AskStart: {Resuming, Nothing}, Booted: {Running, Nothing}, BootFailed: {Suspended, Nothing},
+		Died: {Suspended, TakeDown}, Exited: {Suspended, TakeDown},
 	},
 	Paused: {
 		AskStop: {Stopping, TakeDown}, Exited: {Stopping, TakeDown}, Died: {Failed, TakeDown},
@@ -78,6 +95,7 @@ var moves = map[State]map[Event]move{
 		Exited: {Stopping, Nothing}, Died: {Stopping, Nothing},
 	},
 	Suspended: {
+		AskSuspend: {Suspended, Nothing}, AskStart: {Resuming, Restore}, TakenDown: {Suspended, Nothing},
 		AskStop: {Stopped, TakeDown}, AskDelete: {Deleting, Erase},
 	},
 	Failed: {
@@ -101,7 +119,7 @@ func Next(s State, e Event) (State, Act, error) {
 }
 
 // asked says what an event that is asked for would have done.
-var asked = map[Event]string{AskStart: "started", AskStop: "stopped", AskDelete: "deleted"}
+var asked = map[Event]string{AskStart: "started", AskStop: "stopped", AskDelete: "deleted", AskSuspend: "suspended"}
 
 func refusal(s State, e Event) error {
 	if asked[e] == "" {

@@ -48,6 +48,10 @@ type Machine struct {
 	Cmdline     []string // kernel arguments; the driver appends those of its own machine
 	Disks       []Disk
 	NICs        []NIC
+
+	// MemoryFile, when set, is the file that the machine's memory lives in, shared: a machine that is saved to
+	// become a template. Absolute, or relative to Dir.
+	MemoryFile string
 }
 
 // Handle finds a machine again after the daemon restarted. It is stored in the VM's row.
@@ -123,4 +127,37 @@ type Running interface {
 	Stop(context.Context) error
 	// Close lets go of the machine without touching it: connections closed, goroutines ended. Done then stays as it is.
 	Close() error
+}
+
+// Pauser is a Running that can halt its guest. Both calls succeed when it already is so.
+type Pauser interface {
+	Pause(context.Context) error
+	Resume(context.Context) error
+}
+
+// Files of a saved machine, below a directory of its own.
+const (
+	SavedManifest = "machine.json" // the driver's: version, layout, sizes; written last
+	SavedState    = "state"        // devices, and the memory unless there is a memory file
+	SavedMemory   = "memory"       // the memory of a machine with a MemoryFile of that name in that directory
+)
+
+// Saver is a Running whose memory and devices can be written to files.
+type Saver interface {
+	// Save writes a paused machine's state into dir, which exists. The machine stays paused and can be
+	// resumed. With Machine.MemoryFile set the memory is in that file already and only the devices are
+	// written. On error (a full disk is a Precondition fault) what was written is removed.
+	Save(ctx context.Context, dir string) error
+}
+
+// Restorer is a Driver that starts machines from what a Saver wrote.
+type Restorer interface {
+	// CheckSaved finds what would keep the state in dir from being restored as m: another VMM version, another
+	// layout, missing or damaged files. It answers with a Precondition fault and changes nothing.
+	CheckSaved(ctx context.Context, m Machine, dir string) error
+	// Restore is Start from saved state; the guest runs when it returns. A state with a memory file is mapped
+	// privately: the files stay as they are, many machines share them, and they must not change while one
+	// lives. Only TAP devices, MACs and the paths of disks of m may differ from the saved machine; the guest
+	// still has the saved machine's MAC until it is told. On error nothing is left behind.
+	Restore(ctx context.Context, m Machine, dir string) (Running, error)
 }
