@@ -5,7 +5,7 @@ import "banger/internal/fault"
 // State is where a VM is in its life.
 type State string
 
-// The states. Starting, Stopping and Deleting are passed through while someone works on the VM.
+// The states. Those with an ending in -ing are passed through while someone works on the VM.
 //
 //	               AskStart            Booted
 //	┌── stopped ─────────────► starting ──────► running ──┐
@@ -13,6 +13,19 @@ type State string
 //	│     │  └──── AskStop ── failed ◄────────────│──┘
 //	│     └ TakenDown ──── stopping ◄── AskStop ──┘
 //	└─ AskDelete ─► deleting ── Erased ─► (gone)
+//
+// With its memory on disk:
+//
+//	           AskSuspend             Saved             AskStart, AskResume            Booted
+//	running ──────────────► suspending ─────► suspended ───────────────────► resuming ──────► running
+//	   ▲                     │      │          ▲   │  │                         │
+//	   └───── SaveFailed ────┘      │ Died     │   │  └── AskStop ─► stopped    │
+//	                                ▼          │   └───── AskBoot ─► starting   │
+//	                              failed       └────────── BootFailed ──────────┘
+//
+// A machine that ends while its VM is suspending or resuming is one of the failures there: who works on the
+// VM tells SaveFailed, and what then holds of a running VM, or BootFailed. Died in suspending is for a
+// daemon that finds neither the machine nor its memory.
 const (
 	Stopped   State = "stopped"
 	Starting  State = "starting"
@@ -38,6 +51,8 @@ const (
 	AskStop    Event = "ask stop"
 	AskDelete  Event = "ask delete"
 	AskSuspend Event = "ask suspend"
+	AskResume  Event = "ask resume" // only from saved memory
+	AskBoot    Event = "ask boot"   // never from saved memory, which is dropped
 
 	Booted     Event = "booted"      // bring-up is done, the agent answers
 	BootFailed Event = "boot failed" // bring-up failed and was rolled back
@@ -69,23 +84,29 @@ type move struct {
 
 var moves = map[State]map[Event]move{
 	Stopped: {
-		AskStart: {Starting, BringUp}, AskStop: {Stopped, Nothing}, AskDelete: {Deleting, Erase},
+		AskStart: {Starting, BringUp}, AskBoot: {Starting, BringUp},
+		AskStop: {Stopped, Nothing}, AskDelete: {Deleting, Erase},
 	},
 	Starting: {
-		AskStart: {Starting, Nothing}, AskStop: {Stopping, TakeDown},
+		AskStart: {Starting, Nothing}, AskBoot: {Starting, Nothing}, AskStop: {Stopping, TakeDown},
 		Booted: {Running, Nothing}, BootFailed: {Failed, Nothing}, Died: {Failed, TakeDown}, Exited: {Stopping, TakeDown},
 	},
 	Running: {
-		AskStart: {Running, Nothing}, AskStop: {Stopping, TakeDown},
-		Exited: {Stopping, TakeDown}, Died: {Failed, TakeDown}, AskSuspend: {Suspending, Save},
+		AskStart: {Running, Nothing}, AskBoot: {Running, Nothing}, AskStop: {Stopping, TakeDown},
+		AskSuspend: {Suspending, Save}, Exited: {Stopping, TakeDown}, Died: {Failed, TakeDown},
 	},
 	Suspending: {
-		AskSuspend: {Suspending, Nothing}, Saved: {Suspended, TakeDown}, SaveFailed: {Running, Nothing},
-		AskStop: {Stopping, TakeDown}, Exited: {Stopping, TakeDown}, Died: {Failed, TakeDown},
+		AskSuspend: {Suspending, Nothing},
+		Saved:      {Suspended, TakeDown}, SaveFailed: {Running, Nothing}, Died: {Failed, TakeDown},
+	},
+	Suspended: {
+		AskStart: {Resuming, Restore}, AskResume: {Resuming, Restore}, AskBoot: {Starting, BringUp},
+		AskSuspend: {Suspended, Nothing}, AskStop: {Stopped, TakeDown}, AskDelete: {Deleting, Erase},
+		TakenDown: {Suspended, Nothing},
 	},
 	Resuming: {
-		AskStart: {Resuming, Nothing}, Booted: {Running, Nothing}, BootFailed: {Suspended, Nothing},
-		Died: {Suspended, TakeDown}, Exited: {Suspended, TakeDown},
+		AskStart: {Resuming, Nothing}, AskResume: {Resuming, Nothing},
+		Booted: {Running, Nothing}, BootFailed: {Suspended, Nothing},
 	},
 	Paused: {
 		AskStop: {Stopping, TakeDown}, Exited: {Stopping, TakeDown}, Died: {Failed, TakeDown},
@@ -94,12 +115,9 @@ var moves = map[State]map[Event]move{
 		AskStop: {Stopping, Nothing}, TakenDown: {Stopped, Nothing},
 		Exited: {Stopping, Nothing}, Died: {Stopping, Nothing},
 	},
-	Suspended: {
-		AskSuspend: {Suspended, Nothing}, AskStart: {Resuming, Restore}, TakenDown: {Suspended, Nothing},
-		AskStop: {Stopped, TakeDown}, AskDelete: {Deleting, Erase},
-	},
 	Failed: {
-		AskStart: {Starting, BringUp}, AskStop: {Stopped, TakeDown}, AskDelete: {Deleting, Erase},
+		AskStart: {Starting, BringUp}, AskBoot: {Starting, BringUp},
+		AskStop: {Stopped, TakeDown}, AskDelete: {Deleting, Erase},
 		TakenDown: {Failed, Nothing},
 	},
 	Deleting: {
@@ -119,7 +137,10 @@ func Next(s State, e Event) (State, Act, error) {
 }
 
 // asked says what an event that is asked for would have done.
-var asked = map[Event]string{AskStart: "started", AskStop: "stopped", AskDelete: "deleted", AskSuspend: "suspended"}
+var asked = map[Event]string{
+	AskStart: "started", AskBoot: "started", AskResume: "resumed", AskStop: "stopped", AskDelete: "deleted",
+	AskSuspend: "suspended",
+}
 
 func refusal(s State, e Event) error {
 	if asked[e] == "" {
@@ -127,13 +148,18 @@ func refusal(s State, e Event) error {
 	}
 	err := fault.New(fault.Conflict, "a VM that is %s cannot be %s", s, asked[e])
 	switch {
-	case e == AskDelete && (s == Running || s == Paused || s == Starting):
+	case e == AskDelete && s.busy():
 		return err.WithHint("stop it first, or delete it with --force")
-	case s == Stopping || s == Deleting:
+	case s == Stopping || s == Deleting || s == Starting || s == Suspending || s == Resuming:
 		return err.WithHint("wait until that is done, then try again")
+	case (e == AskSuspend || e == AskResume) && (s == Stopped || s == Failed):
+		return err.WithHint("start it: its memory is not saved")
 	}
 	return err
 }
 
+// busy tells whether a VM in state s runs or is about to.
+func (s State) busy() bool { return s.HasProcess() || s == Starting || s == Resuming }
+
 // HasProcess tells whether a VM in state s should have a VMM process.
-func (s State) HasProcess() bool { return s == Running || s == Paused }
+func (s State) HasProcess() bool { return s == Running || s == Paused || s == Suspending }
