@@ -5,7 +5,9 @@ import (
 	"slices"
 
 	agentv1 "banger/api/agent/v1"
+	"banger/internal/artifact"
 	"banger/internal/fault"
+	"banger/internal/template"
 	"banger/internal/vm"
 	"banger/internal/vmm"
 )
@@ -35,6 +37,13 @@ func (c *modules) Up(ctx context.Context, v vm.VM, b *Build) (Note, error) {
 	b.Machine.Kernel = files[b.Caps.KernelFormats[i]]
 	b.addDisk(agentv1.Disk_ROLE_MODULES, vmm.Disk{Role: "modules", Path: k.ModulesDisk, ReadOnly: true})
 	return nil, nil
+}
+
+// Shape tells which kernel it is.
+func (c *modules) Shape(ctx context.Context, v vm.VM, _ vmm.Caps, s *template.Shape) error {
+	k, err := c.o.Kernels.Get(ctx, v.Spec.Kernel)
+	s.Kernel, s.KernelDigest = k.Name, artifact.Digest(k.Manifest.Files)
+	return err
 }
 
 // Down has nothing to take back.
