@@ -56,7 +56,12 @@ func (e *Engine) takeIf(m *machine) bool {
 func (o *operation) afterExit(ctx context.Context, m *machine) error {
 	exit := m.running.Exit()
 	o.log.Info("machine ended", "kind", exit.Kind, "detail", exit.Detail)
-	tidy := m.stop(ctx) // it has ended: this removes its sockets
+	tidy := m.stop(ctx)             // it has ended: this removes its sockets
+	if o.v.State == vm.Suspending { // the way back of a suspend failed as well
+		if _, err := o.move(vm.SaveFailed); err != nil {
+			return errors.Join(tidy, err)
+		}
+	}
 	again := exit.Kind == vmm.ExitReboot
 	if again && !o.e.mayReboot(o.v.ID) {
 		exit = vmm.Exit{Kind: vmm.ExitCrash, Detail: fmt.Sprintf("the guest rebooted more than %d times within %s", maxReboots, rebootWindow)}
@@ -74,7 +79,7 @@ func (o *operation) afterExit(ctx context.Context, m *machine) error {
 		err = o.finishStop(ctx, nil, true)
 	}
 	if err == nil && again {
-		return errors.Join(tidy, o.start(ctx))
+		return errors.Join(tidy, o.start(ctx, vm.AskStart))
 	}
 	if err == nil {
 		err = o.deleteEphemeral(ctx)

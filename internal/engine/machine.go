@@ -81,6 +81,13 @@ func (e *Engine) adoptMachine(m *machine) {
 	}()
 }
 
+// machineOf returns the VM's machine, which stays with its watcher; nil when there is none.
+func (e *Engine) machineOf(id vm.ID) *machine {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.live[id]
+}
+
 // takeMachine takes the VM's machine from its watcher; nil when there is none.
 func (e *Engine) takeMachine(id vm.ID) *machine {
 	e.mu.Lock()

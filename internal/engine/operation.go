@@ -21,7 +21,13 @@ const (
 	stageBoot     = "boot"     // the VMM's process
 	stageMachine  = "machine"  // for AfterStage only: the process runs and the row does not know it yet
 	stageAgent    = "agent"    // until the agent's first answer
+	stageLoad     = "load"     // the VMM's process, from saved memory
+	stageIdentity = "identity" // a restored guest learns the time and who it is
 	stageReady    = "ready"    // what capabilities do in the guest, and the row
+	stageQuiesce  = "quiesce"  // the guest writes out what its programs wrote
+	stagePause    = "pause"    // the guest stands still
+	stageSave     = "save"     // its memory, and the row
+	stageRelease  = "release"  // the process whose memory is saved
 	stageShutdown = "shutdown" // the guest, the power button, the kill
 	stageDone     = "done"     // the row after a take-down
 	stageErase    = "erase"    // the VM's directory

@@ -92,7 +92,7 @@ func (e *Engine) reconcileOne(ctx context.Context, id vm.ID, restarted bool) (st
 		return o.resumeStop(ctx)
 	}
 	defer o.end()
-	if o.v.State.HasProcess() {
+	if o.v.State.HasProcess() && o.v.State != vm.Suspending {
 		return o.reattach(ctx, restarted)
 	}
 	sentence, err := o.mend(ctx)
@@ -126,6 +126,11 @@ func (o *operation) reattach(ctx context.Context, restarted bool) (string, error
 		}
 		return fmt.Sprintf("VM %s has failed: %s", o.v.Spec.Name, reason), nil
 	}
+	return "", errors.Join(o.takeUp(ctx, m), o.dropMemory()) // of a resume that was done but for this
+}
+
+// takeUp makes a machine that an earlier daemon started the VM's.
+func (o *operation) takeUp(ctx context.Context, m *machine) error {
 	o.e.adoptMachine(m)
 	var errs []error
 	for _, c := range o.wanted() {
@@ -135,7 +140,7 @@ func (o *operation) reattach(ctx context.Context, restarted bool) (string, error
 			}
 		}
 	}
-	return "", errors.Join(errs...)
+	return errors.Join(errs...)
 }
 
 // resumeStop finishes a stop that an earlier daemon began. A guest that still runs is given its time,
@@ -171,8 +176,12 @@ func (o *operation) mend(ctx context.Context) (string, error) {
 	defer cancel()
 	name := o.v.Spec.Name
 	switch o.v.State {
-	case vm.Starting:
+	case vm.Starting, vm.Resuming:
 		return o.mendStart(ctx)
+	case vm.Suspending:
+		return o.mendSuspend(ctx)
+	case vm.Suspended:
+		return o.mendSuspended(ctx)
 	case vm.Stopping:
 		if err := o.killLeftover(ctx); err != nil {
 			return "", err
@@ -200,9 +209,12 @@ func (o *operation) mend(ctx context.Context) (string, error) {
 	return "", nil
 }
 
-// mendStart takes back a start that nobody works on any more.
+// mendStart takes back a start or resume that nobody works on any more.
 func (o *operation) mendStart(ctx context.Context) (string, error) {
-	name := o.v.Spec.Name
+	name, doing := o.v.Spec.Name, "started"
+	if o.v.State == vm.Resuming {
+		doing = "resumed"
+	}
 	o.recorded = true
 	if o.v.Creating {
 		if _, err := o.move(vm.BootFailed); err != nil {
@@ -220,11 +232,11 @@ func (o *operation) mendStart(ctx context.Context) (string, error) {
 		return "", err
 	}
 	err := o.stage(ctx, stageDone, func(context.Context) error {
-		o.v.Reason = "the daemon ended while it started"
+		o.v.Reason = "the daemon ended while it was being " + doing
 		_, err := o.move(vm.BootFailed)
 		return err
 	})
-	return fmt.Sprintf("VM %s was being started: taken back", name), err
+	return fmt.Sprintf("VM %s was being %s: taken back", name, doing), err
 }
 
 // sweepDirectories removes directories below the VMs' that belong to no row. One that holds a disk is
