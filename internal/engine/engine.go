@@ -44,6 +44,7 @@ type Config struct {
 	BootTimeout  time.Duration // until the agent's first answer; 0: DefaultBootTimeout
 	StopTimeout  time.Duration // for the guest's own shutdown; 0: DefaultStopTimeout
 	Limits       vm.Limits
+	Templates    TemplateConfig
 
 	// Allocate picks an address that is not in taken (hostnet.Allocate on the bridge's subnet); nil: VMs have none.
 	Allocate func(taken map[netip.Addr]bool) (netip.Addr, error)
@@ -75,6 +76,8 @@ type Engine struct {
 	live   map[vm.ID]*machine
 
 	reboots map[vm.ID][]time.Time // the last ones of each VM
+
+	maker *maker // of templates
 }
 
 // errClosing is why verbs end when the engine is closed under them.
@@ -94,8 +97,9 @@ func New(c Config) *Engine {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
+	c.Templates = c.Templates.withDefaults()
 	life, end := context.WithCancelCause(context.Background())
-	return &Engine{c: c, log: c.Logger, life: life, end: end, live: map[vm.ID]*machine{}, reboots: map[vm.ID][]time.Time{}}
+	return &Engine{c: c, log: c.Logger, life: life, end: end, live: map[vm.ID]*machine{}, reboots: map[vm.ID][]time.Time{}, maker: newMaker()}
 }
 
 // Get returns a VM.

@@ -54,6 +54,7 @@ type operation struct {
 	sink progress.Sink
 	log  *slog.Logger
 
+	failed   string        // the last stage that failed
 	recorded bool          // the intent row is written: from now on each stage saves
 	pending  []store.Event // not written yet
 	closers  []func()
@@ -135,6 +136,9 @@ func (o *operation) stage(ctx context.Context, name string, f func(context.Conte
 			err = f(ctx)
 		}
 		err = interrupted(ctx, o.name, o.v, err)
+		if err != nil {
+			o.failed = name
+		}
 		o.event(name, err, time.Since(begin))
 		if err != nil || !o.recorded {
 			return err

@@ -22,6 +22,7 @@ const entropyBytes = 64
 // origin is where a machine comes from. The zero origin boots.
 type origin struct {
 	saved     string // directory of the saved memory that it goes on from; empty: it boots
+	template  string // key of the template that the saved memory is of; empty: the VM's own
 	identity  bool   // the saved guest was another VM and becomes this one
 	growDisks bool   // its disks may be larger than they were
 }

@@ -57,13 +57,15 @@ func (e *Engine) Reconcile(ctx context.Context) ([]string, error) {
 	if rows, err = e.c.Store.List(ctx); err != nil {
 		return told, errors.Join(append(errs, err)...)
 	}
+	sentences, err := e.reconcileTemplates(ctx)
+	tell(err, sentences...)
 	for _, c := range e.c.Capabilities {
 		if s, ok := c.(capability.Sweeper); ok {
 			sentences, err := s.Sweep(ctx, rows)
 			tell(err, sentences...)
 		}
 	}
-	sentences, err := e.sweepDirectories(ctx)
+	sentences, err = e.sweepDirectories(ctx)
 	tell(err, sentences...)
 	for _, s := range told {
 		e.log.Info("reconciled", "mended", s)

@@ -53,7 +53,7 @@ func (o *operation) create(ctx context.Context, start bool) error {
 	if err != nil || !start {
 		return err
 	}
-	if err := o.bringUp(ctx, driver, caps, origin{}); err != nil {
+	if err := o.bringUpNew(ctx, driver, caps); err != nil {
 		return o.giveUp(ctx, err)
 	}
 	return nil
@@ -156,6 +156,12 @@ func (o *operation) bringUp(ctx context.Context, driver vmm.Driver, caps vmm.Cap
 		Guest:    &agentv1.GuestConfig{},
 		Caps:     caps,
 		Restored: from.restored(),
+	}
+	if from.template != "" {
+		b.Template = from.saved
+	}
+	if err := o.noteTemplate(from); err != nil {
+		return err
 	}
 	if err := o.capabilitiesUp(ctx, u, b); err != nil {
 		return err

@@ -222,7 +222,9 @@ type VMSpec struct {
 	// Further public SSH keys for root.
 	AuthorizedKeys []string `protobuf:"bytes,11,rep,name=authorized_keys,json=authorizedKeys,proto3" json:"authorized_keys,omitempty"`
 	// The VM is deleted when it stops.
-	Ephemeral     bool `protobuf:"varint,12,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	Ephemeral bool `protobuf:"varint,12,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	// The VM boots, also when a template is there that it could be restored from.
+	Cold          bool `protobuf:"varint,13,opt,name=cold,proto3" json:"cold,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -337,6 +339,13 @@ func (x *VMSpec) GetAuthorizedKeys() []string {
 func (x *VMSpec) GetEphemeral() bool {
 	if x != nil {
 		return x.Ephemeral
+	}
+	return false
+}
+
+func (x *VMSpec) GetCold() bool {
+	if x != nil {
+		return x.Cold
 	}
 	return false
 }
@@ -3735,7 +3744,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x05Fault\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint\"\xd6\x02\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint\"\xea\x02\n" +
 	"\x06VMSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x16\n" +
@@ -3750,7 +3759,8 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x05units\x18\n" +
 	" \x01(\tR\x05units\x12'\n" +
 	"\x0fauthorized_keys\x18\v \x03(\tR\x0eauthorizedKeys\x12\x1c\n" +
-	"\tephemeral\x18\f \x01(\bR\tephemeralB\x06\n" +
+	"\tephemeral\x18\f \x01(\bR\tephemeral\x12\x12\n" +
+	"\x04cold\x18\r \x01(\bR\x04coldB\x06\n" +
 	"\x04_nat\"\xfe\x04\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
