@@ -2,6 +2,7 @@ package capability
 
 import (
 	"context"
+	"encoding/json"
 	"slices"
 
 	agentv1 "banger/api/agent/v1"
@@ -14,6 +15,10 @@ import (
 
 // modules is the guest's kernel with the disk of its modules.
 type modules struct{ o Options }
+
+type modulesNote struct {
+	Digest string `json:"digest"` // of the kernel at the last start
+}
 
 func (*modules) Name() string       { return "modules" }
 func (*modules) Wants(vm.Spec) bool { return true }
@@ -28,6 +33,14 @@ func (c *modules) Up(ctx context.Context, v vm.VM, b *Build) (Note, error) {
 	if err != nil {
 		return nil, err
 	}
+	var note modulesNote
+	if err := readNote(v, c.Name(), &note); err != nil {
+		return nil, err
+	}
+	digest := artifact.Digest(k.Manifest.Files)
+	if b.Restored && note.Digest != "" && note.Digest != digest {
+		return nil, changed("kernel "+k.Name, v)
+	}
 	files := map[string]string{"elf": k.ELF, "bzimage": k.BzImage, "image": k.BzImage}
 	i := slices.IndexFunc(b.Caps.KernelFormats, func(format string) bool { return files[format] != "" })
 	if i < 0 {
@@ -36,7 +49,7 @@ func (c *modules) Up(ctx context.Context, v vm.VM, b *Build) (Note, error) {
 	}
 	b.Machine.Kernel = files[b.Caps.KernelFormats[i]]
 	b.addDisk(agentv1.Disk_ROLE_MODULES, vmm.Disk{Role: "modules", Path: k.ModulesDisk, ReadOnly: true})
-	return nil, nil
+	return json.Marshal(modulesNote{Digest: digest})
 }
 
 // Shape tells which kernel it is.

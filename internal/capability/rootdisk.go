@@ -63,6 +63,9 @@ func (c *rootDisk) Up(ctx context.Context, v vm.VM, b *Build) (Note, error) {
 	if err != nil {
 		return nil, err
 	}
+	if b.Restored && note.Digest != "" && note.Digest != img.Digest {
+		return nil, changed("image "+img.Name, v)
+	}
 	overlay := filepath.Join(b.Machine.Dir, paths.OverlayDisk)
 	_, err = os.Stat(overlay)
 	switch {

@@ -95,7 +95,8 @@ func newVMCommand(e *Env) *cobra.Command {
 	return group(
 		"vm", "Virtual machines: create, start, enter, delete",
 		newVMCreateCommand(e), newVMListCommand(e), newVMShowCommand(e),
-		newVMStartCommand(e), newVMStopCommand(e), newVMKillCommand(e), newVMRestartCommand(e), newVMDeleteCommand(e),
+		newVMStartCommand(e), newVMStopCommand(e), newVMSuspendCommand(e), newVMResumeCommand(e),
+		newVMKillCommand(e), newVMRestartCommand(e), newVMDeleteCommand(e),
 		newVMSSHCommand(e), newVMExecCommand(e), newVMLogsCommand(e), newVMEventsCommand(e), newVMPingCommand(e),
 	)
 }

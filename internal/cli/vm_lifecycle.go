@@ -20,10 +20,12 @@ import (
 const concurrency = 8
 
 type lifecycleOptions struct {
-	names  []string
-	force  bool
-	yes    bool
-	output outputFormat
+	names   []string
+	force   bool
+	yes     bool
+	cold    bool
+	suspend bool
+	output  outputFormat
 }
 
 // verb is one lifecycle command: what it asks the daemon for each VM.
@@ -35,10 +37,36 @@ type verb struct {
 }
 
 func newVMStartCommand(e *Env) *cobra.Command {
-	cmd, _ := newLifecycleCommand(e, verb{
+	cmd, o := newLifecycleCommand(e, verb{
 		use: "start NAME...", short: "Start VMs", limit: bootLimit, fits: isStopped,
+		long: "Start VMs. A suspended one is resumed; with --cold it boots anew, without its saved memory and with its disks.",
+		ask: func(ctx context.Context, c *client.Client, name string, o lifecycleOptions, sink client.Sink) (*bangerv1.VM, error) {
+			return c.Start(ctx, &bangerv1.StartVMRequest{Vm: name, Cold: o.cold}, sink)
+		},
+	})
+	cmd.Flags().BoolVar(&o.cold, "cold", false, "boot suspended VMs anew: their saved memory is dropped")
+	return cmd
+}
+
+func newVMSuspendCommand(e *Env) *cobra.Command {
+	cmd, _ := newLifecycleCommand(e, verb{
+		use: "suspend NAME...", short: "Write VMs' memory to disk and end their processes", limit: saveLimit, fits: isRunning,
+		long: "Write the memory of VMs to disk and end their processes. Resumed, their programs go on where they were,\n" +
+			"with the same name, address and disks.",
+		example: "banger vm suspend web\nbanger vm resume web", ask: askSuspend,
+	})
+	return cmd
+}
+
+func askSuspend(ctx context.Context, c *client.Client, name string, _ lifecycleOptions, sink client.Sink) (*bangerv1.VM, error) {
+	return c.Suspend(ctx, &bangerv1.SuspendVMRequest{Vm: name}, sink)
+}
+
+func newVMResumeCommand(e *Env) *cobra.Command {
+	cmd, _ := newLifecycleCommand(e, verb{
+		use: "resume NAME...", short: "Let suspended VMs go on", limit: bootLimit, fits: isSuspended,
 		ask: func(ctx context.Context, c *client.Client, name string, _ lifecycleOptions, sink client.Sink) (*bangerv1.VM, error) {
-			return c.Start(ctx, &bangerv1.StartVMRequest{Vm: name}, sink)
+			return c.Start(ctx, &bangerv1.StartVMRequest{Vm: name, Resume: true}, sink)
 		},
 	})
 	return cmd
@@ -47,9 +75,12 @@ func newVMStartCommand(e *Env) *cobra.Command {
 func newVMStopCommand(e *Env) *cobra.Command {
 	cmd, o := newLifecycleCommand(e, verb{
 		use: "stop NAME...", short: "Stop VMs", limit: stopLimit, fits: isUp, ask: askStop,
-		long: "Stop VMs: ask the guest to power off, insist, and in the end kill the machine.",
+		long: "Stop VMs: ask the guest to power off, insist, and in the end kill the machine.\n" +
+			"Of a suspended VM the saved memory is dropped.",
 	})
 	cmd.Flags().BoolVarP(&o.force, "force", "f", false, "kill the machine at once")
+	cmd.Flags().BoolVar(&o.suspend, "suspend", false, "suspend them instead: banger vm suspend")
+	cmd.MarkFlagsMutuallyExclusive("force", "suspend")
 	return cmd
 }
 
@@ -62,6 +93,9 @@ func newVMKillCommand(e *Env) *cobra.Command {
 }
 
 func askStop(ctx context.Context, c *client.Client, name string, o lifecycleOptions, sink client.Sink) (*bangerv1.VM, error) {
+	if o.suspend {
+		return askSuspend(ctx, c, name, o, sink)
+	}
 	return c.Stop(ctx, &bangerv1.StopVMRequest{Vm: name, Force: o.force}, sink)
 }
 
@@ -218,4 +252,7 @@ func isRunning(state string) bool { return state == "running" }
 func isStopped(state string) bool {
 	return state == "stopped" || state == "failed" || state == "suspended"
 }
-func isUp(state string) bool { return !isStopped(state) && state != "deleting" }
+func isSuspended(state string) bool { return state == "suspended" }
+
+// isUp fits what can be stopped; of a suspended VM that is its memory.
+func isUp(state string) bool { return state != "stopped" && state != "failed" && state != "deleting" }

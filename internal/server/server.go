@@ -39,7 +39,11 @@ type Engine interface {
 // Verbs change VMs.
 type Verbs interface {
 	Create(ctx context.Context, spec vm.Spec, start bool, sink progress.Sink) (vm.VM, error)
+	// Start resumes a suspended VM and boots any other; Boot never resumes, and Resume does nothing else.
 	Start(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error)
+	Boot(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error)
+	Resume(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error)
+	Suspend(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error)
 	Stop(ctx context.Context, ref string, force bool, sink progress.Sink) (vm.VM, error)
 	Restart(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error)
 	Delete(ctx context.Context, ref string, force bool, sink progress.Sink) error

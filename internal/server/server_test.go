@@ -124,6 +124,26 @@ func (w *world) Start(ctx context.Context, ref string, sink progress.Sink) (vm.V
 	return w.set(ref, vm.Running)
 }
 
+func (w *world) Boot(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error) {
+	sink.Notice("cold")
+	return w.Start(ctx, ref, sink)
+}
+
+func (w *world) Resume(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error) {
+	v, err := w.Get(ctx, ref)
+	if err == nil && v.State != vm.Suspended {
+		return v, fault.New(fault.Conflict, "VM %s is %s", ref, v.State)
+	}
+	return w.Start(ctx, ref, sink)
+}
+
+func (w *world) Suspend(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error) {
+	if err := sink.Run("save", func() error { return w.wait(ctx) }); err != nil {
+		return vm.VM{}, err
+	}
+	return w.set(ref, vm.Suspended)
+}
+
 func (w *world) Stop(_ context.Context, ref string, _ bool, sink progress.Sink) (vm.VM, error) {
 	sink.Update("stop", "asking the agent", -1)
 	return w.set(ref, vm.Stopped)
