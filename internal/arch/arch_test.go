@@ -71,9 +71,9 @@ var rooms = map[string][]string{
 
 	// Layer 4.
 	"internal/engine": {
-		"api/agent/v1", "api/agent/v1/agentv1connect", "internal/capability", "internal/fault", "internal/guest",
-		"internal/paths", "internal/progress", "internal/store", "internal/system", "internal/template", "internal/undo",
-		"internal/vm", "internal/vmm",
+		"api/agent/v1", "api/agent/v1/agentv1connect", "internal/capability", "internal/disk", "internal/fault",
+		"internal/guest", "internal/paths", "internal/progress", "internal/store", "internal/system",
+		"internal/template", "internal/undo", "internal/vm", "internal/vmm",
 	},
 
 	// Layer 5.
@@ -125,7 +125,7 @@ var rooms = map[string][]string{
 	"internal/e2e":           {},
 	"internal/hosttest":      {"internal/hosttest/need"},
 	"internal/hosttest/need": {"internal/paths"},
-	"internal/vmm/vmmtest":   {"api/agent/v1", "internal/fault", "internal/guest", "internal/vm", "internal/vmm"},
+	"internal/vmm/vmmtest":   {"api/agent/v1", "internal/fault", "internal/guest", "internal/hosttest/need", "internal/vm", "internal/vmm"},
 }
 
 // keys lists outside packages that only some rooms may hold.

@@ -1,4 +1,6 @@
-package boot
+// Package identity writes into a guest who it is: the files that name it, and its network. The init does so
+// at every start, and the agent again when the guest was restored from memory as another VM.
+package identity
 
 import (
 	"bytes"
@@ -19,10 +21,10 @@ const (
 	blockEnd   = "# banger: end"
 )
 
-// writeIdentity writes into the file system at root who the machine is and who may enter it.
-func writeIdentity(root string, cfg *agentv1.GuestConfig) error {
+// Write writes into the file system at root who the machine is and who may enter it.
+func Write(root string, cfg *agentv1.GuestConfig) error {
 	steps := []func() error{
-		func() error { return write(root, "etc/hostname", cfg.GetHostname()+"\n", 0o644) },
+		func() error { return File(root, "etc/hostname", cfg.GetHostname()+"\n", 0o644) },
 		func() error { return writeBlock(root, "etc/hosts", hostsLines(cfg), 0o644) },
 		func() error { return writeMachineID(root, cfg.GetMachineId()) },
 		func() error { return writeResolvers(root, cfg.GetNameservers()) },
@@ -38,9 +40,9 @@ func writeIdentity(root string, cfg *agentv1.GuestConfig) error {
 	return nil
 }
 
-// write replaces the file whole, and only when it differs: what lies in the image is not copied up
+// File replaces the file whole, and only when it differs: what lies in the image is not copied up
 // for nothing. A symlink is replaced, not followed.
-func write(root, name, text string, mode fs.FileMode) error {
+func File(root, name, text string, mode fs.FileMode) error {
 	path := filepath.Join(root, name)
 	info, err := os.Lstat(path)
 	if err == nil && info.Mode() == mode {
@@ -68,7 +70,7 @@ func writeBlock(root, name string, lines []string, mode fs.FileMode) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return write(root, name, withBlock(string(old), lines), mode)
+	return File(root, name, withBlock(string(old), lines), mode)
 }
 
 // withBlock returns text with banger's block made of lines: in place of the one that is there, or at the end. A
@@ -124,7 +126,7 @@ func writeMachineID(root, id string) error {
 	if id == "" {
 		return nil
 	}
-	return write(root, "etc/machine-id", id+"\n", 0o444)
+	return File(root, "etc/machine-id", id+"\n", 0o444)
 }
 
 // writeResolvers replaces resolv.conf; without name servers the image's own stays.
@@ -136,7 +138,7 @@ func writeResolvers(root string, servers []string) error {
 	for _, s := range servers {
 		fmt.Fprintf(&b, "nameserver %s\n", s)
 	}
-	return write(root, "etc/resolv.conf", b.String(), 0o644)
+	return File(root, "etc/resolv.conf", b.String(), 0o644)
 }
 
 // writeTimezone points /etc/localtime at the zone, when the image has it.
@@ -151,11 +153,11 @@ func writeTimezone(root, zone string) error {
 	if _, err := os.Stat(filepath.Join(root, target)); err != nil {
 		return nil // a small image without zones keeps UTC
 	}
-	return link(root, "etc/localtime", target)
+	return Link(root, "etc/localtime", target)
 }
 
-// link makes name a symlink to target, whatever it was before.
-func link(root, name, target string) error {
+// Link makes name a symlink to target, whatever it was before.
+func Link(root, name, target string) error {
 	path := filepath.Join(root, name)
 	if old, err := os.Readlink(path); err == nil && old == target {
 		return nil
@@ -180,13 +182,13 @@ func writeHostKey(root string, cfg *agentv1.GuestConfig) error {
 		return nil
 	}
 	const key = "etc/ssh/ssh_host_ed25519_key"
-	if err := write(root, key, newline(cfg.GetSshHostKey()), 0o600); err != nil {
+	if err := File(root, key, newline(cfg.GetSshHostKey()), 0o600); err != nil {
 		return err
 	}
-	if err := write(root, key+".pub", newline(cfg.GetSshHostKeyPublic()), 0o644); err != nil {
+	if err := File(root, key+".pub", newline(cfg.GetSshHostKeyPublic()), 0o644); err != nil {
 		return err
 	}
-	return write(root, "etc/ssh/sshd_config.d/00-banger.conf", "HostKey /"+key+"\n", 0o644)
+	return File(root, "etc/ssh/sshd_config.d/00-banger.conf", "HostKey /"+key+"\n", 0o644)
 }
 
 func newline(s string) string { return strings.TrimRight(s, "\n") + "\n" }

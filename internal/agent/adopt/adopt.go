@@ -1,0 +1,146 @@
+// Package adopt is what the agent does around a saved memory: it makes the guest ready to be saved, and makes
+// a guest that was restored what the host says it is.
+package adopt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	agentv1 "banger/api/agent/v1"
+	"banger/internal/agent/identity"
+)
+
+// Guest is the running guest. It does one thing at a time.
+type Guest struct {
+	// Dir is the agent's own directory, below /run.
+	Dir string
+	// Disks are the directories on which the VM's writable disks may be mounted.
+	Disks []string
+	// Systemd tells whether the first process is systemd.
+	Systemd func() bool
+
+	turn sync.Mutex
+	// syncing is a sync that a dead disk holds up; there is at most one.
+	syncing chan struct{}
+}
+
+// timesFile holds, below Dir, how long each step of the last Adopt took.
+const timesFile = "adopt.times"
+
+// Adopt makes a restored guest what the request says, and returns when all of it holds. The
+// step is how far the clock was behind.
+func (g *Guest) Adopt(ctx context.Context, r *agentv1.AdoptRequest) (step time.Duration, err error) {
+	g.turn.Lock()
+	defer g.turn.Unlock()
+	t := &times{begin: time.Now()}
+	// First of all: the host's time ages.
+	err = t.run("clock", func() error { step, err = SetTime(time.Unix(0, r.GetUnixNanos())); return err })
+	if err != nil {
+		return 0, err
+	}
+	if err := t.run("entropy", func() error { return addEntropy(r.GetEntropy()) }); err != nil {
+		return step, err
+	}
+	if id := r.GetIdentity(); id != nil {
+		err = g.become(ctx, t, id, r.GetGrowDisks())
+	} else {
+		err = g.resume(t, r.GetGrowDisks())
+	}
+	if err != nil {
+		return step, err
+	}
+	t.add("all", t.begin)
+	return step, os.WriteFile(filepath.Join(g.Dir, timesFile), []byte(t.String()), 0o644)
+}
+
+// resume goes on as the same VM.
+func (g *Guest) resume(t *times, grow bool) error {
+	if err := t.run("announce", identity.Announce); err != nil {
+		return err
+	}
+	if !grow {
+		return nil
+	}
+	return t.run("grow", func() error { return growAll(g.Disks) })
+}
+
+// become makes the guest another VM. Nobody reaches it from the first step to the last, in between of which
+// what does not depend on each other runs at the same time: most of it waits for other programs.
+func (g *Guest) become(ctx context.Context, t *times, id *agentv1.GuestConfig, grow bool) error {
+	var network *identity.Network
+	err := t.run("silence", func() (err error) { network, err = identity.Silence(); return err })
+	if err != nil {
+		return err
+	}
+	old, err := machineID()
+	if err != nil {
+		return err
+	}
+	if err := t.run("files", func() error { return g.writeFiles(id) }); err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	step := func(name string, f func() error) { group.Go(func() error { return t.run(name, f) }) }
+	step("sshd", func() error { return restartSSHD(ctx) })
+	step("journal", func() error { return g.renewJournal(old, id) })
+	step("boot id", func() error { return newBootID(g.Dir) })
+	step("network", func() error { return network.Prepare(id.GetInterfaces()) })
+	if grow {
+		step("grow", func() error { return growAll(g.Disks) })
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return t.run("raise", network.Raise)
+}
+
+// writeFiles writes all files that say who the machine is.
+func (g *Guest) writeFiles(id *agentv1.GuestConfig) error {
+	if err := unix.Sethostname([]byte(id.GetHostname())); err != nil {
+		return fmt.Errorf("set the host name: %w", err)
+	}
+	return errors.Join(identity.Write("/", id), writeDBusID("/", id.GetMachineId()))
+}
+
+func machineID() (string, error) {
+	b, err := os.ReadFile("/etc/machine-id")
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // a small image may have none
+		return "", err
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+// times are the durations of the steps.
+type times struct {
+	begin time.Time
+	mu    sync.Mutex
+	text  strings.Builder
+}
+
+func (t *times) run(name string, f func() error) error {
+	begin := time.Now()
+	err := f()
+	t.add(name, begin)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+func (t *times) add(name string, begin time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	fmt.Fprintf(&t.text, "%s %.1f ms\n", name, float64(time.Since(begin).Microseconds())/1000)
+}
+
+// String lists the steps in the order of their ends.
+func (t *times) String() string { return t.text.String() }
