@@ -65,6 +65,7 @@ type Handle struct {
 type Caps struct {
 	Accelerator   string   // kvm, tcg or fake
 	Version       string   // of the VMM binary
+	Build         string   // its exact version, with the distributor's: no other one restores what it saved
 	SlowReason    string   // why Accelerator is not kvm; empty when it is
 	KernelFormats []string // in order of preference: "elf", "bzimage", "image" (arm64)
 	Channel       string   // "virtio-serial" or "vsock"
@@ -144,9 +145,11 @@ const (
 
 // Saver is a Running whose memory and devices can be written to files.
 type Saver interface {
-	// Save writes a paused machine's state into dir, which exists. The machine stays paused and can be
-	// resumed. With Machine.MemoryFile set the memory is in that file already and only the devices are
-	// written. On error (a full disk is a Precondition fault) what was written is removed.
+	// Save writes a paused machine's state into dir, which exists; one that runs, or that was saved and not
+	// resumed since, is a Conflict. The machine stays paused and can be resumed. With Machine.MemoryFile set
+	// the memory is in that file already, which is dir's SavedMemory, and only the devices are written; as soon
+	// as the machine is resumed, the file changes and what was saved is void. On error (a full disk is a
+	// Precondition fault) what was written is removed.
 	Save(ctx context.Context, dir string) error
 }
 
@@ -157,7 +160,10 @@ type Restorer interface {
 	CheckSaved(ctx context.Context, m Machine, dir string) error
 	// Restore is Start from saved state; the guest runs when it returns. A state with a memory file is mapped
 	// privately: the files stay as they are, many machines share them, and they must not change while one
-	// lives. Only TAP devices, MACs and the paths of disks of m may differ from the saved machine; the guest
-	// still has the saved machine's MAC until it is told. On error nothing is left behind.
+	// lives. Only TAP devices, MACs and the paths of disks of m may differ from the saved machine, and writable
+	// disks may have grown, which the guest is told as for a disk that grows while it runs. Kernel, Initramfs and
+	// Cmdline are not looked at: they are in the memory. The network device still has the saved machine's MAC,
+	// and has announced nothing: the guest sets its own (virtio-net's CTRL_MAC_ADDR, that is, RTM_SETLINK with
+	// IFLA_ADDRESS) and announces it. On error nothing is left behind.
 	Restore(ctx context.Context, m Machine, dir string) (Running, error)
 }

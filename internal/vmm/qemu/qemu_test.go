@@ -51,6 +51,45 @@ import (
 func main() { os.Stdout.WriteString(strings.Join(os.Args[1:], " ") + "\n") }
 `
 
+// countSource counts how often it was called, in memory.
+const countSource = `package main
+
+import (
+	"fmt"
+	"os"
+)
+
+func main() {
+	n := 0
+	if text, err := os.ReadFile("/tmp/count"); err == nil {
+		fmt.Sscan(string(text), &n)
+	}
+	n++
+	fmt.Println(n)
+	if err := os.WriteFile("/tmp/count", []byte(fmt.Sprint(n)), 0o600); err != nil {
+		panic(err)
+	}
+}
+`
+
+// chatterSource talks until nobody listens.
+const chatterSource = `package main
+
+import (
+	"os"
+	"time"
+)
+
+func main() {
+	for {
+		if _, err := os.Stdout.WriteString("chatter chatter chatter\n"); err != nil {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+`
+
 // initSource is the guest's init: there is no disk and no other init, so the agent supervises.
 const initSource = `package main
 
@@ -70,12 +109,14 @@ func main() {
 }
 `
 
-// testInitramfs holds an init, the agent and echo.
+// testInitramfs holds an init, the agent and the programs that the suite calls.
 func testInitramfs(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	programs := map[string]string{"run/banger/agent": "banger/cmd/banger-agent"}
-	for name, source := range map[string]string{"init": initSource, "bin/echo": echoSource} {
+	for name, source := range map[string]string{
+		"init": initSource, "bin/echo": echoSource, "bin/count": countSource, "bin/chatter": chatterSource,
+	} {
 		programs[name] = filepath.Join(dir, filepath.Base(name)+".go")
 		if err := os.WriteFile(programs[name], []byte(source), 0o600); err != nil {
 			t.Fatal(err)
