@@ -51,13 +51,14 @@ type Verbs interface {
 
 // Options is what a server is made of.
 type Options struct {
-	Engine   Engine
-	Images   Images
-	Kernels  Kernels
-	Setup    Setup
-	Paths    paths.Paths
-	Defaults vm.Spec // of VMs; the configuration's
-	Logger   *slog.Logger
+	Engine    Engine
+	Images    Images
+	Kernels   Kernels
+	Templates Templates
+	Setup     Setup
+	Paths     paths.Paths
+	Defaults  vm.Spec // of VMs; the configuration's
+	Logger    *slog.Logger
 	// Host tells about the daemon and the machine it runs on.
 	Host func(context.Context) Host
 	// Shutdown begins the daemon's end and returns at once.
@@ -100,6 +101,7 @@ func New(o Options) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(bangerv1connect.NewVMServiceHandler(vmService{s}, with))
 	mux.Handle(bangerv1connect.NewImageServiceHandler(&imageService{service: s}, with))
+	mux.Handle(bangerv1connect.NewTemplateServiceHandler(templateService{s}, with))
 	mux.Handle(bangerv1connect.NewDaemonServiceHandler(daemonService{s}, with))
 	mux.HandleFunc("GET /hello", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	return introduce(mux)
