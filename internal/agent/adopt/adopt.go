@@ -33,13 +33,17 @@ type Guest struct {
 	syncing chan struct{}
 }
 
+var errBusy = errors.New("the guest is being saved or restored already")
+
 // timesFile holds, below Dir, how long each step of the last Adopt took.
 const timesFile = "adopt.times"
 
 // Adopt makes a restored guest what the request says, and returns when all of it holds. The
 // step is how far the clock was behind.
 func (g *Guest) Adopt(ctx context.Context, r *agentv1.AdoptRequest) (step time.Duration, err error) {
-	g.turn.Lock()
+	if !g.turn.TryLock() {
+		return 0, errBusy
+	}
 	defer g.turn.Unlock()
 	t := &times{begin: time.Now()}
 	// First of all: the host's time ages.
@@ -73,42 +77,62 @@ func (g *Guest) resume(t *times, grow bool) error {
 	return t.run("grow", func() error { return growAll(g.Disks) })
 }
 
-// become makes the guest another VM. Nobody reaches it from the first step to the last, in between of which
-// what does not depend on each other runs at the same time: most of it waits for other programs.
+// become makes the guest another VM. Nobody reaches it before sshd has let go of the old key. Steps that do not
+// depend on each other run at the same time, for most of them wait for somebody.
 func (g *Guest) become(ctx context.Context, t *times, id *agentv1.GuestConfig, grow bool) error {
 	var network *identity.Network
 	err := t.run("silence", func() (err error) { network, err = identity.Silence(); return err })
 	if err != nil {
 		return err
 	}
+	group, ctx := errgroup.WithContext(ctx)
+	step := func(name string, f func() error) { group.Go(func() error { return t.run(name, f) }) }
+	keys := make(chan struct{})
+	step("keys", func() error {
+		if err := identity.WriteKeys("/", id); err != nil {
+			return err
+		}
+		if err := restartSSHD(ctx); err != nil {
+			return err
+		}
+		close(keys)
+		return nil
+	})
+	step("names", func() error { return g.rename(id) })
+	step("boot id", func() error { return newBootID(g.Dir) })
+	if grow {
+		step("grow", func() error { return growAll(g.Disks) })
+	}
+	step("network", func() error {
+		if err := network.Prepare(id.GetInterfaces()); err != nil {
+			return err
+		}
+		select {
+		case <-keys:
+			return t.run("raise", network.Raise)
+		case <-ctx.Done(): // another step has failed
+			return ctx.Err()
+		}
+	})
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return tellJournal("This machine was restored from memory and is now " + id.GetHostname())
+}
+
+// rename writes the machine's names, and has the journal begin anew under them.
+func (g *Guest) rename(id *agentv1.GuestConfig) error {
 	old, err := machineID()
 	if err != nil {
 		return err
 	}
-	if err := t.run("files", func() error { return g.writeFiles(id) }); err != nil {
-		return err
-	}
-	group, ctx := errgroup.WithContext(ctx)
-	step := func(name string, f func() error) { group.Go(func() error { return t.run(name, f) }) }
-	step("sshd", func() error { return restartSSHD(ctx) })
-	step("journal", func() error { return g.renewJournal(old, id) })
-	step("boot id", func() error { return newBootID(g.Dir) })
-	step("network", func() error { return network.Prepare(id.GetInterfaces()) })
-	if grow {
-		step("grow", func() error { return growAll(g.Disks) })
-	}
-	if err := group.Wait(); err != nil {
-		return err
-	}
-	return t.run("raise", network.Raise)
-}
-
-// writeFiles writes all files that say who the machine is.
-func (g *Guest) writeFiles(id *agentv1.GuestConfig) error {
 	if err := unix.Sethostname([]byte(id.GetHostname())); err != nil {
 		return fmt.Errorf("set the host name: %w", err)
 	}
-	return errors.Join(identity.Write("/", id), writeDBusID("/", id.GetMachineId()))
+	if err := identity.WriteNames("/", id); err != nil {
+		return err
+	}
+	return g.renewJournal(old, id.GetMachineId())
 }
 
 func machineID() (string, error) {

@@ -27,7 +27,7 @@ const (
 // Quiesce makes the guest ready to be saved.
 func (g *Guest) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) error {
 	if !g.turn.TryLock() {
-		return errors.New("the guest is being saved or restored already")
+		return errBusy
 	}
 	defer g.turn.Unlock()
 	if r.GetForTemplate() {
@@ -44,11 +44,18 @@ func (g *Guest) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) error {
 // sync writes what is in memory to the disks. A disk that does not answer holds up the kernel, not the
 // caller; there is never a second sync behind such a one.
 func (g *Guest) sync(ctx context.Context) error {
-	if g.syncing == nil {
-		done := make(chan struct{})
-		g.syncing = done
-		go func() { unix.Sync(); close(done) }()
+	if g.syncing != nil { // what was written since it began may not be in it
+		if err := g.synced(ctx); err != nil {
+			return err
+		}
 	}
+	done := make(chan struct{})
+	g.syncing = done
+	go func() { unix.Sync(); close(done) }()
+	return g.synced(ctx)
+}
+
+func (g *Guest) synced(ctx context.Context) error {
 	select {
 	case <-g.syncing:
 		g.syncing = nil
@@ -66,23 +73,20 @@ func (g *Guest) settle(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, bootWait)
 	defer cancel()
 	for {
-		// Its exit code tells the state again.
-		out, err := run.Output(ctx, bootWait, systemctl, "is-system-running", "--wait")
+		// Its exit code tells the state again, or that systemd does not listen yet.
+		out, _ := run.Output(ctx, bootWait, systemctl, "is-system-running", "--wait")
 		state := strings.TrimSpace(string(out))
-		switch {
-		case ctx.Err() != nil:
-			return fmt.Errorf("systemd is still %q: %w", state, ctx.Err())
-		case state == "running" || state == "degraded":
+		switch state {
+		case "running", "degraded":
 			if idle, err := noJobs(ctx); idle || err != nil {
 				return err
 			}
-		case state == "stopping" || state == "maintenance":
-			return fmt.Errorf("systemd is %q", state)
-		case state == "" && err != nil && !errors.Is(err, os.ErrDeadlineExceeded):
-			// It does not listen yet.
+		case "stopping", "maintenance":
+			return fmt.Errorf("systemd is %s", state)
 		}
 		select {
 		case <-ctx.Done():
+			return fmt.Errorf("systemd has not started everything, it is %q: %w", state, ctx.Err())
 		case <-time.After(settlePoll):
 		}
 	}
@@ -96,7 +100,9 @@ func noJobs(ctx context.Context) (bool, error) {
 	return !strings.Contains(string(out), "\n"), nil
 }
 
-// forget removes what would tell the clones of this guest from others, or be the same in all of them.
+// forget removes what would be the same in all clones of this guest. The page cache stays: of a memory that is
+// mapped only what is touched costs anything, pages let go are not given back to the host, and what clones run first
+// they find there.
 func (g *Guest) forget(ctx context.Context) error {
 	debug.FreeOSMemory() // the agent's own memory is saved, too
 	if err := os.WriteFile(filepath.Join(g.Dir, templateMark), nil, 0o644); err != nil {

@@ -13,19 +13,17 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	agentv1 "banger/api/agent/v1"
-	"banger/internal/agent/identity"
 )
 
 const (
 	sshdPIDFile = "/run/sshd.pid"
 	sshdWait    = 10 * time.Second
-	sshdPoll    = 2 * time.Millisecond
+	sshdPoll    = time.Millisecond
 )
 
-// restartSSHD makes the running sshd, if there is one, read its keys again, and returns when it listens with
-// them. At SIGHUP it removes its PID file and executes itself; it writes the file again when it listens.
+// restartSSHD makes the running sshd, if there is one, read its keys again, and returns when nobody is answered
+// with the old ones any more: at SIGHUP it stops listening, executes itself, and listens again when it has read
+// them. That it refuses connections until then is no other than at a boot.
 func restartSSHD(ctx context.Context) error {
 	pid := daemonPID(sshdPIDFile, "sshd")
 	if pid == 0 {
@@ -33,27 +31,31 @@ func restartSSHD(ctx context.Context) error {
 	}
 	before, err := os.Stat(sshdPIDFile)
 	if err != nil {
-		return err
+		return fmt.Errorf("restart sshd: %w", err)
 	}
 	if err := syscall.Kill(pid, syscall.SIGHUP); err != nil {
 		return fmt.Errorf("restart sshd: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, sshdWait)
 	defer cancel()
-	for {
-		now, err := os.Stat(sshdPIDFile)
-		if err == nil && !os.SameFile(before, now) && now.Size() > 0 {
-			return nil
-		}
-		if err := syscall.Kill(pid, 0); err != nil {
-			return errors.New("sshd ended when it was to read its new keys")
-		}
+	for !hasRestarted(pid, before) {
 		select {
 		case <-ctx.Done():
-			return fmt.Errorf("sshd has not read its new keys: %w", ctx.Err())
+			return fmt.Errorf("sshd still has the keys it had before: %w", ctx.Err())
 		case <-time.After(sshdPoll):
 		}
 	}
+	return nil
+}
+
+// hasRestarted tells whether the sshd of that pid has executed itself. It removes its PID file before and writes
+// it again when it listens; while it listens its command line, which is a title, says so.
+func hasRestarted(pid int, before os.FileInfo) bool {
+	if now, err := os.Stat(sshdPIDFile); err == nil {
+		return !os.SameFile(before, now)
+	}
+	title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err != nil || !strings.Contains(string(title), "[listener]") // no such process: it listens no more
 }
 
 // daemonPID returns the pid in the file when it is a program of that name, or 0.
@@ -87,8 +89,8 @@ const templateMark = "template"
 // renewJournal makes the journal that of the new machine. journald keeps the machine id it found when it
 // started: it is ended, systemd starts it again (its sockets and its clients' streams are kept meanwhile), and what
 // a template wrote is removed.
-func (g *Guest) renewJournal(old string, id *agentv1.GuestConfig) error {
-	if !g.Systemd() || old == id.GetMachineId() {
+func (g *Guest) renewJournal(old, now string) error {
+	if !g.Systemd() || old == now {
 		return nil
 	}
 	if err := end(journaldGroup, journaldName); err != nil {
@@ -98,16 +100,14 @@ func (g *Guest) renewJournal(old string, id *agentv1.GuestConfig) error {
 	if err := end(hostnamedGroup, hostnamedName); err != nil {
 		return err
 	}
-	mark := filepath.Join(g.Dir, templateMark)
-	if _, err := os.Stat(mark); err == nil {
-		if err := removeJournal("/", old); err != nil {
-			return err
-		}
-		if err := os.Remove(mark); err != nil {
-			return err
-		}
+	err := os.Remove(filepath.Join(g.Dir, templateMark))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // the journal of a VM that was in use is kept
 	}
-	return tellJournal("This machine was restored from memory and is now " + id.GetHostname())
+	if err != nil {
+		return err
+	}
+	return removeJournal("/", old)
 }
 
 // end ends the daemon of that name, when it runs.
@@ -149,14 +149,4 @@ func tellJournal(message string) error {
 		return nil // an image without journald, or one that is drowned in messages
 	}
 	return err
-}
-
-// writeDBusID gives D-Bus the machine id where it keeps one of its own instead of a link.
-func writeDBusID(root, id string) error {
-	const name = "var/lib/dbus/machine-id"
-	info, err := os.Lstat(filepath.Join(root, name))
-	if err != nil || !info.Mode().IsRegular() || id == "" {
-		return nil // none, or a link to /etc/machine-id
-	}
-	return identity.File(root, name, id+"\n", 0o444)
 }

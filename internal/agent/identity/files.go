@@ -23,15 +23,33 @@ const (
 
 // Write writes into the file system at root who the machine is and who may enter it.
 func Write(root string, cfg *agentv1.GuestConfig) error {
-	steps := []func() error{
+	if err := WriteNames(root, cfg); err != nil {
+		return err
+	}
+	return WriteKeys(root, cfg)
+}
+
+// WriteNames writes who the machine is and whom it asks for the names of others.
+func WriteNames(root string, cfg *agentv1.GuestConfig) error {
+	return inTurn(
 		func() error { return File(root, "etc/hostname", cfg.GetHostname()+"\n", 0o644) },
 		func() error { return writeBlock(root, "etc/hosts", hostsLines(cfg), 0o644) },
 		func() error { return writeMachineID(root, cfg.GetMachineId()) },
 		func() error { return writeResolvers(root, cfg.GetNameservers()) },
 		func() error { return writeTimezone(root, cfg.GetTimezone()) },
+	)
+}
+
+// WriteKeys writes what sshd reads: by which key it is known, and whom it lets in.
+func WriteKeys(root string, cfg *agentv1.GuestConfig) error {
+	return inTurn(
 		func() error { return writeHostKey(root, cfg) },
 		func() error { return writeAuthorizedKeys(root, cfg.GetAuthorizedKeys()) },
-	}
+	)
+}
+
+// inTurn takes the steps until one fails.
+func inTurn(steps ...func() error) error {
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return err
@@ -122,9 +140,16 @@ func ownAddress(cfg *agentv1.GuestConfig) string {
 	return "127.0.1.1"
 }
 
+// writeMachineID writes the id also where D-Bus keeps one of its own; usually that is a link to systemd's.
 func writeMachineID(root, id string) error {
 	if id == "" {
 		return nil
+	}
+	const dbus = "var/lib/dbus/machine-id"
+	if info, err := os.Lstat(filepath.Join(root, dbus)); err == nil && info.Mode().IsRegular() {
+		if err := File(root, dbus, id+"\n", 0o644); err != nil {
+			return err
+		}
 	}
 	return File(root, "etc/machine-id", id+"\n", 0o444)
 }
