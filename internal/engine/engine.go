@@ -29,6 +29,8 @@ import (
 const (
 	DefaultBootTimeout = 3 * time.Minute
 	DefaultStopTimeout = 30 * time.Second
+
+	DefaultQuiesceTimeout = 20 * time.Second
 )
 
 // closeTimeout bounds how long Close waits for verbs that take back what they did.
@@ -43,8 +45,11 @@ type Config struct {
 	Logger       *slog.Logger
 	BootTimeout  time.Duration // until the agent's first answer; 0: DefaultBootTimeout
 	StopTimeout  time.Duration // for the guest's own shutdown; 0: DefaultStopTimeout
-	Limits       vm.Limits
-	Templates    TemplateConfig
+
+	// QuiesceTimeout is for a guest that is suspended to write out its data; 0: DefaultQuiesceTimeout.
+	QuiesceTimeout time.Duration
+	Limits         vm.Limits
+	Templates      TemplateConfig
 
 	// Allocate picks an address that is not in taken (hostnet.Allocate on the bridge's subnet); nil: VMs have none.
 	Allocate func(taken map[netip.Addr]bool) (netip.Addr, error)
@@ -90,6 +95,9 @@ func New(c Config) *Engine {
 	}
 	if c.StopTimeout == 0 {
 		c.StopTimeout = DefaultStopTimeout
+	}
+	if c.QuiesceTimeout == 0 {
+		c.QuiesceTimeout = DefaultQuiesceTimeout
 	}
 	if c.Now == nil {
 		c.Now = time.Now

@@ -34,10 +34,10 @@ const (
 	stageForget   = "forget"   // the VM's row
 )
 
-// Why a start or create under way is cancelled by another verb.
+// Why a start, create or suspend under way is cancelled by another verb.
 var (
-	errStopAsked   = fault.New(fault.Conflict, "another request stopped the VM while it started")
-	errDeleteAsked = fault.New(fault.Conflict, "another request deleted the VM while it started")
+	errStopAsked   = fault.New(fault.Conflict, "another request stopped the VM meanwhile")
+	errDeleteAsked = fault.New(fault.Conflict, "another request deleted the VM meanwhile")
 )
 
 // rowTimeout bounds one write of a row that happens whatever became of the caller.

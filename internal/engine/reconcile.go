@@ -199,6 +199,9 @@ func (o *operation) mend(ctx context.Context) (string, error) {
 		}
 		return fmt.Sprintf("VM %s was being deleted: it is gone", name), nil
 	case vm.Failed, vm.Stopped:
+		if err := o.dropMemory(); err != nil { // the row says first that there is none
+			return "", err
+		}
 		if o.v.Handle == nil {
 			return "", nil
 		}
@@ -232,6 +235,11 @@ func (o *operation) mendStart(ctx context.Context) (string, error) {
 	}
 	if err := removeUnfinished(o.e.c.Paths.VM(o.v.ID)); err != nil {
 		return "", err
+	}
+	if o.v.State == vm.Starting {
+		if err := o.dropMemory(); err != nil {
+			return "", err
+		}
 	}
 	err := o.stage(ctx, stageDone, func(context.Context) error {
 		o.v.Reason = "the daemon ended while it was being " + doing

@@ -17,9 +17,8 @@ import (
 )
 
 const (
-	quiesceTimeout = 20 * time.Second // for the guest to write out what its programs wrote
-	pauseTimeout   = 10 * time.Second // for the VMM to halt a guest, or to let it go on
-	saveTimeout    = 10 * time.Minute // for large memories on slow disks
+	pauseTimeout = 10 * time.Second // for the VMM to halt a guest, or to let it go on
+	saveTimeout  = 10 * time.Minute // for large memories on slow disks
 
 	// saveMargin is what saved memory may take beyond the memory itself: the devices.
 	saveMargin = 64 << 20
@@ -124,7 +123,7 @@ func (o *operation) saveMemory(ctx context.Context, m *machine, guest saveable) 
 
 // quiesce asks the guest to write out what its programs wrote. A guest that does not is not suspended.
 func (o *operation) quiesce(ctx context.Context, m *machine) error {
-	asking, cancel := context.WithTimeout(ctx, quiesceTimeout)
+	asking, cancel := context.WithTimeout(ctx, o.e.c.QuiesceTimeout)
 	defer cancel()
 	_, err := m.agent.Quiesce(asking, &agentv1.QuiesceRequest{})
 	switch {
@@ -132,8 +131,8 @@ func (o *operation) quiesce(ctx context.Context, m *machine) error {
 		return nil
 	case m.ended():
 		return fault.New(fault.Conflict, "VM %s ended before it was suspended", o.v.Spec.Name)
-	case asking.Err() != nil && ctx.Err() == nil:
-		return fault.New(fault.Timeout, "the guest of VM %s did not write out its data within %s: it runs on", o.v.Spec.Name, quiesceTimeout).
+	case ctx.Err() == nil && (asking.Err() != nil || connect.CodeOf(err) == connect.CodeDeadlineExceeded):
+		return fault.New(fault.Timeout, "the guest of VM %s did not write out its data within %s: it runs on", o.v.Spec.Name, o.e.c.QuiesceTimeout).
 			WithHint("see what keeps it: banger vm exec %s -- ps aux", o.v.Spec.Name)
 	case connect.CodeOf(err) == connect.CodeUnimplemented:
 		return fault.New(fault.Precondition, "the agent of VM %s is of an earlier version, which knows no suspend: it runs on", o.v.Spec.Name).
@@ -186,8 +185,8 @@ func (o *operation) finishRelease(ctx context.Context) error {
 
 // resume restores a suspended VM; state is the intent. On failure it is suspended as before.
 func (o *operation) resume(ctx context.Context, state vm.State) error {
-	o.e.locks.interruptible(o.v.ID, o.cancel)
 	before := o.v.State
+	o.e.locks.interruptible(o.v.ID, o.cancel)
 	driver, caps, err := o.check(ctx, o.v.Driver)
 	if err == nil {
 		err = o.checkMemory()
