@@ -195,7 +195,7 @@ func (d *Driver) running(m vmm.Machine, p *system.Process, mon *monitor) vmm.Run
 		o.PowerButton = func(ctx context.Context) error { return mon.callFor(ctx, "system_powerdown", nil) }
 		o.Release = func() { untrim(); mon.close() }
 	}
-	return &running{Machine: machine.New(o), name: m.Name, mon: mon, facts: readFacts(m.Dir)}
+	return &running{Machine: machine.New(o), name: m.Name, mon: mon, facts: machine.ReadFacts(m.Dir)}
 }
 
 // ended tells whether a process whose sockets fail ends as well, within a moment.

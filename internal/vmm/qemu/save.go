@@ -29,7 +29,7 @@ type running struct {
 	*machine.Machine
 	name  string
 	mon   *monitor // nil when an adopted QEMU's does not answer
-	facts facts
+	facts machine.Facts
 
 	mu    sync.Mutex // one of pause, resume and save at a time
 	saved string     // directory of what was saved of a memory file since the last resume
@@ -158,12 +158,9 @@ func (r *running) manifest(ctx context.Context, dir string) (machine.Saved, erro
 		return s, fault.New(fault.Conflict, "the machine %s runs: it can be saved when it is paused", r.name)
 	case status == statusPostMigrate:
 		return s, fault.New(fault.Conflict, "the machine %s was saved already and has not run since", r.name)
-	case r.facts.Layout == "":
-		return s, fault.New(fault.Precondition, "the machine %s was started by an older banger and cannot be saved", r.name).
-			WithHint("restart it once")
 	}
-	if r.facts.MemoryFile != "" && !sameFile(r.facts.MemoryFile, filepath.Join(dir, vmm.SavedMemory)) {
-		return s, fault.New(fault.Usage, "the memory of %s is in %s, which is not in %s", r.name, r.facts.MemoryFile, dir)
+	if err := r.facts.Saveable(r.name, dir); err != nil {
+		return s, err
 	}
 	var version struct {
 		QEMU    struct{ Major, Minor, Micro int } `json:"qemu"`
@@ -173,21 +170,11 @@ func (r *running) manifest(ctx context.Context, dir string) (machine.Saved, erro
 		return s, err
 	}
 	v := version.QEMU
-	s = machine.Saved{
-		VMM: Name, Build: buildName(fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Micro), version.Package), Accelerator: r.facts.Accelerator,
-		CPUModel: hostCPU(r.facts.Accelerator), Layout: r.facts.Layout, CPUs: r.facts.CPUs, MemoryBytes: r.facts.MemoryBytes,
-	}
+	s = r.facts.Saved()
+	s.VMM, s.CPUModel = Name, hostCPU(s.Accelerator)
+	s.Build = buildName(fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Micro), version.Package)
 	s.Disks, err = r.disks(ctx)
 	return s, err
-}
-
-func sameFile(a, b string) bool {
-	x, err := os.Stat(a)
-	if err != nil {
-		return false
-	}
-	y, err := os.Stat(b)
-	return err == nil && os.SameFile(x, y)
 }
 
 // disks are the sizes that the guest knows.
@@ -207,7 +194,8 @@ func (r *running) disks(ctx context.Context) ([]machine.SavedDisk, error) {
 	}
 	var disks []machine.SavedDisk
 	for _, d := range r.facts.Disks {
-		disks = append(disks, machine.SavedDisk{Role: d.Role, Bytes: sizes[d.Role], ReadOnly: d.ReadOnly})
+		d.Bytes = sizes[d.Role]
+		disks = append(disks, d)
 	}
 	return disks, nil
 }

@@ -65,6 +65,10 @@ func (d *Driver) bringUp(ctx context.Context, m vmm.Machine, accelerator string,
 
 // launch starts the process, which holds the machine's lock from then on.
 func (d *Driver) launch(m vmm.Machine, accelerator string, args []string, state *os.File) (*system.Process, error) {
+	places, err := layout(d.platform, accelerator, m)
+	if err != nil {
+		return nil, err
+	}
 	lock, err := machine.Lock(m.Dir)
 	if err != nil {
 		return nil, err
@@ -74,7 +78,7 @@ func (d *Driver) launch(m vmm.Machine, accelerator string, args []string, state 
 	if err := prepareLogs(m.Dir, append([]string{d.binary}, args...)); err != nil {
 		return nil, err
 	}
-	if err := writeFacts(d.platform, accelerator, m); err != nil {
+	if err := machine.WriteFacts(m, accelerator, places); err != nil {
 		return nil, err
 	}
 	files := []*os.File{lock}
