@@ -80,7 +80,13 @@ func newVMStopCommand(e *Env) *cobra.Command {
 	})
 	cmd.Flags().BoolVarP(&o.force, "force", "f", false, "kill the machine at once")
 	cmd.Flags().BoolVar(&o.suspend, "suspend", false, "suspend them instead: banger vm suspend")
-	cmd.MarkFlagsMutuallyExclusive("force", "suspend")
+	work := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if o.force && o.suspend {
+			return fault.New(fault.Usage, "--force and --suspend do not go together").WithHint("a VM that is killed has no memory to keep")
+		}
+		return work(cmd, args)
+	}
 	return cmd
 }
 

@@ -65,7 +65,11 @@ func (o *operation) start(ctx context.Context, ask vm.Event) error {
 	state, act, err := vm.Next(before, ask)
 	switch {
 	case err != nil:
-		return fault.Wrap(fault.KindOf(err), err, "VM %s is not started", o.v.Spec.Name)
+		done := "started"
+		if ask == vm.AskResume {
+			done = "resumed"
+		}
+		return fault.Wrap(fault.KindOf(err), err, "VM %s is not %s", o.v.Spec.Name, done)
 	case act == vm.Nothing:
 		return nil
 	case act == vm.Restore:

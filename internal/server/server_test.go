@@ -317,11 +317,43 @@ func TestLifeOverTheSocket(t *testing.T) {
 	if _, err := c.Restart(ctx, &bangerv1.RestartVMRequest{Vm: "web"}, nil); err != nil {
 		t.Fatal(err)
 	}
+	suspendAndResume(t, c)
 	if err := c.Delete(ctx, &bangerv1.DeleteVMRequest{Vm: "web", Force: true}, nil); err != nil {
 		t.Fatal(err)
 	}
 	_, err = c.VMs.GetVM(ctx, &bangerv1.GetVMRequest{Vm: "web"})
 	wantKind(t, err, fault.NotFound)
+}
+
+// suspendAndResume takes the running VM web there and back.
+func suspendAndResume(t *testing.T, c *client.Client) {
+	t.Helper()
+	ctx := t.Context()
+	_, err := c.Start(ctx, &bangerv1.StartVMRequest{Vm: "web", Resume: true}, nil)
+	wantKind(t, err, fault.Conflict)
+	var stages []string
+	sink := func(p *bangerv1.Progress) { stages = append(stages, p.GetStage()+p.GetMessage()) }
+	suspended, err := c.Suspend(ctx, &bangerv1.SuspendVMRequest{Vm: "web"}, sink)
+	if err != nil || suspended.GetState() != "suspended" || !slices.Contains(stages, "save") {
+		t.Fatalf("suspended: %v, %v, told %q", suspended, err, stages)
+	}
+	_, err = c.VMs.GetSSHEndpoint(ctx, &bangerv1.GetSSHEndpointRequest{Vm: "web", Wait: true})
+	wantKind(t, err, fault.Conflict)
+	if !strings.Contains(fault.HintOf(err), "vm resume web") {
+		t.Errorf("hint is %q", fault.HintOf(err))
+	}
+	resumed, err := c.Start(ctx, &bangerv1.StartVMRequest{Vm: "web", Resume: true}, nil)
+	if err != nil || resumed.GetState() != "running" {
+		t.Fatalf("resumed: %v, %v", resumed, err)
+	}
+	stages = nil
+	if _, err := c.Start(ctx, &bangerv1.StartVMRequest{Vm: "web", Cold: true}, sink); err != nil || !slices.Contains(stages, "cold") {
+		t.Errorf("a cold start: %v, told %q", err, stages)
+	}
+	_, err = c.Start(ctx, &bangerv1.StartVMRequest{Vm: "web", Cold: true, Resume: true}, nil)
+	wantKind(t, err, fault.Usage)
+	_, err = c.Suspend(ctx, &bangerv1.SuspendVMRequest{}, nil)
+	wantKind(t, err, fault.Usage)
 }
 
 func TestBadRequests(t *testing.T) {

@@ -152,8 +152,10 @@ func refusal(s State, e Event) error {
 		return err.WithHint("stop it first, or delete it with --force")
 	case s == Stopping || s == Deleting || s == Starting || s == Suspending || s == Resuming:
 		return err.WithHint("wait until that is done, then try again")
-	case (e == AskSuspend || e == AskResume) && (s == Stopped || s == Failed):
-		return err.WithHint("start it: its memory is not saved")
+	case e == AskSuspend && (s == Stopped || s == Failed):
+		return err.WithHint("it has no memory to save: start it first")
+	case e == AskResume && (s == Stopped || s == Failed):
+		return err.WithHint("it has no saved memory: start it")
 	}
 	return err
 }
