@@ -109,14 +109,19 @@ func main() {
 }
 `
 
-// testInitramfs holds an init, the agent and the programs that the suite calls.
-func testInitramfs(t testing.TB) string {
+// testInitramfs holds an init, the agent, the programs that the suite calls, and one called tool if its source
+// is given.
+func testInitramfs(t testing.TB, tool ...string) string {
 	t.Helper()
 	dir := t.TempDir()
 	programs := map[string]string{"run/banger/agent": "banger/cmd/banger-agent"}
-	for name, source := range map[string]string{
+	sources := map[string]string{
 		"init": initSource, "bin/echo": echoSource, "bin/count": countSource, "bin/chatter": chatterSource,
-	} {
+	}
+	for _, source := range tool {
+		sources["bin/tool"] = source
+	}
+	for name, source := range sources {
 		programs[name] = filepath.Join(dir, filepath.Base(name)+".go")
 		if err := os.WriteFile(programs[name], []byte(source), 0o600); err != nil {
 			t.Fatal(err)

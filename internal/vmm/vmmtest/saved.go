@@ -3,6 +3,7 @@ package vmmtest
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -444,6 +445,33 @@ func (f *fixture) nothingSaved(dir string) {
 	}
 }
 
+// halt stops a process, and waits until it stands.
+func (f *fixture) halt(pid int) {
+	f.t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		f.t.Fatal(err)
+	}
+	for range 200 {
+		if stands(pid) {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	f.t.Fatalf("process %d does not stand still", pid)
+}
+
+// stands tells whether all threads of a process are stopped.
+func stands(pid int) bool {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid)) // the pattern is good
+	for _, path := range threads {
+		text, err := os.ReadFile(path)
+		if _, state, _ := strings.Cut(string(text), ") "); err != nil || !strings.HasPrefix(state, "T") {
+			return false
+		}
+	}
+	return len(threads) > 0
+}
+
 // testSaveKilled: the VMM dies while it saves.
 func testSaveKilled(t *testing.T, target Target) {
 	f := newFixture(t, target)
@@ -451,9 +479,7 @@ func testSaveKilled(t *testing.T, target Target) {
 	f.ping(r)
 	f.pause(r)
 	pid := r.Handle().PID
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil { // so that it is sure to be under way
-		t.Fatal(err)
-	}
+	f.halt(pid) // so that the save is sure to be under way
 	dir := t.TempDir()
 	saved := make(chan error, 1)
 	go func() { saved <- r.(vmm.Saver).Save(f.ctx(), dir) }()
