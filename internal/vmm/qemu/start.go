@@ -147,6 +147,7 @@ var hints = []struct {
 	{"invalid kernel header", fault.Precondition, "the kernel is damaged: banger setup makes it again"},
 	{"Permission denied", fault.Precondition, "your user cannot open a file of this VM: see its owner and mode"},
 	{"No such file or directory", fault.Precondition, "a file of this VM is missing: see banger doctor"},
+	{"load of migration failed", fault.Precondition, "what was saved does not fit or is damaged: it can only be booted anew"},
 	{"annot allocate memory", fault.Precondition, "the host has too little free memory: give the VM less, or stop another one"},
 	{"cannot set up guest memory", fault.Precondition, "the host has too little free memory: give the VM less, or stop another one"},
 }
