@@ -6,6 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -14,6 +17,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	agentv1 "banger/api/agent/v1"
+	"banger/internal/disk"
 	"banger/internal/guest"
 	"banger/internal/hosttest"
 	"banger/internal/hosttest/need"
@@ -23,22 +27,30 @@ import (
 const (
 	templateMAC = "52:54:00:00:00:01"
 	hostAddress = "172.30.9.1"
+	bridge      = "bgr-br"
 )
 
-// networked gives the machine a network interface whose other end is the host of a namespace, and the
-// identity of a template: no address. The machine must be started by the goroutine of the test.
+// networked puts the machine on a bridge of a namespace with the identity of a template: no address. Machines
+// must be started by the goroutine of the test.
 func (m *machine) networked() *hosttest.NS {
 	m.t.Helper()
 	need.Binary(m.t, "ip")
 	ns := hosttest.NetNS(m.t)
-	const tap = "bgr-adopt"
-	ns.Run(m.t, "ip", "tuntap", "add", tap, "mode", "tap")
-	ns.Run(m.t, "ip", "addr", "add", hostAddress+"/24", "dev", tap)
-	ns.Run(m.t, "ip", "link", "set", tap, "up")
-	m.m.NICs = []vmm.NIC{{TAP: tap, MAC: templateMAC}}
+	ns.Run(m.t, "ip", "link", "add", bridge, "type", "bridge")
+	ns.Run(m.t, "ip", "addr", "add", hostAddress+"/24", "dev", bridge)
+	ns.Run(m.t, "ip", "link", "set", bridge, "up")
+	m.m.NICs = []vmm.NIC{{TAP: newTAP(m.t, ns, 0), MAC: templateMAC}}
 	m.cfg.Hostname = "template"
 	m.cfg.Interfaces = []*agentv1.Interface{{Mac: templateMAC}}
 	return ns
+}
+
+func newTAP(t *testing.T, ns *hosttest.NS, n int) string {
+	t.Helper()
+	tap := fmt.Sprintf("bgr-adopt%d", n)
+	ns.Run(t, "ip", "tuntap", "add", tap, "mode", "tap")
+	ns.Run(t, "ip", "link", "set", tap, "master", bridge, "up")
+	return tap
 }
 
 // clone is who a guest becomes.
@@ -146,6 +158,148 @@ func TestRealGuestAdopts(t *testing.T) {
 	if len(bootIDs) != 3 {
 		t.Errorf("three machines have the boot ids %v", bootIDs)
 	}
+}
+
+// Clones of one template live at the same time and have nothing in common that names them; one of them is
+// suspended, and goes on.
+func TestRealGuestIsRestored(t *testing.T) {
+	m := newMachine(t)
+	ns := m.networked()
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+	defer cancel()
+	template := filepath.Join(m.m.Dir, "template")
+	check(t, os.Mkdir(template, 0o700))
+	m.m.MemoryFile = filepath.Join(template, vmm.SavedMemory)
+	m.boot(ctx)
+	m.ping(ctx)
+	m.shell(ctx, `setsid sh -c 'i=0; while :; do i=$((i+1)); echo $i >/run/count; sleep 0.02; done' >/dev/null 2>&1 &`)
+	held := m.hold(ctx)
+	m.saved(ctx, template, true)
+	if err := <-held; err == nil {
+		t.Error("a program's stream outlived the machine")
+	}
+
+	var clones []*machine
+	var whos []clone
+	bootIDs := map[string]bool{}
+	for n := 1; n <= 2; n++ {
+		c := newClone(t, n)
+		r := m.cloneDisks(ctx, newTAP(t, ns, n))
+		begin := time.Now()
+		r.restore(ctx, template)
+		loaded := time.Since(begin)
+		r.ping(ctx) // the way there takes longer the first time, and the clock's time would age on it
+		r.adopted(ctx, c)
+		t.Logf("restored in %.0f ms, of in all %.0f ms", 1000*loaded.Seconds(), 1000*time.Since(begin).Seconds())
+		r.clockIsRight(ctx)
+		if got, err := hostKey(ctx, ns, c.ip); err != nil || got+" "+c.name != c.key.Public {
+			t.Errorf("sshd answers with the key %q, %v; want %q", got, err, c.key.Public)
+		}
+		bootIDs[r.lives(ctx, c)] = true
+		if got := r.shell(ctx, "df --output=size / | tail -1"); len(strings.TrimSpace(got)) < len("2000000") {
+			t.Errorf("the overlay disk of 2 GiB has grown to %s KiB", got)
+		}
+		if got := r.shell(ctx, "until test -e /run/hung-up; do sleep 0.01; done; cat /run/hung-up"); got != "yes\n" {
+			t.Errorf("the program whose caller has gone was not told: %q", got)
+		}
+		clones, whos = append(clones, r), append(whos, c)
+	}
+	if len(bootIDs) != 2 {
+		t.Errorf("two clones have the boot ids %v", bootIDs)
+	}
+
+	r, c := clones[0], whos[0]
+	bootID := r.lives(ctx, c)
+	state := t.TempDir()
+	count := r.count(ctx)
+	r.saved(ctx, state, false)
+	ns.Run(t, "ip", "link", "set", r.m.NICs[0].TAP, "nomaster") // the bridge forgets whom it saw there
+	ns.Run(t, "ip", "link", "set", r.m.NICs[0].TAP, "master", bridge)
+	r.restore(ctx, state)
+	r.ping(ctx)
+	request := c.request(t)
+	request.Identity, request.GrowDisks = nil, false
+	begin := time.Now()
+	_, err := r.client.Adopt(ctx, request)
+	check(t, err)
+	t.Logf("resumed in %.0f ms", 1000*time.Since(begin).Seconds())
+	r.clockIsRight(ctx)
+	if fdb := ns.Run(t, "bridge", "fdb", "show", "br", bridge); !strings.Contains(fdb, c.mac+" dev "+r.m.NICs[0].TAP) {
+		t.Errorf("the bridge does not know where the guest is:\n%s", fdb)
+	}
+	if got, err := tryHostKey(ctx, ns, c.ip); err != nil || got+" "+c.name != c.key.Public {
+		t.Errorf("sshd, which has listened all the time, answers with %q, %v", got, err)
+	}
+	if got := r.lives(ctx, c); got != bootID {
+		t.Errorf("resumed with the boot id %s, not %s", got, bootID)
+	}
+	if now := r.count(ctx); now <= count {
+		t.Errorf("the program counted to %d, and now to %d", count, now)
+	}
+}
+
+// hold runs a program that never ends by itself and says in a file when it is hung up; its stream's end is sent.
+func (m *machine) hold(ctx context.Context) <-chan error {
+	ended := make(chan error, 1)
+	go func() {
+		_, _, err := m.exec(ctx, &agentv1.ExecStart{Argv: []string{
+			"sh", "-c", "trap 'echo yes >/run/hung-up; exit' HUP; while :; do sleep 0.01; done",
+		}})
+		ended <- err
+	}()
+	return ended
+}
+
+func (m *machine) count(ctx context.Context) int {
+	m.t.Helper()
+	n, err := strconv.Atoi(strings.TrimSpace(m.shell(ctx, "until test -s /run/count; do :; done; cat /run/count")))
+	check(m.t, err)
+	return n
+}
+
+func (m *machine) clockIsRight(ctx context.Context) {
+	m.t.Helper()
+	before := time.Now()
+	s, err := m.client.Status(ctx, &agentv1.StatusRequest{})
+	check(m.t, err)
+	guest, slack := time.Unix(0, s.GetUnixNanos()), 100*time.Millisecond
+	if guest.Before(before.Add(-slack)) || guest.After(time.Now().Add(slack)) {
+		m.t.Errorf("the guest's clock is %v off", guest.Sub(before))
+	}
+}
+
+// saved saves the machine and ends it without letting it go on.
+func (m *machine) saved(ctx context.Context, dir string, template bool) {
+	m.t.Helper()
+	begin := time.Now()
+	_, err := m.client.Quiesce(ctx, &agentv1.QuiesceRequest{ForTemplate: template})
+	check(m.t, err)
+	quiesced := time.Since(begin)
+	check(m.t, m.running.(vmm.Pauser).Pause(ctx))
+	check(m.t, m.running.(vmm.Saver).Save(ctx, dir))
+	m.t.Logf("quiesced in %.0f ms, saved in %.0f ms", 1000*quiesced.Seconds(), 1000*(time.Since(begin)-quiesced).Seconds())
+	m.client.Close()
+	check(m.t, m.running.Stop(ctx))
+}
+
+// cloneDisks returns a machine like m with copies of its disks, a larger overlay, and its own network device.
+func (m *machine) cloneDisks(ctx context.Context, tap string) *machine {
+	m.t.Helper()
+	r := *m
+	r.m.Dir, r.m.MemoryFile, r.m.NICs = m.t.TempDir(), "", []vmm.NIC{{TAP: tap, MAC: templateMAC}}
+	for _, name := range []string{"overlay", "work"} {
+		check(m.t, disk.CloneFile(ctx, filepath.Join(r.m.Dir, name), filepath.Join(m.m.Dir, name)))
+	}
+	check(m.t, os.Truncate(filepath.Join(r.m.Dir, "overlay"), 2<<30))
+	return &r
+}
+
+func (m *machine) restore(ctx context.Context, dir string) {
+	m.t.Helper()
+	var err error
+	m.running, err = m.driver.Restore(ctx, m.m, dir)
+	check(m.t, err)
+	m.attend()
 }
 
 // adopted lets the guest become c.

@@ -60,7 +60,8 @@ func dispatch(args []string, stdout io.Writer) error {
 func serveOn(name string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	signal.Ignore(syscall.SIGHUP)
+	// Caught, not ignored: programs would inherit that, and could not be hung up on.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	guest := &adopt.Guest{
 		Dir: boot.Dir, Disks: []string{boot.OverlayDir, "/root", "/"},
 		Systemd: func() bool { return firstProcess() == systemd },

@@ -61,6 +61,7 @@ func TestIdentity(t *testing.T) {
 		"usr/share/zoneinfo/Europe/Berlin": "zone",
 		"run/systemd/resolve/stub":         "stub",
 		"etc/ssh/ssh_host_ed25519_key":     "from the image",
+		"var/lib/dbus/machine-id":          strings.Repeat("cd", 16) + "\n",
 	})
 	if err := os.Symlink("../run/systemd/resolve/stub", filepath.Join(root, "etc/resolv.conf")); err != nil {
 		t.Fatal(err)
@@ -73,7 +74,7 @@ func TestIdentity(t *testing.T) {
 	block := func(lines string) string { return blockBegin + "\n" + lines + blockEnd + "\n" }
 	for name, want := range map[string]string{
 		"etc/hostname":   "web\n",
-		"etc/machine-id": strings.Repeat("ab", 16) + "\n",
+		"etc/machine-id": strings.Repeat("ab", 16) + "\n", "var/lib/dbus/machine-id": strings.Repeat("ab", 16) + "\n",
 		"etc/hosts": "127.0.0.1 localhost\n10.9.9.9 mine\n" + block("127.0.0.1 localhost\n"+
 			"::1 localhost ip6-localhost ip6-loopback\n172.30.0.2 web.vm web\n172.30.0.3 db.vm db\n"),
 		"etc/resolv.conf":                      "nameserver 172.30.0.1\n",

@@ -50,7 +50,8 @@ type Options struct {
 // Runner runs programs.
 type Runner interface {
 	// Run runs p to its end and returns when all its output has been written. When ctx ends, the program is
-	// hung up on and soon killed. After Run returned, Stdin may still be read until ctx ends; nothing else of p is used.
+	// hung up on and soon killed: its caller has gone, also when the guest was saved meanwhile and goes on in another
+	// process. What is to live on is started in a session of its own, as under SSH. After Run returned, Stdin may still be read until ctx ends; nothing else of p is used.
 	Run(ctx context.Context, p Program) Exit
 }
 
