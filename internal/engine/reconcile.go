@@ -178,8 +178,10 @@ func (o *operation) mend(ctx context.Context) (string, error) {
 	defer cancel()
 	name := o.v.Spec.Name
 	switch o.v.State {
-	case vm.Starting, vm.Resuming:
+	case vm.Starting:
 		return o.mendStart(ctx)
+	case vm.Resuming:
+		return o.mendResume(ctx)
 	case vm.Suspending:
 		return o.mendSuspend(ctx)
 	case vm.Suspended:

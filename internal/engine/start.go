@@ -213,15 +213,20 @@ func (o *operation) spawn(ctx context.Context, u *undo.Stack, driver vmm.Driver,
 		m = newMachine(o.v.ID, running)
 		u.Push("machine", m.stop)
 		o.hook(stageMachine)
-		handle, err := json.Marshal(running.Handle())
-		if err != nil {
-			return fmt.Errorf("handle of VM %s: %w", o.v.Spec.Name, err)
-		}
-		o.v.Handle = handle
 		o.v.Accelerator, o.v.SlowReason = b.Caps.Accelerator, b.Caps.SlowReason
-		return nil
+		return o.remember(running)
 	})
 	return m, err
+}
+
+// remember notes how the machine is found again.
+func (o *operation) remember(running vmm.Running) error {
+	handle, err := json.Marshal(running.Handle())
+	if err != nil {
+		return fmt.Errorf("handle of VM %s: %w", o.v.Spec.Name, err)
+	}
+	o.v.Handle = handle
+	return nil
 }
 
 // awaitGuest waits for the agent of a guest that boots; one that was restored is told what it has to know.

@@ -10,6 +10,7 @@ import (
 	"connectrpc.com/connect"
 
 	agentv1 "banger/api/agent/v1"
+	"banger/internal/capability"
 	"banger/internal/disk"
 	"banger/internal/fault"
 	"banger/internal/vm"
@@ -306,4 +307,44 @@ func (o *operation) mendSuspended(ctx context.Context) (string, error) {
 		}
 	}
 	return fmt.Sprintf("VM %s was being suspended: it is suspended", o.v.Spec.Name), o.finishRelease(ctx)
+}
+
+// mendResume finishes a resume that nobody works on any more, or takes it back. A guest that was loaded may
+// have written to its disks already: its memory is of no use any more, so it is given its chance.
+func (o *operation) mendResume(ctx context.Context) (string, error) {
+	m, err := o.adoptLeftover(ctx)
+	if err != nil {
+		return "", err
+	}
+	if m == nil {
+		return o.mendStart(ctx)
+	}
+	o.recorded = true
+	if err := o.finishResume(ctx, m); err != nil {
+		if ctx.Err() != nil { // the daemon ends: the next one tries again
+			return "", errors.Join(err, m.letGo())
+		}
+		o.log.Warn("a machine that was left over does not go on", "error", err)
+		if err := m.stop(ctx); err != nil {
+			return "", err
+		}
+		return o.mendStart(ctx)
+	}
+	return fmt.Sprintf("VM %s was being resumed: it runs", o.v.Spec.Name), errors.Join(o.takeUp(ctx, m), o.dropMemory())
+}
+
+func (o *operation) finishResume(ctx context.Context, m *machine) error {
+	if guest, ok := m.running.(vmm.Pauser); ok {
+		if err := guest.Resume(ctx); err != nil {
+			return err
+		}
+	}
+	if err := o.remember(m.running); err != nil {
+		return err
+	}
+	from := origin{saved: o.memoryDir()}
+	if err := o.awaitGuest(ctx, m, &capability.Build{}, from); err != nil {
+		return err
+	}
+	return o.ready(ctx, m, from)
 }

@@ -643,3 +643,49 @@ func TestStopWhileSuspending(t *testing.T) {
 	}
 	b.holds("stopped", vm.Stopped)
 }
+
+// A guest that was loaded when the daemon died goes on; one that does not is taken back, and its memory stays.
+func TestDeathAfterTheLoad(t *testing.T) {
+	for _, stage := range []string{stageMachine, stageLoad, stageIdentity} {
+		for _, answers := range []bool{true, false} {
+			b := newBench(t)
+			v := b.suspended("web")
+			reached, release := make(chan struct{}), make(chan struct{})
+			b.hook = func(operation, ended string) {
+				if operation == "resume" && ended == stage {
+					close(reached)
+					<-release
+				}
+			}
+			ended := make(chan error, 1)
+			go func() { ended <- b.resume(context.Background()) }()
+			<-reached
+			dead := b.Engine
+			dead.die()
+			b.hook = nil
+			b.reborn()
+			want := vm.Running
+			if !answers {
+				b.w.arm(failAt("adopt", 1, errInjected))
+				want = vm.Suspended
+			}
+			told, err := b.Reconcile(t.Context())
+			if err != nil || len(told) != 1 {
+				t.Errorf("%s: mended %q, %v", stage, told, err)
+			}
+			b.w.arm(nil)
+			got := b.holds("dead after "+stage, want)
+			if (got.Handle != nil) != answers || (got.Reason == "") != answers {
+				t.Errorf("%s: handle %s, reason %q", stage, got.Handle, got.Reason)
+			}
+			if _, err := b.Start(t.Context(), "web", nil); err != nil || b.w.body(v.ID).boot != "101" {
+				t.Errorf("%s: %v", stage, err)
+			}
+			b.w.arm(func(context.Context, string) error { return errInjected })
+			_ = dead.c.Store.Close()
+			close(release)
+			<-ended
+			b.w.arm(nil)
+		}
+	}
+}
