@@ -28,7 +28,9 @@ type bench struct {
 	rounds       int
 	cache, state string
 	real         *world // VMs that boot
+	restored     *world // VMs restored from templates
 	fake         *world // the fake driver, for what needs no guest
+	stock        Result // the baseline
 	results      []Result
 }
 
@@ -64,11 +66,15 @@ func Main(args []string) int {
 }
 
 func (b *bench) run(ctx context.Context) (err error) {
-	if b.real, err = newWorld(b.bin, b.state, false); err != nil {
+	if b.real, err = newWorld(b.bin, b.state, booting); err != nil {
 		return err
 	}
 	defer b.real.end()
-	if b.fake, err = newWorld(b.bin, b.state, true); err != nil {
+	if b.restored, err = newWorld(b.bin, b.state, restored); err != nil {
+		return err
+	}
+	defer b.restored.end()
+	if b.fake, err = newWorld(b.bin, b.state, fakes); err != nil {
 		return err
 	}
 	defer b.fake.end()
@@ -78,7 +84,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 	}
 	for _, measure := range []func(context.Context) error{
 		func(ctx context.Context) error { return b.boots(ctx, machine.Accelerator) },
-		b.commands, b.two, b.many, b.idle,
+		b.commands, b.two, b.restores, b.fiveAtOnce, b.idleClones, b.suspends, b.many, b.idle,
 	} {
 		if err := measure(ctx); err != nil {
 			return err
@@ -112,8 +118,11 @@ func (b *bench) machine(ctx context.Context) (Machine, error) {
 func (b *bench) add(r Result) Result {
 	b.results = append(b.results, r)
 	fmt.Fprintf(os.Stderr, "%-44s %8.4g %s", r.Name, r.Value, r.Unit)
+	if r.P95 > 0 {
+		fmt.Fprintf(os.Stderr, " (p95 %.4g)", r.P95)
+	}
 	if r.Of != "" {
-		fmt.Fprintf(os.Stderr, "  = %.3f of %s (limit %g)", r.Ratio, r.Of, r.Limit)
+		fmt.Fprintf(os.Stderr, "  = %.4f of %s (limit %.4g)", r.Ratio, r.Of, r.Limit)
 	}
 	fmt.Fprintln(os.Stderr)
 	return r
