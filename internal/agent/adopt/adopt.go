@@ -100,9 +100,6 @@ func (g *Guest) become(ctx context.Context, t *times, id *agentv1.GuestConfig, g
 	})
 	step("names", func() error { return g.rename(id) })
 	step("boot id", func() error { return newBootID(g.Dir) })
-	if grow {
-		step("grow", func() error { return growAll(g.Disks) })
-	}
 	step("network", func() error {
 		if err := network.Prepare(id.GetInterfaces()); err != nil {
 			return err
@@ -116,6 +113,11 @@ func (g *Guest) become(ctx context.Context, t *times, id *agentv1.GuestConfig, g
 	})
 	if err := group.Wait(); err != nil {
 		return err
+	}
+	if grow { // not beside the others: a file system that grows takes no writes
+		if err := t.run("grow", func() error { return growAll(g.Disks) }); err != nil {
+			return err
+		}
 	}
 	return tellJournal("This machine was restored from memory and is now " + id.GetHostname())
 }
