@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -25,6 +27,7 @@ const (
 // bench is one run.
 type bench struct {
 	bin, docs    string
+	parts        string
 	rounds       int
 	cache, state string
 	real         *world // VMs that boot
@@ -43,6 +46,7 @@ func Main(args []string) int {
 	flags.StringVar(&b.bin, "bin", "bin", "directory of the programs")
 	flags.StringVar(&b.docs, "docs", "", "directory of benchmarks.md and benchmarks.json; empty: print only")
 	flags.IntVar(&b.rounds, "rounds", 3, "boots of each kind; the median counts")
+	flags.StringVar(&b.parts, "parts", "", "what to measure beside the baseline, separated by commas: boot, restore, fake; empty: all")
 	flags.StringVar(&b.state, "state", "", "state directory with the kernel and image to use")
 	flags.StringVar(&b.cache, "cache", "", "directory for the baseline, kept between runs")
 	only := flags.Bool("only-baseline", false, "make the baseline and end")
@@ -82,12 +86,24 @@ func (b *bench) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	for _, measure := range []func(context.Context) error{
-		func(ctx context.Context) error { return b.boots(ctx, machine.Accelerator) },
-		b.commands, b.two, b.restores, b.fiveAtOnce, b.idleClones, b.suspends, b.many, b.idle,
+	if err := b.boots(ctx, machine.Accelerator); err != nil {
+		return err
+	}
+	for _, part := range []struct {
+		name     string
+		measures []func(context.Context) error
+	}{
+		{"boot", []func(context.Context) error{b.commands, b.two}},
+		{"restore", []func(context.Context) error{b.restores, b.fiveAtOnce, b.idleClones, b.suspends}},
+		{"fake", []func(context.Context) error{b.many, b.idle}},
 	} {
-		if err := measure(ctx); err != nil {
-			return err
+		if b.parts != "" && !slices.Contains(strings.Split(b.parts, ","), part.name) {
+			continue
+		}
+		for _, measure := range part.measures {
+			if err := measure(ctx); err != nil {
+				return err
+			}
 		}
 	}
 	return b.report(Report{Date: today(), Build: build.ID(), Machine: machine, Results: b.results})
