@@ -274,7 +274,8 @@ func TestTemplateInUse(t *testing.T) {
 	h := newTemplateHouse(t)
 	made := h.warm()
 	h.create("web")
-	h.c.Templates.Budget = 1
+	old := func() time.Time { return time.Now().Add(DefaultTemplateAge + time.Hour) }
+	h.c.Now = old
 	if gone, err := h.evictTemplates(t.Context()); err != nil || len(gone) > 0 {
 		t.Errorf("evicted %v, %v", gone, err)
 	}
@@ -291,12 +292,12 @@ func TestTemplateInUse(t *testing.T) {
 	if _, err := agent.Status(t.Context(), nil); err != nil {
 		t.Error(err)
 	}
-	h.c.Templates.Budget = 1 << 30
+	h.c.Now = time.Now
 	h.warm()
 	if err := h.Delete(t.Context(), "web", true, nil); err != nil {
 		t.Fatal(err)
 	}
-	h.c.Templates.Budget = 1
+	h.c.Now = old
 	if gone, err := h.evictTemplates(t.Context()); err != nil || !slices.Equal(gone, []string{made.Key}) {
 		t.Errorf("evicted %v, %v", gone, err)
 	}

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"banger/internal/disk"
 	"banger/internal/fault"
 )
 
@@ -22,11 +23,18 @@ type Making struct {
 	lock  *os.File
 }
 
+// spaceForDisks is what the disks of a VM that has just booted take at most, in bytes.
+const spaceForDisks = 256 << 20
+
 // Begin makes the directory of a new template. One is made at a time: a Conflict fault says that somebody,
 // maybe another daemon, is at it. The caller calls Commit, and Abandon in any case.
 func (s *Store) Begin(shape Shape) (*Making, error) {
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, fault.Wrap(fault.Precondition, err, "cannot make directory %s", s.dir)
+	}
+	// Memory is given its space page by page: a guest whose page has none left dies of it.
+	if err := disk.RequireFree(s.dir, shape.MemoryBytes+spaceForDisks, "a template"); err != nil {
+		return nil, err
 	}
 	lock, err := s.takeLock()
 	if err != nil {

@@ -182,7 +182,7 @@ func (s *Store) Delete(key string) error {
 }
 
 // Evict removes templates that were not used for maxAge, and then those unused for longest until all together
-// take at most budget bytes. Those in keep stay: removing a template that VMs run on frees nothing. It
+// take at most budget bytes, or one is left. Those in keep stay: removing a template that VMs run on frees nothing. It
 // returns the keys of those that went.
 func (s *Store) Evict(now time.Time, maxAge time.Duration, budget int64, keep map[string]bool) ([]string, error) {
 	all, err := s.List()
@@ -208,9 +208,11 @@ func victims(all []Template, now time.Time, maxAge time.Duration, budget int64, 
 		total += t.SizeBytes
 	}
 	var out []string
-	for _, t := range all {
+	for i, t := range all {
 		old := now.Sub(t.touched()) > maxAge
-		if keep[t.Key] || !old && total <= budget {
+		// The newest stays however large it is: it would be made again and again.
+		fits := total <= budget || i == len(all)-1
+		if keep[t.Key] || !old && fits {
 			continue
 		}
 		out = append(out, t.Key)

@@ -277,12 +277,19 @@ func TestVictims(t *testing.T) {
 		{14, "", []string{"old-unused"}},
 		{13, "", []string{"old-unused", "new"}},
 		{9, "", []string{"old-unused", "new", "old-used"}},
-		{9, "new", []string{"old-unused", "old-used", "newest"}},
-		{0, "", []string{"old-unused", "new", "old-used", "newest"}},
+		{9, "new", []string{"old-unused", "old-used"}},
+		{0, "", []string{"old-unused", "new", "old-used"}}, // the newest stays, or it would be made again
 	} {
 		if got := victims(all, noon, 30*day, c.budget, map[string]bool{c.keep: true}); !slices.Equal(got, c.want) {
 			t.Errorf("budget %d, keep %q: %v, want %v", c.budget, c.keep, got, c.want)
 		}
+	}
+}
+
+func TestAllAreOldOneDay(t *testing.T) {
+	all := []Template{{Manifest: Manifest{Key: "a", CreatedAt: noon}}, {Manifest: Manifest{Key: "b", CreatedAt: noon.Add(time.Hour)}}}
+	if got := victims(all, noon.Add(48*time.Hour), 24*time.Hour, 1, nil); !slices.Equal(got, []string{"a", "b"}) {
+		t.Errorf("%v", got)
 	}
 }
 
