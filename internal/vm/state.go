@@ -23,6 +23,18 @@ type State string
 //	                                ▼          │   └───── AskBoot ─► starting   │
 //	                              failed       └────────── BootFailed ──────────┘
 //
+// Copied while it runs (a snapshot):
+//
+//	         AskCopy           Copied
+//	running ─────────► paused ────────► running
+//
+// and put back to a snapshot, from whatever state it is in; once in its row that goes on to the end:
+//
+//	                                     AskRevert              TakenDown
+//	running, stopped, failed, suspended ───────────► reverting ───────────► stopped
+//	                                                     │ Saved
+//	                                                     └───────► suspended, with the snapshot's memory
+//
 // A machine that ends while its VM is suspending or resuming is one of the failures there: who works on the
 // VM tells SaveFailed, and what then holds of a running VM, or BootFailed. Died in suspending is for a
 // daemon that finds neither the machine nor its memory.
@@ -31,13 +43,15 @@ const (
 	Starting  State = "starting"
 	Running   State = "running"
 	Stopping  State = "stopping"
-	Paused    State = "paused"
+	Paused    State = "paused"    // halted while its disks and memory are copied; whatever happens, it runs on
 	Suspended State = "suspended" // memory on disk, no process
 	Failed    State = "failed"
 	Deleting  State = "deleting"
 
 	Suspending State = "suspending" // memory is being written; on failure it runs on
 	Resuming   State = "resuming"   // from saved memory; on failure it is suspended as before
+
+	Reverting State = "reverting" // to a snapshot, which is whole in the VM's directory
 
 	Gone State = "" // the row is no more
 )
@@ -54,6 +68,9 @@ const (
 	AskResume  Event = "ask resume" // only from saved memory
 	AskBoot    Event = "ask boot"   // never from saved memory, which is dropped
 
+	AskCopy   Event = "ask copy"   // of disks, and of memory where there is one
+	AskRevert Event = "ask revert" // to a snapshot
+
 	Booted     Event = "booted"      // bring-up is done, the agent answers
 	BootFailed Event = "boot failed" // bring-up failed and was rolled back
 	TakenDown  Event = "taken down"  // take-down is done
@@ -62,6 +79,7 @@ const (
 	Erased     Event = "erased"      // nothing of it is left
 	Saved      Event = "saved"       // memory and devices are on disk
 	SaveFailed Event = "save failed" // nothing was saved, the guest runs on
+	Copied     Event = "copied"      // or not: the guest runs on
 )
 
 // Act is what a move makes its owner do.
@@ -75,6 +93,8 @@ const (
 	Erase    Act = "erase"
 	Save     Act = "save"
 	Restore  Act = "restore"
+	Copy     Act = "copy"
+	Revert   Act = "revert"
 )
 
 type move struct {
@@ -86,6 +106,7 @@ var moves = map[State]map[Event]move{
 	Stopped: {
 		AskStart: {Starting, BringUp}, AskBoot: {Starting, BringUp},
 		AskStop: {Stopped, Nothing}, AskDelete: {Deleting, Erase},
+		AskCopy: {Stopped, Copy}, AskRevert: {Reverting, Revert},
 	},
 	Starting: {
 		AskStart: {Starting, Nothing}, AskBoot: {Starting, Nothing}, AskStop: {Stopping, TakeDown},
@@ -94,6 +115,7 @@ var moves = map[State]map[Event]move{
 	Running: {
 		AskStart: {Running, Nothing}, AskBoot: {Running, Nothing}, AskStop: {Stopping, TakeDown},
 		AskSuspend: {Suspending, Save}, Exited: {Stopping, TakeDown}, Died: {Failed, TakeDown},
+		AskCopy: {Paused, Copy}, AskRevert: {Reverting, Revert},
 	},
 	Suspending: {
 		AskSuspend: {Suspending, Nothing},
@@ -103,12 +125,17 @@ var moves = map[State]map[Event]move{
 		AskStart: {Resuming, Restore}, AskResume: {Resuming, Restore}, AskBoot: {Starting, BringUp},
 		AskSuspend: {Suspended, Nothing}, AskStop: {Stopped, TakeDown}, AskDelete: {Deleting, Erase},
 		TakenDown: {Suspended, Nothing},
+		AskCopy:   {Suspended, Copy}, AskRevert: {Reverting, Revert},
 	},
 	Resuming: {
 		AskStart: {Resuming, Nothing}, AskResume: {Resuming, Nothing},
 		Booted: {Running, Nothing}, BootFailed: {Suspended, Nothing},
 	},
+	Reverting: {
+		TakenDown: {Stopped, Nothing}, Saved: {Suspended, Nothing},
+	},
 	Paused: {
+		Copied:  {Running, Nothing},
 		AskStop: {Stopping, TakeDown}, Exited: {Stopping, TakeDown}, Died: {Failed, TakeDown},
 	},
 	Stopping: {
@@ -119,6 +146,7 @@ var moves = map[State]map[Event]move{
 		AskStart: {Starting, BringUp}, AskBoot: {Starting, BringUp},
 		AskStop: {Stopped, TakeDown}, AskDelete: {Deleting, Erase},
 		TakenDown: {Failed, Nothing},
+		AskCopy:   {Failed, Copy}, AskRevert: {Reverting, Revert},
 	},
 	Deleting: {
 		AskDelete: {Deleting, Erase}, Erased: {Gone, Nothing},
@@ -139,7 +167,7 @@ func Next(s State, e Event) (State, Act, error) {
 // asked says what an event that is asked for would have done.
 var asked = map[Event]string{
 	AskStart: "started", AskBoot: "started", AskResume: "resumed", AskStop: "stopped", AskDelete: "deleted",
-	AskSuspend: "suspended",
+	AskSuspend: "suspended", AskCopy: "copied", AskRevert: "put back to a snapshot",
 }
 
 func refusal(s State, e Event) error {
@@ -150,7 +178,7 @@ func refusal(s State, e Event) error {
 	switch {
 	case e == AskDelete && s.busy():
 		return err.WithHint("stop it first, or delete it with --force")
-	case s == Stopping || s == Deleting || s == Starting || s == Suspending || s == Resuming:
+	case s == Stopping || s == Deleting || s == Starting || s == Suspending || s == Resuming || s == Reverting:
 		return err.WithHint("wait until that is done, then try again")
 	case e == AskSuspend && (s == Stopped || s == Failed):
 		return err.WithHint("it has no memory to save: start it first")

@@ -9,28 +9,30 @@ import (
 )
 
 var (
-	allStates = []State{Stopped, Starting, Running, Stopping, Paused, Suspending, Suspended, Resuming, Failed, Deleting, Gone}
+	allStates = []State{Stopped, Starting, Running, Stopping, Paused, Suspending, Suspended, Resuming, Reverting, Failed, Deleting, Gone}
 	allEvents = []Event{
-		AskStart, AskBoot, AskResume, AskSuspend, AskStop, AskDelete,
-		Booted, BootFailed, TakenDown, Exited, Died, Erased, Saved, SaveFailed,
+		AskStart, AskBoot, AskResume, AskSuspend, AskStop, AskDelete, AskCopy, AskRevert,
+		Booted, BootFailed, TakenDown, Exited, Died, Erased, Saved, SaveFailed, Copied,
 	}
 )
 
 // The whole table, written a second time: what is not here is refused.
 func TestTable(t *testing.T) {
 	want := map[State]map[Event]string{
-		Stopped:    {AskStart: "starting/bring up", AskBoot: "starting/bring up", AskStop: "stopped/", AskDelete: "deleting/erase"},
+		Stopped:    {AskStart: "starting/bring up", AskBoot: "starting/bring up", AskStop: "stopped/", AskDelete: "deleting/erase", AskCopy: "stopped/copy", AskRevert: "reverting/revert"},
 		Starting:   {AskStart: "starting/", AskBoot: "starting/", AskStop: "stopping/take down", Booted: "running/", BootFailed: "failed/", Died: "failed/take down", Exited: "stopping/take down"},
-		Running:    {AskStart: "running/", AskBoot: "running/", AskSuspend: "suspending/save", AskStop: "stopping/take down", Exited: "stopping/take down", Died: "failed/take down"},
-		Paused:     {AskStop: "stopping/take down", Exited: "stopping/take down", Died: "failed/take down"},
+		Running:    {AskStart: "running/", AskBoot: "running/", AskSuspend: "suspending/save", AskCopy: "paused/copy", AskRevert: "reverting/revert", AskStop: "stopping/take down", Exited: "stopping/take down", Died: "failed/take down"},
+		Reverting:  {TakenDown: "stopped/", Saved: "suspended/"},
+		Paused:     {Copied: "running/", AskStop: "stopping/take down", Exited: "stopping/take down", Died: "failed/take down"},
 		Suspending: {AskSuspend: "suspending/", Saved: "suspended/take down", SaveFailed: "running/", Died: "failed/take down"},
 		Suspended: {
 			AskStart: "resuming/restore", AskResume: "resuming/restore", AskBoot: "starting/bring up", AskSuspend: "suspended/",
 			AskStop: "stopped/take down", AskDelete: "deleting/erase", TakenDown: "suspended/",
+			AskCopy: "suspended/copy", AskRevert: "reverting/revert",
 		},
 		Resuming: {AskStart: "resuming/", AskResume: "resuming/", Booted: "running/", BootFailed: "suspended/"},
 		Stopping: {AskStop: "stopping/", TakenDown: "stopped/", Exited: "stopping/", Died: "stopping/"},
-		Failed:   {AskStart: "starting/bring up", AskBoot: "starting/bring up", AskStop: "stopped/take down", AskDelete: "deleting/erase", TakenDown: "failed/"},
+		Failed:   {AskStart: "starting/bring up", AskBoot: "starting/bring up", AskStop: "stopped/take down", AskDelete: "deleting/erase", TakenDown: "failed/", AskCopy: "failed/copy", AskRevert: "reverting/revert"},
 		Deleting: {AskDelete: "deleting/erase", Erased: "/"},
 	}
 	for _, s := range allStates {
@@ -73,7 +75,7 @@ func TestRandomWalks(t *testing.T) {
 				}
 			}
 			// The owner takes down before it reports TakenDown, and after a failed boot.
-			if act == TakeDown || to == Stopped || event == BootFailed && err == nil {
+			if act == TakeDown || act == Revert || to == Stopped || event == BootFailed && err == nil {
 				up = false
 			}
 			switch {
