@@ -7,7 +7,7 @@ DESTDIR ?=
 
 VERSION := $(shell cat VERSION)
 # The stamp tells two builds apart, also those of uncommitted work: client, daemon and agent compare it.
-STAMP   := $(shell git ls-files -co --exclude-standard '*.go' go.mod go.sum | LC_ALL=C sort | xargs cat 2>/dev/null | sha256sum | cut -c1-12)
+STAMP   := $(shell git ls-files -co --exclude-standard '*.go' '*.sql' go.mod go.sum | LC_ALL=C sort | xargs cat 2>/dev/null | sha256sum | cut -c1-12)
 LDFLAGS  = -s -w -X banger/internal/build.Version=$(VERSION) -X banger/internal/build.Stamp=$(STAMP)
 BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 BINARIES = banger bangerd banger-agent banger-nethelper
@@ -70,7 +70,7 @@ install: build ## programs to PREFIX, with the network helper's one capability
 	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/banger
 	install -m 0755 bin/banger bin/bangerd $(DESTDIR)$(PREFIX)/bin/
 	install -m 0755 bin/banger-agent bin/banger-nethelper $(DESTDIR)$(PREFIX)/lib/banger/
-	scripts/grant $(DESTDIR)$(PREFIX)/lib/banger/banger-nethelper
+	scripts/grant $(DESTDIR)$(PREFIX)/lib/banger/banger-nethelper installed
 
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/banger $(DESTDIR)$(PREFIX)/bin/bangerd

@@ -60,7 +60,7 @@ func dispatch(args []string, stdout io.Writer) error {
 func serveOn(name string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	// Caught, not ignored: programs would inherit that, and could not be hung up on.
+	// Caught and dropped: a signal that is ignored stays ignored in the programs that are started.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	guest := &adopt.Guest{
 		Dir: boot.Dir, Disks: []string{boot.OverlayDir, "/root", "/"},

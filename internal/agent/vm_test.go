@@ -280,6 +280,54 @@ func TestRealGuest(t *testing.T) {
 	m.shutdown(ctx, agentv1.ShutdownRequest_MODE_POWEROFF, vmm.ExitPowerOff)
 }
 
+// What a user did to the files that the init writes costs these files, not the start; and a stop loses nothing
+// that was written, flushed or not.
+func TestRealGuestWithAStubbornUser(t *testing.T) {
+	m := newMachine(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	m.boot(ctx)
+	m.ping(ctx)
+	m.settled(ctx)
+	m.shell(ctx, `set -e
+		echo mine > /etc/resolv.conf; echo other > /etc/hostname
+		rm /etc/hosts; mkdir /etc/hosts
+		umount /var/lib/docker; rmdir /var/lib/docker; ln -s /nowhere/docker /var/lib/docker
+		rm -r /root/.ssh; ln -s /nowhere/ssh /root/.ssh`)
+	sums := m.shell(ctx, `set -e
+		for d in /var/unflushed /root/unflushed; do
+			mkdir $d; head -c 30000000 /dev/urandom > $d/large; for i in $(seq 200); do echo $i > $d/$i; done
+		done; cat /var/unflushed/* | sha256sum; cat /root/unflushed/* | sha256sum`)
+	m.shutdown(ctx, agentv1.ShutdownRequest_MODE_POWEROFF, vmm.ExitPowerOff)
+
+	// chattr +i: 0x10 is the immutable flag, 0x80000 says that the file has extents.
+	overlay := filepath.Join(m.m.Dir, "overlay")
+	_, _ = system.Run(ctx, system.Command{Path: need.Binary(t, "e2fsck"), Args: []string{"-fp", overlay}}) // 1: it replayed the journal
+	for _, name := range []string{"resolv.conf", "hostname"} {
+		_, err := system.Run(ctx, system.Command{Path: need.Binary(t, "debugfs"), Args: []string{
+			"-w", "-R", "set_inode_field /upper/etc/" + name + " flags 0x80010", overlay,
+		}})
+		check(t, err)
+	}
+	m.cfg.Nameservers = []string{"172.30.0.1"}
+	m.boot(ctx)
+	m.ping(ctx)
+	if got := m.shell(ctx, "cat /var/unflushed/* | sha256sum; cat /root/unflushed/* | sha256sum"); got != sums {
+		t.Errorf("what was written became something else:\n%s%s", sums, got)
+	}
+	if got := m.shell(ctx, "cat /etc/resolv.conf /etc/hostname; id -u"); got != "mine\nother\n0\n" {
+		t.Errorf("the guest has %q", got)
+	}
+	serial, err := os.ReadFile(filepath.Join(m.m.Dir, vmm.SerialLog))
+	check(t, err)
+	for _, name := range []string{"/etc/resolv.conf", "/etc/hosts", "/root/.ssh", "/var/lib/docker"} {
+		if !strings.Contains(string(serial), "warning") || !strings.Contains(string(serial), name) {
+			t.Errorf("the serial log does not name %s", name)
+		}
+	}
+	m.shutdown(ctx, agentv1.ShutdownRequest_MODE_POWEROFF, vmm.ExitPowerOff)
+}
+
 // What the init cannot do it says on the console, and the machine ends.
 func TestRealGuestThatCannotBoot(t *testing.T) {
 	m := newMachine(t)

@@ -18,6 +18,8 @@ import (
 	"sync"
 	"syscall"
 
+	"golang.org/x/sys/unix"
+
 	"banger/internal/fault"
 )
 
@@ -94,10 +96,17 @@ func (s *Shelf) Default() (string, error) {
 // SetDefault makes name the one that is used when none is named.
 func (s *Shelf) SetDefault(name string) error {
 	path := filepath.Join(s.dir, defaultName)
-	temporary := filepath.Join(s.dir, temporaryPrefix+defaultName)
+	// Not with the prefix: a build that begins right now would take it for a left-over.
+	temporary := filepath.Join(s.dir, "."+defaultName)
 	err := os.WriteFile(temporary, []byte(name+"\n"), 0o600)
 	if err == nil {
+		err = flush(temporary) // a power cut leaves the old name or the new one, never none
+	}
+	if err == nil {
 		err = os.Rename(temporary, path)
+	}
+	if err == nil {
+		err = flush(s.dir)
 	}
 	if err != nil {
 		return fault.Wrap(fault.Unexpected, err, "cannot make %s the default %s", name, s.kind)
@@ -111,7 +120,7 @@ func (s *Shelf) Missing(name string) error {
 		return fault.New(fault.NotFound, "there is no %s yet", s.kind).WithHint("make one with: banger setup")
 	}
 	return fault.New(fault.NotFound, "there is no %s %q", s.kind, name).
-		WithHint("banger image list shows what there is, banger setup makes the default")
+		WithHint("banger %s list shows what there is, banger setup makes the default", s.kind)
 }
 
 func (s *Shelf) damaged(name string, cause error, format string, args ...any) error {
@@ -291,13 +300,16 @@ func writeManifest(path string, v any) error {
 	return os.WriteFile(path, append(b, '\n'), 0o600)
 }
 
-// appear flushes the directory dir to stable storage and gives it its name. An older artifact
-// steps aside first; whoever has its files open keeps them.
+// appear flushes the directory dir to stable storage and gives it its name. An older artifact changes
+// places with it, in one step where the file system can; whoever has its files open keeps them.
 func (s *Shelf) appear(dir, name string) error {
 	if err := flushTree(dir); err != nil {
 		return err
 	}
 	final := s.Dir(name)
+	if unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, final, unix.RENAME_EXCHANGE) == nil {
+		return flush(s.dir) // the caller removes dir, which is the old one now
+	}
 	old := filepath.Join(s.dir, temporaryPrefix+"old-"+name)
 	if err := os.Rename(final, old); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -53,6 +55,38 @@ func TestBuildAndCheck(t *testing.T) {
 	}
 	if left, _ := filepath.Glob(filepath.Join(s.dir, temporaryPrefix+"*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+// While an artifact is replaced, there is always one of its name, so a kill at any moment leaves one.
+func TestReplacingLeavesNoGap(t *testing.T) {
+	s := Open(t.TempDir(), "image", "image.json")
+	build(t, s, "one", "content")
+	var gaps atomic.Int32
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if _, err := os.Stat(filepath.Join(s.Dir("one"), "image.json")); err != nil {
+				gaps.Add(1)
+			}
+		}
+	})
+	for i := range 100 {
+		build(t, s, "one", strings.Repeat("x", i))
+	}
+	close(stop)
+	wg.Wait()
+	if n := gaps.Load(); n > 0 {
+		t.Errorf("%d looks found nothing", n)
+	}
+	if info, err := os.Stat(filepath.Join(s.Dir("one"), "data")); err != nil || info.Size() != 99 {
+		t.Errorf("%v, %v", info, err)
 	}
 }
 

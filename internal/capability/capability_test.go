@@ -227,6 +227,44 @@ func TestNetworkUpTakesBackItsTAP(t *testing.T) {
 	}
 }
 
+// TestNetworkCheckTellsOfAMissingRight: before any Up, and with nothing made.
+func TestNetworkCheckTellsOfAMissingRight(t *testing.T) {
+	f := newFixture(t)
+	v := f.vm(t, "0a0b0c0d", "web")
+	missing := fault.New(fault.Precondition, "no right to make network devices")
+	f.net.FailWith(func(op string) error {
+		if op == "Check" {
+			return missing
+		}
+		return nil
+	})
+	var errs []error
+	for _, c := range f.all {
+		errs = append(errs, c.Check(t.Context(), v))
+	}
+	if err := errors.Join(errs...); !errors.Is(err, missing) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestSweepKeepsTheOthersKnown: one row's note that cannot be read costs the other VMs nothing.
+func TestSweepKeepsTheOthersKnown(t *testing.T) {
+	f := newFixture(t)
+	bad, web := f.vm(t, "0000000a", "bad"), f.vm(t, "0000000b", "web")
+	web.IP = mustAddr("172.30.0.3")
+	if _, err := f.up(t.Context(), &web); err != nil {
+		t.Fatal(err)
+	}
+	keys := newSSHKeys(f.Options)
+	bad.Notes = map[string]Note{keys.Name(): Note("{")}
+	if _, err := keys.Sweep(t.Context(), []vm.VM{bad, web}); err == nil {
+		t.Error("the damage is not told")
+	}
+	if known, _ := os.ReadFile(f.Paths.KnownHosts()); !strings.Contains(string(known), "web.vm") {
+		t.Errorf("known hosts %q", known)
+	}
+}
+
 func TestNetworkRefusesAnAddressOfElsewhere(t *testing.T) {
 	f := newFixture(t)
 	v := f.vm(t, "0a0b0c0d", "web")

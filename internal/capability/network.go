@@ -10,6 +10,7 @@ import (
 
 	agentv1 "banger/api/agent/v1"
 	"banger/internal/fault"
+	"banger/internal/hostnet"
 	"banger/internal/paths"
 	"banger/internal/template"
 	"banger/internal/vm"
@@ -29,9 +30,14 @@ type networkNote struct {
 func (*network) Name() string       { return "network" }
 func (*network) Wants(vm.Spec) bool { return true }
 
+// checker is a network that can tell in advance whether it will be able to do its work.
+type checker interface{ Check(context.Context) error }
+
+var _ checker = (*hostnet.Client)(nil)
+
 // Check finds a missing right to make devices, when the network can tell. The bridge is looked at by Up.
 func (c *network) Check(ctx context.Context, _ vm.VM) error {
-	if n, ok := c.o.Network.(interface{ Check(context.Context) error }); ok {
+	if n, ok := c.o.Network.(checker); ok {
 		return n.Check(ctx)
 	}
 	return nil

@@ -3,6 +3,7 @@ package capability
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -101,16 +102,18 @@ func (c *sshKeys) Sweep(_ context.Context, all []vm.VM) ([]string, error) {
 		}
 	}
 	clear(c.hosts)
+	var errs []error
 	for _, v := range all {
 		var note sshNote
 		if err := readNote(v, c.Name(), &note); err != nil {
-			return nil, err
+			errs = append(errs, err) // the others stay known
+			continue
 		}
 		if note.Public != "" {
 			c.hosts[v.ID] = knownHost(v, note.Public)
 		}
 	}
-	return nil, c.writeKnownHosts()
+	return nil, errors.Join(append(errs, c.writeKnownHosts())...)
 }
 
 func knownHost(v vm.VM, public string) guest.KnownHost {

@@ -190,13 +190,21 @@ func establish(ctx context.Context, dial func(context.Context) (net.Conn, error)
 	}
 	c := yamuxConfig()
 	c.EnableKeepAlive = true
-	s, err := yamux.Client(hc, c)
+	s, err := yamux.Client(guarded{hc, &guard{r: hc}}, c)
 	if err != nil {
 		conn.Close()
 		return nil, fault.Wrap(fault.Unexpected, err, "cannot start a session on the guest channel")
 	}
 	return s, nil
 }
+
+// guarded is a hostConn that is read through a guard.
+type guarded struct {
+	*hostConn
+	guard *guard
+}
+
+func (g guarded) Read(p []byte) (int, error) { return g.guard.Read(p) }
 
 // hostConn is the pipe as the session sees it.
 type hostConn struct {

@@ -1,6 +1,8 @@
 package cli
 
 import (
+	"slices"
+
 	"github.com/spf13/cobra"
 
 	"banger/internal/fault"
@@ -22,21 +24,21 @@ func oneName(cmd *cobra.Command, args []string) error {
 	case len(args) > 1:
 		return usage(cmd, "unexpected argument %q", args[1])
 	}
-	return nil
+	return noneEmpty(cmd, args)
 }
 
 func optionalName(cmd *cobra.Command, args []string) error {
 	if len(args) > 1 {
 		return usage(cmd, "unexpected argument %q", args[1])
 	}
-	return nil
+	return noneEmpty(cmd, args)
 }
 
 func someNames(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return usage(cmd, "a name is missing")
 	}
-	return nil
+	return noneEmpty(cmd, args)
 }
 
 // nameAndCommand wants a name first; what follows is the guest's command.
@@ -44,7 +46,7 @@ func nameAndCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 || cmd.ArgsLenAtDash() == 0 {
 		return usage(cmd, "a name is missing")
 	}
-	return nil
+	return noneEmpty(cmd, args[:1])
 }
 
 // optionalNameAndCommand wants at most one word before "--".
@@ -56,6 +58,14 @@ func optionalNameAndCommand(cmd *cobra.Command, args []string) error {
 	if before > 1 {
 		f := fault.New(fault.Usage, "unexpected argument %q", args[1])
 		return f.WithHint("put -- before the command that runs in the guest")
+	}
+	return noneEmpty(cmd, args[:before])
+}
+
+// noneEmpty refuses an empty word where a name belongs: a script's unset variable is no wish.
+func noneEmpty(cmd *cobra.Command, names []string) error {
+	if slices.Contains(names, "") {
+		return usage(cmd, "a name is empty")
 	}
 	return nil
 }

@@ -214,6 +214,73 @@ func TestExecPassesSignalsOn(t *testing.T) {
 	}
 }
 
+// TestExecLeavesAProgramThatIgnoresSignals: the third interrupt ends the command, whatever the guest does.
+func TestExecLeavesAProgramThatIgnoresSignals(t *testing.T) {
+	s := newSession(t, "web=running")
+	s.world.deaf = true
+	e, _, _ := s.env("vm", "exec", "web", "--", "sleep", "60")
+	e.signals = watchSignals(func() { t.Error("the command was cancelled before it listened") })
+	defer e.signals.close()
+	code := make(chan int, 1)
+	go func() { code <- Run(context.Background(), e) }()
+	for listens := false; !listens; time.Sleep(time.Millisecond) {
+		e.signals.mu.Lock()
+		listens = e.signals.handle != nil
+		e.signals.mu.Unlock()
+	}
+	for range insistence {
+		e.signals.signals <- unix.SIGINT
+	}
+	select {
+	case got := <-code:
+		if got != int(fault.Interrupted) {
+			t.Errorf("exit code %d", got)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("still there after the last interrupt")
+	}
+}
+
+// TestUnwritableOutput: a full disk behind standard output is no bug of banger's.
+func TestUnwritableOutput(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Skipf("no /dev/full here: %v", err)
+	}
+	defer full.Close()
+	s := newSession(t, "web=running")
+	for _, line := range []string{"vm list", "vm list -o json", "vm show web", "vm logs web", "completion bash", "vm exec web -i cat", "vm create new"} {
+		s.stdin = "text"
+		e, _, errs := s.env(strings.Fields(line)...)
+		e.Stdout = full
+		code := Run(context.Background(), e)
+		if code != int(fault.Precondition) || !strings.Contains(errs.String(), "cannot write the output: no space left on device\n") || strings.Contains(errs.String(), "bug") {
+			t.Errorf("banger %s: code %d, %q", line, code, errs)
+		}
+	}
+}
+
+// TestEmptyName: what a script's unset variable gives is no wish for a name to be made up.
+func TestEmptyName(t *testing.T) {
+	s := newSession(t, "web=running")
+	for _, words := range [][]string{
+		{"vm", "create", ""},
+		{"run", "", "--", "ls"},
+		{"run", ""},
+		{"vm", "show", ""},
+		{"vm", "exec", "", "--", "ls"},
+		{"vm", "delete", "-f", "web", ""},
+	} {
+		_, stderr, code := s.runWords(words...)
+		if code != int(fault.Usage) || !strings.HasPrefix(stderr, "banger: error: a name is empty\n") {
+			t.Errorf("banger %q: code %d, %s", words, code, stderr)
+		}
+	}
+	if len(s.world.calls) > 0 || len(s.world.vms) != 1 {
+		t.Errorf("the daemon was asked: %q", s.world.calls)
+	}
+}
+
 // fakeSSH puts an ssh in PATH that prints its arguments, one on a line, and exits with 9.
 func fakeSSH(t *testing.T) (log string) {
 	dir := t.TempDir()

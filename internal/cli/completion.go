@@ -27,11 +27,12 @@ func newCompletionCommand(e *Env) *cobra.Command {
 	}
 	return group(
 		"completion", "Print the script that completes banger's commands in your shell",
-		script("bash", "banger completion bash > ~/.local/share/bash-completion/completions/banger",
+		script("bash", "mkdir -p ~/.local/share/bash-completion/completions\n"+
+			"banger completion bash > ~/.local/share/bash-completion/completions/banger\n\nIt needs the package bash-completion.",
 			func(root *cobra.Command) error { return root.GenBashCompletionV2(e.Stdout, true) }),
 		script("zsh", `banger completion zsh > "${fpath[1]}/_banger"`,
 			func(root *cobra.Command) error { return root.GenZshCompletion(e.Stdout) }),
-		script("fish", "banger completion fish > ~/.config/fish/completions/banger.fish",
+		script("fish", "mkdir -p ~/.config/fish/completions\nbanger completion fish > ~/.config/fish/completions/banger.fish",
 			func(root *cobra.Command) error { return root.GenFishCompletion(e.Stdout, true) }),
 	)
 }

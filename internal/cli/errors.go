@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"time"
@@ -74,6 +75,17 @@ func hintFor(err error) string {
 		return `this looks like a bug in banger; "banger daemon logs" may tell more`
 	}
 	return ""
+}
+
+// outputFault tells of a standard output that cannot be written to, a full disk for instance. It is the only
+// file this process writes.
+func outputFault(err error) error {
+	var file *fs.PathError
+	var known *fault.Error
+	if errors.As(err, &known) || !errors.As(err, &file) || file.Op != "write" {
+		return err
+	}
+	return fault.Wrap(fault.Precondition, file.Err, "cannot write the output")
 }
 
 // clockSlack is how far two parties may differ about the end of one time limit.

@@ -37,6 +37,7 @@ type world struct {
 	calls    []string // procedures, in the order of their arrival
 	endpoint *bangerv1.SSHEndpoint
 	hang     string                    // a VM of this name never gets anywhere
+	deaf     bool                      // programs ignore signals
 	execed   []*bangerv1.ExecVMRequest // of the last ExecVM
 }
 
@@ -206,6 +207,9 @@ func (w *world) ExecVM(_ context.Context, s *connect.BidiStream[bangerv1.ExecVMR
 				continue
 			}
 		case *agentv1.ExecRequest_Signal:
+			if w.deaf {
+				continue
+			}
 			code = 128 + in.Signal
 		case nil:
 			continue

@@ -45,16 +45,35 @@ func (e *Env) imageTable(images []imageView) string {
 		{title: "PACKAGES", right: true},
 		{title: "VMS", right: true},
 		{title: "CREATED"},
-		{title: "PROBLEM", flexible: true},
+		{title: "PROBLEM"},
 	}
-	rows := make([][]string, len(images))
+	rows, problems := make([][]string, len(images)), make([]string, len(images))
 	for i, v := range images {
 		rows[i] = []string{
 			v.Name, defaultMark(v.IsDefault), size(v.SizeBytes), fmt.Sprint(v.PackageCount),
-			fmt.Sprint(len(v.UsedBy)), e.age(v.CreatedAt), dash(v.Problem),
+			fmt.Sprint(len(v.UsedBy)), e.age(v.CreatedAt), problemMark(v.Problem),
+		}
+		problems[i] = v.Problem
+	}
+	return table(columns, rows) + inFull(problems)
+}
+
+func problemMark(problem string) string {
+	if problem == "" {
+		return "-"
+	}
+	return "yes"
+}
+
+// inFull renders problems below their table, a line each. Nothing of them is cut: they name files and the way out.
+func inFull(problems []string) string {
+	text := ""
+	for _, p := range problems {
+		if p != "" {
+			text += "problem: " + printable(p) + "\n"
 		}
 	}
-	return table(columns, rows)
+	return text
 }
 
 func defaultMark(isDefault bool) string {

@@ -41,11 +41,12 @@ func kernelTable(kernels []kernelView) string {
 		{title: "DEFAULT"},
 		{title: "RELEASE", flexible: true},
 		{title: "SIZE", right: true},
-		{title: "PROBLEM", flexible: true},
+		{title: "PROBLEM"},
 	}
-	rows := make([][]string, len(kernels))
+	rows, problems := make([][]string, len(kernels)), make([]string, len(kernels))
 	for i, v := range kernels {
-		rows[i] = []string{v.Name, defaultMark(v.IsDefault), v.Release, size(v.SizeBytes), dash(v.Problem)}
+		rows[i] = []string{v.Name, defaultMark(v.IsDefault), v.Release, size(v.SizeBytes), problemMark(v.Problem)}
+		problems[i] = v.Problem
 	}
-	return table(columns, rows)
+	return table(columns, rows) + inFull(problems)
 }

@@ -25,7 +25,7 @@ func Run(ctx context.Context, e *Env) int {
 	root.SetIn(e.Stdin)
 	root.SetOut(e.Stdout)
 	root.SetErr(e.Stderr)
-	err := root.ExecuteContext(ctx)
+	err := outputFault(root.ExecuteContext(ctx))
 	e.printError(err)
 	return exitCode(err)
 }

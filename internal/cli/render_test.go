@@ -192,3 +192,22 @@ func TestNullsAreStable(t *testing.T) {
 		t.Errorf("%s", text)
 	}
 }
+
+// TestProblemsAreToldInFull: the table has no room for them, and they name the command that mends them.
+func TestProblemsAreToldInFull(t *testing.T) {
+	problem := "image debian-trixie-e60d7f53 is damaged: file work-seed.ext4 is too short; make it again with: banger setup --rebuild"
+	e, _, _ := newSession(t).env()
+	for _, text := range []string{
+		e.imageTable([]imageView{{Name: "debian-trixie-e60d7f53", Problem: problem}, {Name: "good"}}),
+		kernelTable([]kernelView{{Name: "6.12", Problem: problem}, {Name: "good"}}),
+	} {
+		if !strings.Contains(text, "\nproblem: "+problem+"\n") || strings.Count(text, "problem: ") != 1 {
+			t.Errorf("it is cut:\n%s", text)
+		}
+		for line := range strings.Lines(text) {
+			if !strings.HasPrefix(line, "problem: ") && len(strings.TrimSuffix(line, "\n")) > maxWidth {
+				t.Errorf("too wide: %q", line)
+			}
+		}
+	}
+}

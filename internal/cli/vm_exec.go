@@ -180,7 +180,9 @@ func offer(ctx context.Context, to chan<- *agentv1.ExecRequest, r *agentv1.ExecR
 }
 
 // sendExec is the only sender on the stream. A failure to send shows at the receiving side, with its reason.
+// At the end it closes our side: while that is open, the end of ctx alone does not end the stream.
 func sendExec(ctx context.Context, stream *execStream, o execOptions, size *agentv1.TerminalSize, inputs <-chan *agentv1.ExecRequest) {
+	defer func() { _ = stream.CloseRequest() }()
 	start := &agentv1.ExecStart{
 		Argv: o.command, Env: o.env, Cwd: o.workDir, User: o.user, Terminal: size, Stdin: o.interactive || o.terminal,
 	}
@@ -248,7 +250,7 @@ func (e *Env) receiveExec(stream *execStream, o execOptions) error {
 			return silent(int(out.Exited.GetCode()))
 		}
 		if err != nil {
-			return fault.Wrap(fault.Precondition, err, "cannot write the program's output")
+			return err
 		}
 	}
 }

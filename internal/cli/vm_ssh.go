@@ -129,7 +129,7 @@ func sshArguments(p *bangerv1.SSHEndpoint, o sshOptions, terminal bool) []string
 	}
 	switch {
 	case len(o.command) > 0 && o.terminal:
-		args = append(args, "-t")
+		args = append(args, "-tt") // twice: also when our own side is none, as with exec
 	case !terminal:
 		args = append(args, "-T")
 	}

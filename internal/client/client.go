@@ -19,7 +19,6 @@ import (
 	"banger/internal/build"
 	"banger/internal/fault"
 	"banger/internal/paths"
-	"banger/internal/wire/wirefault"
 )
 
 // Limits on how long things take.
@@ -107,10 +106,12 @@ func connectTo(socket string) *Client {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		},
 		Protocols: new(http.Protocols),
+		// A stream has no deadline, but a daemon that stopped answering is noticed.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
 	}
 	transport.Protocols.SetUnencryptedHTTP2(true)
 	hc := &http.Client{Transport: transport}
-	with := connect.WithInterceptors(interceptor{})
+	with := connect.WithInterceptors(interceptor{socket})
 	const url = "http://bangerd"
 	return &Client{
 		VMs:       bangerv1connect.NewVMServiceClient(hc, url, with),
@@ -180,44 +181,4 @@ func notAnswering(p paths.Paths) error {
 	}
 	return fault.New(fault.Timeout, "%s does not answer", who).
 		WithHint("banger daemon restart starts it anew, VMs run on; its log is %s", p.DaemonLog())
-}
-
-// interceptor gives every unary call a deadline and makes faults of errors.
-type interceptor struct{}
-
-func (interceptor) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
-	return func(ctx context.Context, req connect.AnyRequest) (connect.AnyResponse, error) {
-		if _, ok := ctx.Deadline(); !ok {
-			limit := unaryTimeout
-			if req.Spec().Procedure == bangerv1connect.VMServiceGetSSHEndpointProcedure {
-				limit = endpointTimeout
-			}
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeout(ctx, limit)
-			defer cancel()
-		}
-		res, err := next(ctx, req)
-		if err != nil {
-			return nil, wirefault.FromConnect(err)
-		}
-		return res, nil
-	}
-}
-
-func (interceptor) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
-	return func(ctx context.Context, spec connect.Spec) connect.StreamingClientConn {
-		return faultConn{next(ctx, spec)}
-	}
-}
-
-func (interceptor) WrapStreamingHandler(next connect.StreamingHandlerFunc) connect.StreamingHandlerFunc {
-	return next
-}
-
-// faultConn makes faults of a stream's errors.
-type faultConn struct{ connect.StreamingClientConn }
-
-func (c faultConn) Send(m any) error { return wirefault.FromConnect(c.StreamingClientConn.Send(m)) }
-func (c faultConn) Receive(m any) error {
-	return wirefault.FromConnect(c.StreamingClientConn.Receive(m))
 }

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	bangerv1 "banger/api/banger/v1"
+	"banger/api/banger/v1/bangerv1connect"
 	"banger/internal/build"
 	"banger/internal/fault"
 	"banger/internal/paths"
@@ -132,4 +134,70 @@ func TestSilentDaemon(t *testing.T) {
 	defer cancel()
 	_, err = Dial(ctx, Options{Paths: p})
 	want(t, err, fault.Timeout, "does not answer")
+}
+
+// TestDaemonThatEndsInTheMiddle loses the connection before an answer, after its headers, and inside a message.
+func TestDaemonThatEndsInTheMiddle(t *testing.T) {
+	verbs := map[string]func(*Client) error{
+		"it was creating VM web": func(c *Client) error {
+			_, err := c.Create(t.Context(), &bangerv1.CreateVMRequest{Spec: &bangerv1.VMSpec{Name: "web"}}, nil)
+			return err
+		},
+		"it was stopping VM web": func(c *Client) error {
+			_, err := c.Stop(t.Context(), &bangerv1.StopVMRequest{Vm: "web"}, nil)
+			return err
+		},
+		"it was setting up": func(c *Client) error {
+			_, err := c.Setup(t.Context(), &bangerv1.SetupRequest{}, nil)
+			return err
+		},
+		"the connection to the daemon broke": func(c *Client) error {
+			_, err := c.VMs.ListVMs(t.Context(), &bangerv1.ListVMsRequest{})
+			return err
+		},
+	}
+	for where, part := range map[string][]byte{"before": nil, "headers": {}, "inside": {0, 0, 0, 0, 9, 'x'}} {
+		for while, verb := range verbs {
+			t.Run(where+"/"+while, func(t *testing.T) {
+				p := place(t)
+				l, err := net.Listen("unix", p.Socket())
+				if err != nil {
+					t.Fatal(err)
+				}
+				srv := &http.Server{Protocols: new(http.Protocols)}
+				srv.Protocols.SetUnencryptedHTTP2(true)
+				srv.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					hello(build.ID(), build.API)(w, r)
+					if r.URL.Path == HelloPath {
+						return
+					}
+					if part != nil {
+						w.Header().Set("Content-Type", r.Header.Get("Content-Type"))
+						_, _ = w.Write(part)
+						_ = http.NewResponseController(w).Flush()
+					}
+					_ = srv.Close()
+				})
+				go func() { _ = srv.Serve(l) }()
+				c, err := Dial(t.Context(), Options{Paths: p})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				err = verb(c)
+				want(t, err, fault.Precondition, while)
+				if strings.HasPrefix(while, "it was") && !strings.HasPrefix(err.Error(), "the daemon ended while ") {
+					t.Errorf("got %v", err)
+				}
+			})
+		}
+	}
+}
+
+// TestLostOneOfTwoDaemons: where somebody listens again, nobody is said to have ended.
+func TestLostOneOfTwoDaemons(t *testing.T) {
+	p := place(t)
+	serve(t, p, hello(build.ID(), build.API))
+	err := lost(bangerv1connect.VMServiceDeleteVMProcedure, "web", p.Socket())
+	want(t, err, fault.Precondition, "the connection to the daemon broke while it was deleting VM web")
 }

@@ -7,8 +7,10 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/netip"
+	"net/url"
 	"os"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/pelletier/go-toml/v2"
@@ -30,6 +32,8 @@ type Config struct {
 	WorkDisk string `toml:"work_disk"` // the disk at /root: "4G"
 	Image    string `toml:"image"`     // empty: the default image
 	Kernel   string `toml:"kernel"`    // empty: the default kernel
+
+	Mirror string `toml:"mirror"` // of Debian, for setup; empty: "http://deb.debian.org/debian"
 
 	BootTimeout string `toml:"boot_timeout"` // until the agent answers: "3m"
 	StopTimeout string `toml:"stop_timeout"` // for the guest's own shutdown: "30s"
@@ -62,6 +66,7 @@ func DefaultConfig() Config {
 // settings is the configuration with its values read.
 type settings struct {
 	defaults    vm.Spec
+	mirror      string // empty: Debian's own
 	bootTimeout time.Duration
 	stopTimeout time.Duration
 	logLevel    slog.Level
@@ -135,6 +140,7 @@ func (c Config) settings() (settings, error) {
 		stopTimeout: r.duration("stop_timeout", c.StopTimeout),
 		bridge:      c.Network.Bridge,
 		restore:     c.Templates,
+		mirror:      c.Mirror,
 	}
 	s.templates = engine.TemplateConfig{
 		DiskBytes: s.defaults.DiskBytes, WorkDiskBytes: s.defaults.WorkDiskBytes,
@@ -143,6 +149,7 @@ func (c Config) settings() (settings, error) {
 	if c.TemplateAgeDays < 1 {
 		r.note("template_age_days", fault.New(fault.Usage, "%d is no number of days", c.TemplateAgeDays).WithHint("use at least 1"))
 	}
+	r.note("mirror", checkMirror(c.Mirror))
 	r.note("network.bridge", hostnet.CheckBridge(c.Network.Bridge))
 	if err := s.logLevel.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		r.note("log_level", fault.New(fault.Usage, "%q is no level", c.LogLevel).WithHint("use debug, info, warn or error"))
@@ -156,6 +163,16 @@ func (c Config) settings() (settings, error) {
 		}
 	}
 	return s, r.err
+}
+
+// checkMirror refuses what is no address that packages can be fetched from.
+func checkMirror(text string) error {
+	u, err := url.Parse(text)
+	fetched := err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != "" || err == nil && u.Scheme == "file" && u.Path != ""
+	if text == "" || fetched && !strings.ContainsAny(text, " \t\r\n[]\"") {
+		return nil
+	}
+	return fault.New(fault.Usage, "%q is no address of a Debian mirror", text).WithHint("for example http://deb.debian.org/debian")
 }
 
 // reader keeps the first thing that was wrong.

@@ -47,6 +47,7 @@ cpus = 1
 memory = "512M"
 boot_timeout = "90s"
 log_level = "debug"
+mirror = "http://mirror.example/debian"
 [network]
 bridge = "banger7"
 subnet = "10.213.0.0/16"
@@ -56,7 +57,7 @@ nat = false
 		t.Fatal(err)
 	}
 	if s.defaults.CPUs != 1 || s.defaults.MemoryBytes != 512<<20 || s.defaults.NAT || s.bootTimeout != 90*time.Second ||
-		s.logLevel != slog.LevelDebug || s.bridge != "banger7" || s.subnet.String() != "10.213.0.0/16" || s.defaults.DiskBytes != 4<<30 {
+		s.logLevel != slog.LevelDebug || s.mirror != "http://mirror.example/debian" || s.bridge != "banger7" || s.subnet.String() != "10.213.0.0/16" || s.defaults.DiskBytes != 4<<30 {
 		t.Errorf("settings are %+v", s)
 	}
 }
@@ -71,6 +72,9 @@ func TestConfigMistakes(t *testing.T) {
 		"boot_timeout = \"soon\"\n":           `boot_timeout: "soon" is no time limit`,
 		"stop_timeout = \"2h\"\n":             "stop_timeout:",
 		"log_level = \"loud\"\n":              "log_level:",
+		"mirror = \"deb.debian.org\"\n":       "mirror:",
+		"mirror = \"ftp://x/debian\"\n":       "mirror:",
+		"mirror = \"http://x/a b\"\n":         "mirror:",
 		"[network]\nbridge = \"eth0\"\n":      "network.bridge:",
 		"[network]\nsubnet = \"8.8.0.0/16\"":  "network.subnet:",
 		"[network]\nsubnet = \"172.30.0.0\"":  "network.subnet:",

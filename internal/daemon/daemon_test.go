@@ -484,35 +484,38 @@ func TestOtherUsersAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(dir)
-	socket := filepath.Join(dir, "s")
-	l, err := listen(socket, slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			_, _ = conn.Write([]byte("welcome"))
-			_ = conn.Close()
+	heard := func(owner, stranger uint32) string {
+		t.Helper()
+		socket := filepath.Join(dir, "s")
+		l, err := listen(socket, slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
 		}
-	}()
-	if got := greeting(t, socket, 0); got != "welcome" {
+		defer l.Close()
+		l.uid = owner
+		// Only the credentials are left to keep a stranger out.
+		if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(socket, 0o666)); err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				_, _ = conn.Write([]byte("welcome"))
+				_ = conn.Close()
+			}
+		}()
+		return greeting(t, socket, stranger)
+	}
+	if got := heard(12345, 0); got != "welcome" {
 		t.Errorf("root heard %q", got)
 	}
-	// Only the credentials are left to keep the stranger out.
-	if err := errors.Join(os.Chmod(dir, 0o755), os.Chmod(socket, 0o666)); err != nil {
-		t.Fatal(err)
-	}
-	l.uid = 12345
-	if got := greeting(t, socket, 65534); got != "" {
+	if got := heard(12345, 65534); got != "" {
 		t.Errorf("a stranger heard %q", got)
 	}
-	l.uid = 65534
-	if got := greeting(t, socket, 65534); got != "welcome" {
+	if got := heard(65534, 65534); got != "welcome" {
 		t.Errorf("the owner heard %q", got)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -48,9 +49,11 @@ type house struct {
 	drivers []vmm.Driver
 	engine  *engine.Engine
 
-	mu         sync.Mutex
+	mu         sync.Mutex   // never held while something is waited for: the daemon's status needs it
 	reconciled []string     // guarded by mu
 	subnet     netip.Prefix // of the bridge, once known; guarded by mu
+
+	bridge sync.Mutex // held while the bridge is made
 }
 
 // assemble puts the parts together. Nothing on the host is changed yet but the database's schema.
@@ -66,11 +69,17 @@ func (o Options) assemble(ctx context.Context, config settings, logger *slog.Log
 	if err != nil {
 		return nil, err
 	}
-	if h.network, err = o.network(ctx, config, logger); err != nil {
+	if h.store, err = store.Open(ctx, o.Paths.Database()); err != nil {
 		return nil, err
 	}
-	if h.store, err = store.Open(ctx, o.Paths.Database()); err != nil {
-		return nil, errors.Join(err, h.closeNetwork())
+	if !config.subnet.IsValid() && !o.FakeVMM {
+		if config.subnet, err = subnetOfVMs(ctx, h.store, config.bridge); err != nil {
+			return nil, errors.Join(err, h.store.Close())
+		}
+		h.subnet = config.subnet
+	}
+	if h.network, err = o.network(ctx, config, logger); err != nil {
+		return nil, errors.Join(err, h.store.Close())
 	}
 	limits, err := hostLimits(h.drivers)
 	if err != nil {
@@ -134,6 +143,30 @@ func (o Options) network(ctx context.Context, config settings, logger *slog.Logg
 	})
 }
 
+// subnetOfVMs returns the subnet that the VMs have their addresses in when there is no bridge, as after a start
+// of the host: a bridge with another one, since a route of that time is gone, would be of no use to them. Zero: choose freely.
+func subnetOfVMs(ctx context.Context, s *store.Store, bridge string) (netip.Prefix, error) {
+	if _, err := net.InterfaceByName(bridge); err == nil {
+		return netip.Prefix{}, nil // it keeps its own
+	}
+	all, err := s.List(ctx)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	all = slices.DeleteFunc(all, func(v vm.VM) bool { return !v.IP.IsValid() })
+	routes, err := hostnet.ReadRoutes()
+	if err != nil || len(all) == 0 {
+		return netip.Prefix{}, err
+	}
+	for _, c := range hostnet.Candidates {
+		elsewhere := func(v vm.VM) bool { return !c.Contains(v.IP) }
+		if _, clash := hostnet.Clash(c, routes, bridge); !clash && !slices.ContainsFunc(all, elsewhere) {
+			return c, nil
+		}
+	}
+	return netip.Prefix{}, nil
+}
+
 // hostBoot is the random id of this start of the host (random(4)), or empty.
 func hostBoot() string {
 	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
@@ -194,10 +227,10 @@ func (h *house) allocate(taken map[netip.Addr]bool) (netip.Addr, error) {
 
 // bridgeSubnet returns the configured subnet, or the one the bridge has or gets.
 func (h *house) bridgeSubnet() (netip.Prefix, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.subnet.IsValid() {
-		return h.subnet, nil
+	h.bridge.Lock()
+	defer h.bridge.Unlock()
+	if subnet := h.knownSubnet(); subnet.IsValid() {
+		return subnet, nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
@@ -205,8 +238,39 @@ func (h *house) bridgeSubnet() (netip.Prefix, error) {
 	if err != nil {
 		return netip.Prefix{}, err
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	h.subnet = address.Masked()
 	return h.subnet, nil
+}
+
+func (h *house) knownSubnet() netip.Prefix {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.subnet
+}
+
+// currentSubnet is the known subnet or, before anything needed one, that of a bridge which an earlier daemon
+// made. It makes none.
+func (h *house) currentSubnet() netip.Prefix {
+	if subnet := h.knownSubnet(); subnet.IsValid() || h.options.FakeVMM {
+		return subnet
+	}
+	bridge, err := net.InterfaceByName(h.config.bridge)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	addresses, err := bridge.Addrs()
+	if err != nil {
+		return netip.Prefix{}
+	}
+	for _, a := range addresses {
+		// Not remembered: what new VMs get is for EnsureBridge to say.
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().Is4() && hostnet.CheckSubnet(p.Masked()) == nil {
+			return p.Masked()
+		}
+	}
+	return netip.Prefix{}
 }
 
 // reconcile looks after the VMs of the daemon's predecessor. What it cannot mend concerns single VMs,
@@ -264,12 +328,12 @@ func (h *house) host(ctx context.Context) server.Host {
 	if info.DefaultVMM == "" && len(info.Drivers) > 0 {
 		info.DefaultVMMReason = info.Drivers[0].Reason
 	}
+	if subnet := h.currentSubnet(); subnet.IsValid() {
+		info.Subnet = subnet.String()
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	info.Reconciled = slices.Clone(h.reconciled)
-	if h.subnet.IsValid() {
-		info.Subnet = h.subnet.String()
-	}
 	return info
 }
 

@@ -11,6 +11,7 @@ import (
 
 	bangerv1 "banger/api/banger/v1"
 	"banger/internal/client"
+	"banger/internal/fault"
 )
 
 // TestKilledAtEachStage kills the daemon after each stage of each operation. The next daemon must
@@ -94,6 +95,9 @@ func (p place) killedAt(t *testing.T, at string) {
 		t.Error("the call succeeded although the daemon died")
 	}
 	awaitDone(t, doomed)
+	if err != nil && (fault.KindOf(err) != fault.Precondition || fault.HintOf(err) == "" || !strings.Contains(err.Error(), " VM web")) {
+		t.Errorf("the client said: %v (hint %q)", err, fault.HintOf(err))
+	}
 
 	c = p.dial(t)
 	defer c.Close()

@@ -43,7 +43,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
+	// Caught and dropped: a signal that is ignored stays ignored in the programs that are started.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGPIPE)
 	return report(stderr, Run(ctx, Options{
 		Paths:   paths.FromEnvironment(),
 		FakeVMM: os.Getenv("BANGER_FAKE_VMM") == "1",

@@ -15,11 +15,11 @@ func (h *house) setup(ctx context.Context, rebuild bool, sink progress.Sink) (se
 	_, kernelErr := h.kernels.Get(ctx, "")
 	_, imageErr := h.images.Get(ctx, "")
 	done := !rebuild && kernelErr == nil && imageErr == nil
-	k, err := h.kernels.FromDebian(ctx, kernel.DebianOptions{Rebuild: rebuild}, sink)
+	k, err := h.kernels.FromDebian(ctx, kernel.DebianOptions{Mirror: h.config.mirror, Rebuild: rebuild}, sink)
 	if err != nil {
 		return server.SetupResult{}, err
 	}
-	i, err := h.images.Bootstrap(ctx, image.BootstrapOptions{Rebuild: rebuild}, sink)
+	i, err := h.images.Bootstrap(ctx, image.BootstrapOptions{Mirror: h.config.mirror, Rebuild: rebuild}, sink)
 	if err != nil {
 		return server.SetupResult{}, err
 	}

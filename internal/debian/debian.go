@@ -129,6 +129,10 @@ func OpenApt(ctx context.Context, dir string, source Source) (*Apt, error) {
 	if err := source.Check(); err != nil {
 		return nil, err
 	}
+	if strings.ContainsAny(dir, "\"\n") { // apt.conf(5) cannot say these
+		return nil, fault.New(fault.Precondition, "apt cannot work in %q", dir).
+			WithHint("set XDG_CACHE_HOME to a directory without double quotes in its name")
+	}
 	keyring, err := Keyring()
 	if err != nil {
 		return nil, err

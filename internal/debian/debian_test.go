@@ -5,12 +5,16 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/blakesmith/ar"
 	"github.com/klauspost/compress/zstd"
@@ -170,7 +174,7 @@ func TestApt(t *testing.T) {
 	}
 	source := Source{Mirror: need.Network(t)}.WithDefaults("amd64")
 	need.Binary(t, "apt-get")
-	apt, err := OpenApt(t.Context(), t.TempDir(), source)
+	apt, err := OpenApt(t.Context(), filepath.Join(t.TempDir(), `a b,c'd#e;f?g%20\é`), source)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -214,6 +218,40 @@ func TestAptSaysWhenTheMirrorIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := apt.Update(t.Context()); fault.KindOf(err) != fault.Precondition || fault.HintOf(err) == "" {
+		t.Errorf("error %v", err)
+	}
+}
+
+// Packages of an archive that Debian did not sign are not taken.
+func TestAptRefusesUnsignedArchives(t *testing.T) {
+	need.Binary(t, "apt-get")
+	mirror := t.TempDir()
+	dist := filepath.Join(mirror, "dists/trixie")
+	packages := "Package: evil\nVersion: 1\nArchitecture: amd64\nFilename: evil.deb\nSize: 1\nSHA256: " + strings.Repeat("0", 64) + "\n\n"
+	sum := sha256.Sum256([]byte(packages))
+	release := fmt.Sprintf("Origin: Debian\nSuite: trixie\nCodename: trixie\nArchitectures: amd64\nComponents: main\nDate: %s\nSHA256:\n %x %d main/binary-amd64/Packages\n",
+		time.Now().UTC().Format("Mon, 02 Jan 2006 15:04:05 UTC"), sum, len(packages))
+	for name, content := range map[string]string{"main/binary-amd64/Packages": packages, "Release": release} {
+		path := filepath.Join(dist, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(content), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	apt, err := OpenApt(t.Context(), t.TempDir(), Source{Mirror: "file://" + mirror}.WithDefaults("amd64"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := apt.Update(t.Context()); err == nil || !strings.Contains(err.Error(), "not signed") {
+		t.Errorf("error %v", err)
+	}
+	if p, err := apt.Show(t.Context(), "evil"); err == nil {
+		t.Errorf("the unsigned list was taken: %+v", p)
+	}
+}
+
+func TestAptSaysWhereItCannotWork(t *testing.T) {
+	_, err := OpenApt(t.Context(), filepath.Join(t.TempDir(), `a"b`), Source{}.WithDefaults("amd64"))
+	if fault.KindOf(err) != fault.Precondition || fault.HintOf(err) == "" {
 		t.Errorf("error %v", err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -170,11 +171,40 @@ func TestCloneFileLeavesNothingWhenInterrupted(t *testing.T) {
 	}
 }
 
+// e2fsprogs takes what is behind a question mark for options, and others have meanings for commas and quotes.
+func TestStrangeDirectory(t *testing.T) {
+	need.Binary(t, "mke2fs")
+	dir := filepath.Join(t.TempDir(), `-a b,c?d=e"f'g%h\é`)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Chdir(dir)
+	if err := CreateExt4FromTar(t.Context(), filepath.Join(dir, "d.ext4"), MinExt4, "work", home(t)); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "e.ext4")
+	if err := errors.Join(
+		CloneSeed(t.Context(), filepath.Join(dir, "seeds"), path, MinExt4, "overlay"), GrowExt4(t.Context(), path, 2*MinExt4),
+		checkExt4(t.Context(), path),
+	); err != nil {
+		t.Fatal(err)
+	}
+	if size, _, err := readSuperblock(path); err != nil || size != 2*MinExt4 {
+		t.Errorf("%d bytes, %v", size, err)
+	}
+	checkClean(t, "./e.ext4")
+	noLeftovers(t, dir)
+}
+
 // smallDisk mounts a tmpfs of 1 MiB in a mount namespace of the test's own thread.
 func smallDisk(t *testing.T) string {
 	t.Helper()
 	need.Root(t)
 	dir := t.TempDir()
+	runtime.LockOSThread() // for good: the thread ends with the test, and its namespace with it
+	if err := errors.Join(unix.Unshare(unix.CLONE_NEWNS), unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")); err != nil {
+		t.Fatal(err)
+	}
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
 		t.Fatal(err)
 	}
@@ -366,8 +396,9 @@ func TestWriteExt4OfBrokenTarFails(t *testing.T) {
 	}
 }
 
-func TestCreateExt4FromTar(t *testing.T) {
-	need.Binary(t, "mke2fs")
+// home is a small tree of the kinds of file that CreateExt4FromTar takes.
+func home(t *testing.T) *bytes.Buffer {
+	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, h := range []tar.Header{
@@ -382,8 +413,13 @@ func TestCreateExt4FromTar(t *testing.T) {
 		_, _ = w.Write([]byte("#\n")[:h.Size])
 	}
 	_ = w.Close()
+	return &b
+}
+
+func TestCreateExt4FromTar(t *testing.T) {
+	need.Binary(t, "mke2fs")
 	path := filepath.Join(t.TempDir(), "seed.ext4")
-	if err := CreateExt4FromTar(t.Context(), path, 256<<20, "work", &b); err != nil {
+	if err := CreateExt4FromTar(t.Context(), path, 256<<20, "work", home(t)); err != nil {
 		t.Fatal(err)
 	}
 	checkClean(t, path)

@@ -51,11 +51,24 @@ func makeExt4(ctx context.Context, path string, size int64, label, dir string) e
 			"-E", "nodiscard,assume_storage_prezeroed=1,lazy_itable_init=1,root_owner=0:0",
 		}
 		if dir != "" {
+			if dir, err = filepath.Abs(dir); err != nil {
+				return err
+			}
 			args = append(args, "-d", dir)
 		}
-		_, err := system.Run(ctx, system.Command{Path: mke2fs, Args: append(args, t.Name()), Timeout: toolTimeout})
+		_, err := runOn(ctx, t.Name(), system.Command{Path: mke2fs, Args: args})
 		return toolFault(err, path)
 	})
+}
+
+// runOn runs a program of e2fsprogs on the file at path. It names the file from its directory, as these
+// programs take what is behind a question mark in a path for options.
+func runOn(ctx context.Context, path string, c system.Command) ([]byte, error) {
+	c.Dir, c.Args = filepath.Dir(path), append(c.Args, "./"+filepath.Base(path))
+	if c.Timeout == 0 {
+		c.Timeout = toolTimeout
+	}
+	return system.Run(ctx, c)
 }
 
 // journalMiB keeps the journal small: a guest that writes fills all of it on the host's disk.
@@ -170,7 +183,7 @@ func GrowExt4(ctx context.Context, path string, size int64) error {
 			return fault.Wrap(fault.Usage, err, "cannot make disk %s %d bytes long", path, size)
 		}
 	}
-	_, err = system.Run(ctx, system.Command{Path: resize2fs, Args: []string{path}, Timeout: toolTimeout})
+	_, err = runOn(ctx, path, system.Command{Path: resize2fs})
 	return toolFault(err, path)
 }
 
@@ -180,12 +193,12 @@ func checkExt4(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	_, first := system.Run(ctx, system.Command{Path: e2fsck, Args: []string{"-fp", path}, Timeout: toolTimeout})
+	_, first := runOn(ctx, path, system.Command{Path: e2fsck, Args: []string{"-fp"}})
 	if first == nil {
 		return nil
 	}
 	// Exit code 1 says that something was mended; then a second look finds nothing.
-	if _, err := system.Run(ctx, system.Command{Path: e2fsck, Args: []string{"-fn", path}, Timeout: toolTimeout}); err != nil {
+	if _, err := runOn(ctx, path, system.Command{Path: e2fsck, Args: []string{"-fn"}}); err != nil {
 		return fault.Wrap(fault.Precondition, first, "the file system of disk %s is damaged", path).
 			WithHint("repair it with: e2fsck -f %s", path)
 	}

@@ -101,8 +101,8 @@ func setOwners(ctx context.Context, path, script string) error {
 		return err
 	}
 	var complaint string
-	_, err = system.Run(ctx, system.Command{
-		Path: debugfs, Args: []string{"-w", "-f", "-", path}, Stdin: strings.NewReader(script), Timeout: time.Minute,
+	_, err = runOn(ctx, path, system.Command{
+		Path: debugfs, Args: []string{"-w", "-f", "-"}, Stdin: strings.NewReader(script), Timeout: time.Minute,
 		OnStderrLine: func(line string) {
 			if complaint == "" && !strings.HasPrefix(line, "debugfs ") { // it greets there
 				complaint = line

@@ -316,7 +316,7 @@ func (e *Engine) verb(ctx context.Context, ref, name string, sink progress.Sink,
 		return vm.VM{}, err
 	}
 	if o.v.State == vm.Gone {
-		return vm.VM{}, fault.New(fault.NotFound, "no VM named %s: its create never ended and was taken back", ref)
+		return vm.VM{}, fault.New(fault.NotFound, "no VM named %s: what was left of it was taken back", ref)
 	}
 	if err := f(ctx, o); err != nil {
 		return vm.VM{}, err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -344,6 +345,39 @@ func TestGuestThatNeverAnswers(t *testing.T) {
 		t.Errorf("got %v, hint %q", err, fault.HintOf(err))
 	}
 	b.nothingLeft("after the boot timeout")
+}
+
+// TestFailedCreateTellsTheConsole: its file goes with the VM, so the hint must not send anybody there.
+func TestFailedCreateTellsTheConsole(t *testing.T) {
+	b := newBench(t)
+	b.w.mute = true
+	b.c.BootTimeout = 50 * time.Millisecond
+	b.hook = func(_, stage string) {
+		if stage == stageBoot {
+			for dir := range b.w.machines {
+				text := strings.Repeat("long ago\n", 1000) + "\x1b[2Jfirst\r\nno \xffroot\r\n"
+				if err := os.WriteFile(filepath.Join(dir, vmm.SerialLog), []byte(text), 0o600); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	}
+	_, err := b.Create(t.Context(), spec("web"), true, nil)
+	hint := fault.HintOf(err)
+	if !strings.HasSuffix(hint, "\n[2Jfirst\nno root") || strings.Contains(hint, b.p.VMs()) || strings.Count(hint, "\n") > consoleLines {
+		t.Errorf("hint %q", hint)
+	}
+	b.hook = nil
+	b.w.mute = false
+	v := b.create("web")
+	if _, err := b.Stop(t.Context(), "web", true, nil); err != nil {
+		t.Fatal(err)
+	}
+	b.w.mute = true
+	_, err = b.Start(t.Context(), "web", nil)
+	if hint := fault.HintOf(err); hint != "its console is in "+filepath.Join(b.p.VM(v.ID), vmm.SerialLog) {
+		t.Errorf("of one that stays: hint %q", hint)
+	}
 }
 
 func TestGuestThatPanicsWhileBooting(t *testing.T) {
@@ -785,6 +819,26 @@ func TestReconcileOfAMachineThatIsGone(t *testing.T) {
 	}
 }
 
+func TestReconcileOfAGuestThatEndedItself(t *testing.T) {
+	for kind, want := range map[vmm.ExitKind]vm.State{
+		vmm.ExitPowerOff: vm.Stopped, vmm.ExitReboot: vm.Stopped, vmm.ExitPanic: vm.Failed, vmm.ExitCrash: vm.Failed, vmm.ExitKilled: vm.Failed,
+	} {
+		b := newBench(t)
+		v := b.create("web")
+		b.Engine.die()
+		b.w.body(v.ID).die(kind, "last words")
+		b.reborn()
+		told, err := b.Reconcile(t.Context())
+		got, _ := b.Get(t.Context(), "web")
+		if err != nil || len(told) != 1 || got.State != want || (got.Reason == "") != (want == vm.Stopped) || b.w.String() != down(v.ID) {
+			t.Errorf("%s: %q, %v, VM %s (%s), host\n%s", kind, told, err, got.State, got.Reason, b.w)
+		}
+		if kind == vmm.ExitPanic && !strings.Contains(got.Reason, "last words") {
+			t.Errorf("%s: reason %q", kind, got.Reason)
+		}
+	}
+}
+
 func TestReconcileAfterAHostRestart(t *testing.T) {
 	b := newBench(t)
 	if _, err := b.Reconcile(t.Context()); err != nil {
@@ -799,6 +853,60 @@ func TestReconcileAfterAHostRestart(t *testing.T) {
 	got, _ := b.Get(t.Context(), "web")
 	if err != nil || len(told) != 1 || got.State != vm.Stopped || got.Reason != "" || b.w.String() != down(v.ID) {
 		t.Errorf("%q, %v, VM %s (%s), host\n%s", told, err, got.State, got.Reason, b.w)
+	}
+}
+
+// TestHostRestartIsKnownUntilReconciled: a daemon that could not reconcile does not make the next one
+// take the VMs for failed.
+func TestHostRestartIsKnownUntilReconciled(t *testing.T) {
+	b := newBench(t)
+	if _, err := b.Reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	v := b.create("web")
+	b.Engine.die()
+	b.w.body(v.ID).die(vmm.ExitKilled, "")
+	b.boot = "second"
+	b.reborn()
+	b.c.Drivers = nil // it cannot look after the VM
+	if _, err := b.Reconcile(t.Context()); err == nil {
+		t.Fatal("nothing was in the way of the first reconcile")
+	}
+	b.Engine.die()
+	b.reborn()
+	if _, err := b.Reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	b.expect("web", vm.Stopped)
+}
+
+// TestVerbsOnAVMNobodyHolds: the end of its machine could not be written, or it could not be taken up.
+func TestVerbsOnAVMNobodyHolds(t *testing.T) {
+	for what, lives := range map[string]bool{"its machine lives": true, "its machine is gone": false} {
+		t.Run(what, func(t *testing.T) {
+			b := newBench(t)
+			v := b.create("web")
+			if err := b.takeMachine(v.ID).letGo(); err != nil {
+				t.Fatal(err)
+			}
+			if !lives {
+				b.w.body(v.ID).die(vmm.ExitKilled, "")
+			}
+			if _, err := b.Start(t.Context(), "web", nil); err != nil {
+				t.Fatal(err)
+			}
+			b.expect("web", vm.Running)
+			agent, err := b.Agent(t.Context(), "web")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := agent.Ping(t.Context(), &agentv1.PingRequest{}); err != nil {
+				t.Error(err)
+			}
+			if got := b.w.String(); got != up(v.ID) {
+				t.Errorf("host is\n%s", got)
+			}
+		})
 	}
 }
 

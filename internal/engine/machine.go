@@ -88,6 +88,14 @@ func (e *Engine) machineOf(id vm.ID) *machine {
 	return e.live[id]
 }
 
+// holds tells whether the VM's machine is in our hands.
+func (e *Engine) holds(id vm.ID) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	_, ok := e.live[id]
+	return ok
+}
+
 // takeMachine takes the VM's machine from its watcher; nil when there is none.
 func (e *Engine) takeMachine(id vm.ID) *machine {
 	e.mu.Lock()
@@ -117,10 +125,7 @@ func (o *operation) adoptLeftover(ctx context.Context) (*machine, error) {
 			return nil, fmt.Errorf("handle of VM %s: %w", o.v.Spec.Name, err)
 		}
 	}
-	m := vmm.Machine{
-		ID: o.v.ID, Name: o.v.Spec.Name, Dir: o.e.c.Paths.VM(o.v.ID), CPUs: o.v.Spec.CPUs, MemoryBytes: o.v.Spec.MemoryBytes,
-	}
-	running, err := driver.Adopt(ctx, m, h)
+	running, err := driver.Adopt(ctx, o.remains(), h)
 	if fault.KindOf(err) == fault.NotFound {
 		return nil, nil
 	}
@@ -128,6 +133,32 @@ func (o *operation) adoptLeftover(ctx context.Context) (*machine, error) {
 		return nil, fmt.Errorf("find the machine of VM %s: %w", o.v.Spec.Name, err)
 	}
 	return newMachine(o.v.ID, running), nil
+}
+
+// remains is the machine as far as the row knows it.
+func (o *operation) remains() vmm.Machine {
+	return vmm.Machine{
+		ID: o.v.ID, Name: o.v.Spec.Name, Dir: o.e.c.Paths.VM(o.v.ID), CPUs: o.v.Spec.CPUs, MemoryBytes: o.v.Spec.MemoryBytes,
+	}
+}
+
+// coroner is a driver that can tell how a machine ended by what it left in its directory. It answers false
+// when that is not certain.
+type coroner interface {
+	LastExit(vmm.Machine) (vmm.Exit, bool)
+}
+
+// lastExit tells how the VM's machine ended while no daemon watched it; the zero Exit when nobody knows.
+func (o *operation) lastExit() vmm.Exit {
+	c, ok := o.e.driver(o.v.Driver).(coroner)
+	if !ok {
+		return vmm.Exit{}
+	}
+	exit, certain := c.LastExit(o.remains())
+	if !certain {
+		return vmm.Exit{}
+	}
+	return exit
 }
 
 // killLeftover ends whatever process the VM still has.

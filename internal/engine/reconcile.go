@@ -15,6 +15,7 @@ import (
 	"banger/internal/fault"
 	"banger/internal/paths"
 	"banger/internal/vm"
+	"banger/internal/vmm"
 )
 
 // reconcilers bounds how many VMs are looked at at once.
@@ -52,7 +53,10 @@ func (e *Engine) Reconcile(ctx context.Context) ([]string, error) {
 			return nil
 		})
 	}
-	_ = g.Wait() // its functions keep their errors themselves
+	_ = g.Wait()                     // its functions keep their errors themselves
+	if errors.Join(errs...) == nil { // else the next reconcile must know it as well
+		errs = append(errs, e.rememberHostBoot(ctx))
+	}
 	sort.Strings(told)
 	if rows, err = e.c.Store.List(ctx); err != nil {
 		return told, errors.Join(append(errs, err)...)
@@ -76,13 +80,20 @@ func (e *Engine) Reconcile(ctx context.Context) ([]string, error) {
 // metaHostBoot is the key of the host's last known start.
 const metaHostBoot = "host_boot"
 
-// hostRestarted tells whether the host was started anew since the last reconcile, and remembers this start.
+// hostRestarted tells whether the host was started anew since the last reconcile that got through.
 func (e *Engine) hostRestarted(ctx context.Context) (bool, error) {
 	before, err := e.c.Store.Meta(ctx, metaHostBoot)
 	if err != nil || e.c.HostBoot == "" || before == e.c.HostBoot {
 		return false, err
 	}
-	return before != "", e.c.Store.SetMeta(ctx, metaHostBoot, e.c.HostBoot)
+	return before != "", nil
+}
+
+func (e *Engine) rememberHostBoot(ctx context.Context) error {
+	if e.c.HostBoot == "" {
+		return nil
+	}
+	return e.c.Store.SetMeta(ctx, metaHostBoot, e.c.HostBoot)
 }
 
 func (e *Engine) reconcileOne(ctx context.Context, id vm.ID, restarted bool) (string, error) {
@@ -112,21 +123,8 @@ func (o *operation) reattach(ctx context.Context, restarted bool) (string, error
 	if err != nil {
 		return "", err
 	}
-	if m == nil && restarted {
-		if err := o.stop(ctx, true); err != nil {
-			return "", err
-		}
-		return fmt.Sprintf("VM %s ran when the host went down: it is stopped", o.v.Spec.Name), nil
-	}
 	if m == nil {
-		const reason = "its VMM ended while no daemon watched it"
-		if err := o.died(ctx, reason); err != nil {
-			return "", err
-		}
-		if o.v.State == vm.Gone {
-			return fmt.Sprintf("VM %s was to live as long as its VMM: it is gone", o.v.Spec.Name), nil
-		}
-		return fmt.Sprintf("VM %s has failed: %s", o.v.Spec.Name, reason), nil
+		return o.endedUnwatched(ctx, restarted)
 	}
 	return "", errors.Join(o.takeUp(ctx, m), o.dropMemory()) // of a resume that was done but for this
 }
@@ -143,6 +141,34 @@ func (o *operation) takeUp(ctx context.Context, m *machine) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// endedUnwatched brings a VM whose machine is gone to where its end takes it.
+func (o *operation) endedUnwatched(ctx context.Context, restarted bool) (string, error) {
+	name, how := o.v.Spec.Name, "its VMM ended while no daemon watched it"
+	exit := o.lastExit()
+	orderly := map[vmm.ExitKind]string{
+		vmm.ExitPowerOff: "powered itself off while no daemon watched it", vmm.ExitReboot: "rebooted while no daemon watched it",
+	}[exit.Kind]
+	switch {
+	case restarted:
+		orderly = "ran when the host went down"
+	case exit.Kind == vmm.ExitPanic:
+		how += ": panic: " + exit.Detail
+	}
+	end := func() error { return o.died(ctx, how) }
+	sentence := fmt.Sprintf("VM %s has failed: %s", name, how)
+	if orderly != "" {
+		end = func() error { return o.stop(ctx, true) }
+		sentence = fmt.Sprintf("VM %s %s: it is stopped", name, orderly)
+	}
+	if err := end(); err != nil {
+		return "", err
+	}
+	if o.v.State == vm.Gone {
+		return fmt.Sprintf("VM %s was to live as long as its VMM: it is gone", name), nil
+	}
+	return sentence, nil
 }
 
 // resumeStop finishes a stop that an earlier daemon began. A guest that still runs is given its time,
@@ -200,6 +226,11 @@ func (o *operation) mend(ctx context.Context) (string, error) {
 			return "", err
 		}
 		return fmt.Sprintf("VM %s was being deleted: it is gone", name), nil
+	case vm.Running, vm.Paused:
+		if o.e.holds(o.v.ID) {
+			return "", nil
+		}
+		return o.reattach(ctx, false) // what became of its machine could not be found out or written before
 	case vm.Failed, vm.Stopped:
 		if err := o.dropMemory(); err != nil { // the row says first that there is none
 			return "", err

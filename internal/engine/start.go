@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
+	"unicode"
 
 	agentv1 "banger/api/agent/v1"
 	"banger/internal/capability"
@@ -263,7 +265,7 @@ func (o *operation) ask(ctx context.Context, m *machine, limit time.Duration, qu
 				return context.Cause(ctx)
 			}
 			return fault.Wrap(fault.Timeout, err, "the guest of VM %s did not answer within %s", o.v.Spec.Name, limit).
-				WithHint("its console is in %s", o.serialLog())
+				WithHint("%s", o.consoleHint())
 		case <-pause.C:
 		}
 	}
@@ -272,11 +274,53 @@ func (o *operation) ask(ctx context.Context, m *machine, limit time.Duration, qu
 func (o *operation) endedWhileBooting(m *machine) error {
 	exit := m.running.Exit()
 	return fault.New(fault.Unexpected, "VM %s ended while it started (%s): %s", o.v.Spec.Name, exit.Kind, exit.Detail).
-		WithHint("its console is in %s", o.serialLog())
+		WithHint("%s", o.consoleHint())
 }
 
-func (o *operation) serialLog() string {
-	return filepath.Join(o.e.c.Paths.VM(o.v.ID), vmm.SerialLog)
+// consoleHint says where the guest's console can be read. That of a VM which is being made goes with it, so its
+// end is in the hint itself.
+func (o *operation) consoleHint() string {
+	path := filepath.Join(o.e.c.Paths.VM(o.v.ID), vmm.SerialLog)
+	if !o.v.Creating {
+		return "its console is in " + path
+	}
+	keep := fmt.Sprintf("to keep all of its console (%s), make it with banger vm create --no-start, then: banger vm start %s", vmm.SerialLog, o.v.Spec.Name)
+	end := consoleEnd(path)
+	if end == "" {
+		return "its console is empty; " + keep
+	}
+	return keep + "; its console ended with:\n" + end
+}
+
+// Bounds of what a hint shows of a console.
+const (
+	consoleBytes = 2 << 10
+	consoleLines = 8
+)
+
+// consoleEnd returns the last lines of a console, without what could do something to the reader's terminal.
+func consoleEnd(path string) string {
+	f, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return ""
+	}
+	text, err := io.ReadAll(io.NewSectionReader(f, max(0, info.Size()-consoleBytes), consoleBytes))
+	if err != nil {
+		return ""
+	}
+	printable := func(r rune) rune {
+		if r == '\n' || unicode.IsPrint(r) && r != unicode.ReplacementChar {
+			return r
+		}
+		return -1
+	}
+	lines := strings.FieldsFunc(strings.Map(printable, string(text)), func(r rune) bool { return r == '\n' })
+	return strings.Join(lines[max(0, len(lines)-consoleLines):], "\n")
 }
 
 // ready lets capabilities do their part in the guest and says in the row that the VM runs.

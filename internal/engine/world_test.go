@@ -201,6 +201,17 @@ func (d driver) Adopt(_ context.Context, m vmm.Machine, h vmm.Handle) (vmm.Runni
 	return &running{w: d.w, b: b}, nil
 }
 
+// LastExit knows how a guest ended itself, as a console's last line tells it.
+func (d driver) LastExit(m vmm.Machine) (vmm.Exit, bool) {
+	d.w.mu.Lock()
+	defer d.w.mu.Unlock()
+	b, ok := d.w.machines[m.Dir]
+	if !ok || !b.ended() || b.exit.Kind == vmm.ExitKilled {
+		return vmm.Exit{}, false
+	}
+	return b.exit, true
+}
+
 // body is a machine: it lives until die.
 type body struct {
 	agentv1connect.UnimplementedAgentServiceHandler

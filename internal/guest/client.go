@@ -8,7 +8,15 @@ import (
 	"net/http"
 	"time"
 
+	"connectrpc.com/connect"
+
 	"banger/api/agent/v1/agentv1connect"
+)
+
+// Bounds of what a guest may make the host hold. What is in a guest may be hostile.
+const (
+	maxMessage = 1 << 20  // bytes of one message; the agent's own have at most some 32 KiB
+	maxHeaders = 64 << 10 // bytes of the headers or trailers of one answer
 )
 
 // Client speaks to the agent of one VM: HTTP/2 without TLS over streams of the guest channel. It
@@ -29,10 +37,14 @@ func NewClient(open func(context.Context) (net.Conn, error)) *Client {
 		Protocols:         &protocols,
 		IdleConnTimeout:   5 * time.Minute,
 		DisableKeepAlives: false,
+
+		MaxResponseHeaderBytes: maxHeaders,
 	}
 	return &Client{
-		AgentServiceClient: agentv1connect.NewAgentServiceClient(&http.Client{Transport: t}, "http://agent"),
-		transport:          t,
+		// The agent does not compress; what is packed could be a thousand times longer than it looks.
+		AgentServiceClient: agentv1connect.NewAgentServiceClient(&http.Client{Transport: t}, "http://agent",
+			connect.WithReadMaxBytes(maxMessage), connect.WithAcceptCompression("gzip", nil, nil)),
+		transport: t,
 	}
 }
 

@@ -2,14 +2,17 @@ package guest
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -221,6 +224,60 @@ func TestClientDialsAgain(t *testing.T) {
 	}
 	if pingErr != nil || len(conns) != 2 {
 		t.Fatalf("after the break: %v, %d streams", pingErr, len(conns))
+	}
+}
+
+// A hostile guest cannot make the host hold more than one message, packed or not, or endless headers.
+func TestClientBoundsWhatItTakes(t *testing.T) {
+	var h2 http.Protocols
+	h2.SetUnencryptedHTTP2(true)
+	zeros := make([]byte, 32<<20)
+	answers := map[string]http.HandlerFunc{
+		"long": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/proto")
+			_, _ = w.Write(zeros) // the client hangs up
+		},
+		"packed": func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/proto")
+			w.Header().Set("Content-Encoding", "gzip")
+			z := gzip.NewWriter(w)
+			_, _ = z.Write(zeros)
+			_ = z.Close()
+		},
+		"headers": func(w http.ResponseWriter, _ *http.Request) {
+			for i := range 100 {
+				w.Header().Set(fmt.Sprintf("X-%d", i), strings.Repeat("x", 4096))
+			}
+			w.Header().Set("Content-Type", "application/proto")
+			w.WriteHeader(http.StatusOK)
+		},
+	}
+	for name, answer := range answers {
+		t.Run(name, func(t *testing.T) {
+			l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			server := &http.Server{Handler: answer, Protocols: &h2}
+			go func() { _ = server.Serve(l) }()
+			defer server.Close()
+			c := NewClient(func(ctx context.Context) (net.Conn, error) {
+				return (&net.Dialer{}).DialContext(ctx, "unix", l.Addr().String())
+			})
+			defer c.Close()
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			if _, err = c.Ping(t.Context(), &agentv1.PingRequest{}); err == nil {
+				t.Fatal("the answer was taken")
+			}
+			if name == "packed" && !strings.Contains(err.Error(), "encoding") {
+				t.Fatalf("it was unpacked: %v", err)
+			}
+			runtime.ReadMemStats(&after)
+			if took := after.TotalAlloc - before.TotalAlloc; took > 16<<20 {
+				t.Fatalf("%d bytes were taken: %v", took, err)
+			}
+		})
 	}
 }
 

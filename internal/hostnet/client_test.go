@@ -311,6 +311,22 @@ func TestDeadHelperIsStartedAgain(t *testing.T) {
 	}
 }
 
+// stopped tells whether all threads of a process have come to a halt.
+func stopped(t *testing.T, pid int) bool {
+	t.Helper()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil || len(threads) == 0 {
+		t.Fatalf("process %d has no threads: %v", pid, err)
+	}
+	for _, name := range threads {
+		stat, err := os.ReadFile(name)
+		if err == nil && !strings.Contains(string(stat), ") T ") {
+			return false
+		}
+	}
+	return true
+}
+
 func TestHangingHelper(t *testing.T) {
 	hosttest.NetNS(t)
 	hosttest.Snapshot(t)
@@ -320,6 +336,9 @@ func TestHangingHelper(t *testing.T) {
 	}
 	if err := syscall.Kill(c.HelperPID(), syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
+	}
+	for !stopped(t, c.HelperPID()) {
+		time.Sleep(time.Millisecond)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()

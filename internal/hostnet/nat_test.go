@@ -78,19 +78,25 @@ func serveAddresses(t *testing.T, ns *hosttest.NS, address string) {
 	t.Cleanup(func() { l.Close(); <-done })
 }
 
+// How long a connection may take that is to come about, and one that is not.
+const (
+	hopeful  = 10 * time.Second
+	hopeless = 500 * time.Millisecond
+)
+
 // seenFrom connects in a namespace and returns the address that the server sees, or "" when no
 // connection comes about.
-func seenFrom(t *testing.T, ns *hosttest.NS, server string) string {
+func seenFrom(t *testing.T, ns *hosttest.NS, server string, patience time.Duration) string {
 	t.Helper()
 	text := make([]byte, 64)
 	n := 0
 	err := ns.Do(func() error {
-		conn, err := net.DialTimeout("tcp", server, 500*time.Millisecond)
+		conn, err := net.DialTimeout("tcp", server, patience)
 		if err != nil {
 			return err
 		}
 		defer conn.Close()
-		conn.SetDeadline(time.Now().Add(time.Second))
+		conn.SetDeadline(time.Now().Add(2 * patience))
 		n, _ = conn.Read(text)
 		return nil
 	})
@@ -110,12 +116,12 @@ func (w *world) nat(t *testing.T, on bool) {
 
 func TestNAT(t *testing.T) {
 	w := newWorld(t)
-	if got := seenFrom(t, w.host, internetServer); got != "198.51.100.1" {
+	if got := seenFrom(t, w.host, internetServer, hopeful); got != "198.51.100.1" {
 		t.Fatalf("the host itself is seen as %q", got)
 	}
 	for range 2 { // asking twice is harmless
 		w.nat(t, true)
-		if got := seenFrom(t, w.guest, internetServer); got != "198.51.100.1" {
+		if got := seenFrom(t, w.guest, internetServer, hopeful); got != "198.51.100.1" {
 			t.Fatalf("with NAT the guest is seen as %q\n%s", got, w.host.Run(t, "nft", "list", "ruleset"))
 		}
 	}
@@ -124,7 +130,7 @@ func TestNAT(t *testing.T) {
 	}
 	for range 2 {
 		w.nat(t, false)
-		if got := seenFrom(t, w.guest, internetServer); got != "" {
+		if got := seenFrom(t, w.guest, internetServer, hopeless); got != "" {
 			t.Errorf("without NAT the guest is seen as %q", got)
 		}
 	}
@@ -132,10 +138,10 @@ func TestNAT(t *testing.T) {
 	w.nat(t, true)
 	serveAddresses(t, w.guest, guestAddress.String()+":22")
 	w.internet.Run(t, "ip", "route", "add", "172.30.0.0/16", "via", "198.51.100.1")
-	if got := seenFrom(t, w.internet, guestAddress.String()+":22"); got != "" {
+	if got := seenFrom(t, w.internet, guestAddress.String()+":22", hopeless); got != "" {
 		t.Errorf("the internet reaches the guest as %q", got)
 	}
-	if got := seenFrom(t, w.host, guestAddress.String()+":22"); got != "172.30.0.1" {
+	if got := seenFrom(t, w.host, guestAddress.String()+":22", hopeful); got != "172.30.0.1" {
 		t.Errorf("the host reaches the guest as %q", got)
 	}
 }
@@ -148,10 +154,10 @@ func TestMetadataAddress(t *testing.T) {
 	w.host.Run(t, "ip", "route", "add", "169.254.169.254/32", "dev", "up0")
 	serveAddresses(t, w.internet, metadata)
 	w.nat(t, true)
-	if got := seenFrom(t, w.host, metadata); got == "" {
+	if got := seenFrom(t, w.host, metadata, hopeful); got == "" {
 		t.Fatal("the host itself does not reach it")
 	}
-	if got := seenFrom(t, w.guest, metadata); got != "" {
+	if got := seenFrom(t, w.guest, metadata, hopeless); got != "" {
 		t.Errorf("a guest reaches it as %s", got)
 	}
 }
@@ -161,17 +167,17 @@ func TestNATIsPerGuest(t *testing.T) {
 	w.nat(t, true)
 	other := netip.MustParseAddr("172.30.0.3")
 	w.guest.Run(t, "ip", "addr", "add", other.String()+"/16", "dev", "eth0")
-	if got := seenFrom(t, w.guest, internetServer); got != "198.51.100.1" {
+	if got := seenFrom(t, w.guest, internetServer, hopeful); got != "198.51.100.1" {
 		t.Errorf("the guest with NAT is seen as %q", got)
 	}
 	w.guest.Run(t, "ip", "route", "replace", "default", "via", w.address.Addr().String(), "src", other.String())
-	if got := seenFrom(t, w.guest, internetServer); got != "" {
+	if got := seenFrom(t, w.guest, internetServer, hopeless); got != "" {
 		t.Errorf("a guest without NAT is seen as %q", got)
 	}
 	if err := w.client.SetNAT(t.Context(), other, true); err != nil {
 		t.Fatal(err)
 	}
-	if got := seenFrom(t, w.guest, internetServer); got != "198.51.100.1" {
+	if got := seenFrom(t, w.guest, internetServer, hopeful); got != "198.51.100.1" {
 		t.Errorf("with NAT it is seen as %q", got)
 	}
 }
@@ -204,7 +210,7 @@ func TestRulesOfOthersStayAsTheyAre(t *testing.T) {
 	w.host.Run(t, "nft", "-f", file)
 	before := w.host.Run(t, "nft", "--handle", "list", "ruleset")
 	w.nat(t, true)
-	if got := seenFrom(t, w.guest, internetServer); got != "198.51.100.1" {
+	if got := seenFrom(t, w.guest, internetServer, hopeful); got != "198.51.100.1" {
 		t.Errorf("with rules of others the guest is seen as %q", got)
 	}
 	during := w.host.Run(t, "nft", "--handle", "list", "ruleset")

@@ -81,7 +81,9 @@ func ReadRoutes() ([]Route, error) {
 	if err != nil {
 		return nil, err
 	}
-	all, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	all, err := List(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("read the routes of this host: %w", err)
 	}
@@ -100,7 +102,7 @@ func ReadRoutes() ([]Route, error) {
 }
 
 func deviceNames() (map[int]string, error) {
-	links, err := netlink.LinkList()
+	links, err := List(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("read the network devices of this host: %w", err)
 	}
@@ -121,7 +123,7 @@ func bridgeAddress(name string) (netip.Prefix, error) {
 	if err != nil {
 		return netip.Prefix{}, fmt.Errorf("look for bridge %s: %w", name, err)
 	}
-	addresses, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	addresses, err := List(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_V4) })
 	if err != nil {
 		return netip.Prefix{}, fmt.Errorf("read the addresses of bridge %s: %w", name, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"time"
@@ -240,8 +241,21 @@ func ownMounts(mmdebstrap string, args []string) (program string, all []string, 
 		return mmdebstrap, args, nil
 	}
 	unshare, err := system.Find("unshare", "util-linux")
-	return unshare, append([]string{"--mount", "--propagation", "private", "--", mmdebstrap}, args...), err
+	return unshare, append([]string{"--mount", "--propagation", propagation(), "--", mmdebstrap}, args...), err
 }
+
+// propagation keeps mounts to the namespace. In a plain chroot that cannot be asked for: the root is no
+// mount there.
+func propagation() string {
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err == nil && !rootMount.Match(mounts) {
+		return "unchanged"
+	}
+	return "private"
+}
+
+// rootMount matches the line of a mount at "/" (proc_pid_mountinfo(5): the fifth field).
+var rootMount = regexp.MustCompile(`(?m)^(\S+ ){4}/ `)
 
 func bootstrapHint() string {
 	if os.Geteuid() == 0 {

@@ -376,3 +376,15 @@ func TestRealImage(t *testing.T) {
 		t.Errorf("/etc/ssh: %v\n%s", err, out)
 	}
 }
+
+func TestRootIsSeenAsAMount(t *testing.T) {
+	for line, want := range map[string]bool{
+		"22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n":                              true,
+		"1 1 0:2 / /proc rw - proc proc rw\n22 1 254:0 /srv/root / rw - ext4 /dev/vda rw\n":     true,
+		"30 22 0:5 / /dev rw - devtmpfs udev rw\n31 22 0:20 / /proc rw,nosuid - proc proc rw\n": false,
+	} {
+		if got := rootMount.MatchString(line); got != want {
+			t.Errorf("%q: %v", line, got)
+		}
+	}
+}

@@ -78,7 +78,7 @@ func (s *Store) List(ctx context.Context) ([]Image, error) {
 		}
 		i, err := s.load(name)
 		if err != nil {
-			i = Image{Name: name, Dir: s.shelf.Dir(name), Problem: err.Error()}
+			i.Name, i.Dir, i.Problem = name, s.shelf.Dir(name), err.Error()
 		}
 		images = append(images, i)
 	}

@@ -15,6 +15,9 @@ const (
 	typeChar = 0o020000
 )
 
+// trailer is the name of the last entry of an archive.
+const trailer = "TRAILER!!!"
+
 // entry is one entry of a cpio archive.
 type entry struct {
 	name         string
@@ -92,6 +95,6 @@ func (a *archiveWriter) copyFile(name, source string, mode int64) {
 // close ends the archive, its length a multiple of four.
 func (a *archiveWriter) close() error {
 	a.inode = -1 // the last entry has inode 0
-	a.put(entry{name: "TRAILER!!!"})
+	a.put(entry{name: trailer})
 	return a.err
 }

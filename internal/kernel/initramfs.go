@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -23,6 +24,9 @@ import (
 const (
 	initramfsFormat = 1 // part of the hash: raise it when the layout changes
 	initramfsKept   = 4 // how many the cache holds
+
+	unfinished    = ".new-*"  // names of archives that are being written
+	unfinishedAge = time.Hour // after which their writer is dead
 )
 
 // Initramfs returns the path of an initramfs, an uncompressed newc cpio archive: the agent as /init, the modules
@@ -41,7 +45,7 @@ func (s *Store) Initramfs(ctx context.Context, k Kernel, agentBinary string, ext
 	}
 	dir := paths.Paths{Cache: s.cache}.Initramfs()
 	archive = filepath.Join(dir, contentHash(k, agent, modules)+".cpio")
-	if info, err := os.Stat(archive); err == nil && info.Size() > 0 {
+	if whole(archive) {
 		now := time.Now()
 		_ = os.Chtimes(archive, now, now) // it only decides what is forgotten first
 		return archive, modules, nil
@@ -82,6 +86,21 @@ func (s *Store) agentSum(path string) (string, error) {
 	}
 	s.agents[path] = summed{size: info.Size(), modified: info.ModTime().UnixNano(), sum: sum}
 	return sum, nil
+}
+
+// whole tells whether a cached archive can be believed: it ends as archives do.
+func whole(archive string) bool {
+	const end = 128 // bytes; a trailer has 124
+	f, err := os.Open(archive)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = f.Close() }()
+	if _, err := f.Seek(-end, io.SeekEnd); err != nil {
+		return false
+	}
+	last, err := io.ReadAll(io.LimitReader(f, end))
+	return err == nil && bytes.Contains(last, []byte(trailer+"\x00"))
 }
 
 // basic returns those of bootModules that the kernel has; what it must have was checked when it was made.
@@ -126,11 +145,14 @@ func contentHash(k Kernel, agentSum string, modules []string) string {
 }
 
 func writeArchive(archive string, k Kernel, agentBinary string, modules []string) (err error) {
-	f, err := os.CreateTemp(filepath.Dir(archive), ".new-*")
+	f, err := os.CreateTemp(filepath.Dir(archive), unfinished)
 	if err != nil {
 		return err
 	}
 	defer func() {
+		if err == nil {
+			err = f.Sync() // it is never made again: a power cut must not leave half of it under its name
+		}
 		err = errors.Join(err, f.Close())
 		if err == nil {
 			err = os.Rename(f.Name(), archive)
@@ -180,7 +202,8 @@ func (a *archiveWriter) copyModules(source string, modules []string) {
 	}
 }
 
-// forgetOld keeps the newest archives of the cache. Machines have copies of their own.
+// forgetOld keeps the newest archives of the cache, and removes those that somebody died over. Machines have
+// copies of their own.
 func forgetOld(dir string) error {
 	found, err := filepath.Glob(filepath.Join(dir, "*.cpio"))
 	if err != nil {
@@ -193,8 +216,13 @@ func forgetOld(dir string) error {
 		}
 		return info.ModTime()
 	}
+	dead, err := filepath.Glob(filepath.Join(dir, unfinished))
+	if err != nil {
+		return err
+	}
+	dead = slices.DeleteFunc(dead, func(path string) bool { return time.Since(age(path)) < unfinishedAge })
 	slices.SortFunc(found, func(a, b string) int { return age(b).Compare(age(a)) })
-	for _, old := range found[min(len(found), initramfsKept):] {
+	for _, old := range append(dead, found[min(len(found), initramfsKept):]...) {
 		if err := os.Remove(old); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fault.Wrap(fault.Unexpected, err, "cannot remove an old initramfs")
 		}

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cavaliergopher/cpio"
 	"github.com/klauspost/compress/zstd"
@@ -330,6 +331,49 @@ func must(b []byte, err error) []byte {
 		panic(err)
 	}
 	return b
+}
+
+// What a power cut made of a cached archive is made again, and what a kill left is removed.
+func TestInitramfsCacheAfterCrash(t *testing.T) {
+	s := storeWithKernel(t)
+	k, err := s.Get(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent := filepath.Join(t.TempDir(), "agent")
+	if err := os.WriteFile(agent, []byte("agent"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	path, _, err := s.Initramfs(t.Context(), k, agent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	good := must(os.ReadFile(path))
+	dir := filepath.Dir(path)
+	dead, living := filepath.Join(dir, ".new-1"), filepath.Join(dir, ".new-2")
+	long := time.Now().Add(-2 * unfinishedAge)
+	if err := errors.Join(os.WriteFile(dead, nil, 0o600), os.WriteFile(living, nil, 0o600), os.Chtimes(dead, long, long)); err != nil {
+		t.Fatal(err)
+	}
+	for what, bad := range map[string][]byte{
+		"nothing": {}, "half": good[:len(good)/2], "zeros at its end": append(bytes.Clone(good[:len(good)/2]), make([]byte, len(good)/2)...),
+	} {
+		if err := os.WriteFile(path, bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := s.Initramfs(t.Context(), k, agent); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(must(os.ReadFile(path)), good) {
+			t.Errorf("%s was taken for an archive", what)
+		}
+	}
+	if _, err := os.Stat(dead); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what a kill left is still there: %v", err)
+	}
+	if _, err := os.Stat(living); err != nil {
+		t.Errorf("what somebody is writing was removed: %v", err)
+	}
 }
 
 func TestInitramfsCache(t *testing.T) {

@@ -83,7 +83,7 @@ func (s *Store) List(ctx context.Context) ([]Kernel, error) {
 		}
 		k, err := s.load(name)
 		if err != nil {
-			k = Kernel{Name: name, Dir: s.shelf.Dir(name), Problem: err.Error()}
+			k.Name, k.Dir, k.Problem = name, s.shelf.Dir(name), err.Error()
 		}
 		kernels = append(kernels, k)
 	}

@@ -38,7 +38,13 @@ func (s vmService) ExecVM(ctx context.Context, client *execStream) error {
 	if err != nil {
 		return agentFault(err, ref)
 	}
-	// It ends with the handler: Connect closes the request then, and cancel the agent's stream.
+	// The end of the context alone does not reach the agent: while the request is open nothing resets the HTTP/2
+	// stream, the program in the guest runs on, and Receive waits for it.
+	context.AfterFunc(ctx, func() {
+		_ = program.CloseRequest()
+		_ = program.CloseResponse()
+	})
+	// It ends with the handler: Connect closes the request then.
 	go func() {
 		if err := forwardInput(client, program); err != nil {
 			cancel()

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	agentv1 "banger/api/agent/v1"
 	"banger/api/agent/v1/agentv1connect"
 	bangerv1 "banger/api/banger/v1"
+	"banger/api/banger/v1/bangerv1connect"
 	"banger/internal/client"
 	"banger/internal/fault"
 	"banger/internal/image"
@@ -463,9 +465,14 @@ func (scripted) Exec(_ context.Context, s *connect.BidiStream[agentv1.ExecReques
 // withAgent gives w a running VM with a scripted agent.
 func withAgent(t *testing.T, w *world) {
 	t.Helper()
+	withThisAgent(t, w, scripted{})
+}
+
+func withThisAgent(t *testing.T, w *world, agent agentv1connect.AgentServiceHandler) {
+	t.Helper()
 	socket := filepath.Join(t.TempDir(), "a")
 	mux := http.NewServeMux()
-	mux.Handle(agentv1connect.NewAgentServiceHandler(scripted{}))
+	mux.Handle(agentv1connect.NewAgentServiceHandler(agent))
 	serveUnix(t, socket, mux)
 	transport := &http.Transport{Protocols: new(http.Protocols), DialContext: func(context.Context, string, string) (net.Conn, error) {
 		return net.Dial("unix", socket)
@@ -758,6 +765,125 @@ func TestSetupEndsWithItsLastCaller(t *testing.T) {
 	case <-time.After(5 * time.Second):
 		t.Error("it still runs")
 	}
+}
+
+// TestSetupAfterACancelledOne: who asks again while the cancelled one still tidies up gets a setup of his own.
+func TestSetupAfterACancelledOne(t *testing.T) {
+	o := options(t, newWorld())
+	cancelled, tidied := make(chan struct{}), make(chan struct{})
+	var runs atomic.Int32
+	o.Setup = func(ctx context.Context, _ bool, sink progress.Sink) (server.SetupResult, error) {
+		if runs.Add(1) > 1 {
+			return server.SetupResult{Image: image.Image{Name: "debian"}}, nil
+		}
+		sink.Update("kernel", "downloading", 0.5)
+		<-ctx.Done()
+		close(cancelled)
+		<-tidied
+		return server.SetupResult{}, ctx.Err()
+	}
+	c := dial(t, o)
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := c.Setup(ctx, &bangerv1.SetupRequest{}, func(*bangerv1.Progress) { cancel() })
+	wantKind(t, err, fault.Interrupted)
+	<-cancelled
+	time.AfterFunc(50*time.Millisecond, func() { close(tidied) })
+	res, err := c.Setup(t.Context(), &bangerv1.SetupRequest{Rebuild: true}, nil)
+	if err != nil || res.GetImage().GetName() != "debian" || runs.Load() != 2 {
+		t.Errorf("got %v, %v after %d runs", res, err, runs.Load())
+	}
+}
+
+// patient is an agent whose program runs until its caller hangs up.
+type patient struct {
+	agentv1connect.UnimplementedAgentServiceHandler
+
+	hungUp chan struct{}
+}
+
+func (p patient) Exec(ctx context.Context, s *connect.BidiStream[agentv1.ExecRequest, agentv1.ExecResponse]) error {
+	if _, err := s.Receive(); err != nil {
+		return err
+	}
+	if err := s.Send(&agentv1.ExecResponse{Output: &agentv1.ExecResponse_Started{Started: &agentv1.ExecStarted{Pid: 1}}}); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	close(p.hungUp)
+	return ctx.Err()
+}
+
+// TestProgramIsHungUpOn: the agent hears at once when the client gives up, and when it dies, with and without
+// its input closed. A client that gives up closes its request: else nothing tells the daemon.
+func TestProgramIsHungUpOn(t *testing.T) {
+	for _, closed := range []bool{false, true} {
+		for _, dies := range []bool{false, true} {
+			w := newWorld()
+			agent := patient{hungUp: make(chan struct{})}
+			withThisAgent(t, w, agent)
+			o := options(t, w)
+			serveUnix(t, o.Paths.Socket(), server.New(o))
+			var conns []net.Conn
+			transport := &http.Transport{Protocols: new(http.Protocols), DialContext: func(context.Context, string, string) (net.Conn, error) {
+				conn, err := net.Dial("unix", o.Paths.Socket())
+				conns = append(conns, conn)
+				return conn, err
+			}}
+			transport.Protocols.SetUnencryptedHTTP2(true)
+			ctx, cancel := context.WithCancel(t.Context())
+			stream, err := bangerv1connect.NewVMServiceClient(&http.Client{Transport: transport}, "http://bangerd").ExecVM(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range []*bangerv1.ExecVMRequest{
+				{Input: &bangerv1.ExecVMRequest_Vm{Vm: "web"}},
+				execInput(&agentv1.ExecRequest{Input: &agentv1.ExecRequest_Start{Start: &agentv1.ExecStart{Argv: []string{"sleep"}}}}),
+			} {
+				if err := stream.Send(m); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := stream.Receive(); err != nil {
+				t.Fatal(err)
+			}
+			if closed {
+				_ = stream.CloseRequest()
+			}
+			if dies {
+				for _, conn := range conns {
+					_ = conn.Close()
+				}
+			} else {
+				cancel()
+				_ = stream.CloseRequest()
+			}
+			select {
+			case <-agent.hungUp:
+			case <-time.After(3 * time.Second):
+				t.Errorf("input closed %t, client dies %t: the program runs on", closed, dies)
+			}
+			cancel()
+			transport.CloseIdleConnections()
+		}
+	}
+}
+
+// TestExecEndsWithItsClientBeforeItBegan: the client goes before it said what to run.
+func TestExecEndsWithItsClientBeforeItBegan(t *testing.T) {
+	w := newWorld()
+	withAgent(t, w)
+	c := dial(t, options(t, w))
+	ctx, cancel := context.WithCancel(t.Context())
+	stream, err := c.VMs.ExecVM(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&bangerv1.ExecVMRequest{Input: &bangerv1.ExecVMRequest_Vm{Vm: "web"}}); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(50*time.Millisecond, cancel)
+	_, err = stream.Receive() // TestMain sees whether the handler ends
+	wantKind(t, err, fault.Interrupted)
 }
 
 func BenchmarkListVMs200(b *testing.B) {

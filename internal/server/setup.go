@@ -22,6 +22,7 @@ type setupRun struct {
 	err     error
 
 	// Guarded by setups.mu.
+	ending bool // its last caller has left
 	sinks  map[int]progress.Sink
 	next   int
 	stages []progress.Event // how far each stage is, told to those who join late
@@ -30,7 +31,9 @@ type setupRun struct {
 // join runs setup, or joins the one under way. It returns when that has ended, also when ctx
 // ended first and this was the last caller: what was half made is gone then.
 func (s *setups) join(ctx context.Context, rebuild bool, sink progress.Sink, setup Setup) (SetupResult, error) {
-	s.mu.Lock()
+	if err := s.awaitEnding(ctx); err != nil { // returns with mu held
+		return SetupResult{}, err
+	}
 	run := s.current
 	if run != nil && run.rebuild != rebuild {
 		s.mu.Unlock()
@@ -58,6 +61,24 @@ func (s *setups) join(ctx context.Context, rebuild bool, sink progress.Sink, set
 		<-run.done
 	}
 	return SetupResult{}, ctx.Err()
+}
+
+// awaitEnding waits for the end of a run that was cancelled: whoever comes now wants one that goes on. It
+// returns with mu held, but for an error.
+func (s *setups) awaitEnding(ctx context.Context) error {
+	for {
+		s.mu.Lock()
+		run := s.current
+		if run == nil || !run.ending {
+			return nil
+		}
+		s.mu.Unlock()
+		select {
+		case <-run.done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // begin starts a run; the caller holds mu.
@@ -102,6 +123,7 @@ func (s *setups) leave(run *setupRun, id int) bool {
 	if len(run.sinks) > 0 {
 		return false
 	}
+	run.ending = true
 	run.cancel()
 	return true
 }

@@ -94,11 +94,11 @@ func Run(ctx context.Context, c Command) ([]byte, error) {
 }
 
 func cannotStart(path string, err error) error {
-	kind := fault.KindOf(err)
 	if errors.Is(err, exec.ErrNotFound) || errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.EACCES) {
-		kind = fault.Precondition
+		return fault.Wrap(fault.Precondition, err, "cannot start %s", path).
+			WithHint("see whether it is still installed: banger doctor")
 	}
-	return fault.Wrap(kind, err, "cannot start %s", path)
+	return fault.Wrap(fault.KindOf(err), err, "cannot start %s", path)
 }
 
 func failure(ctx, runCtx context.Context, cmd *exec.Cmd, err error, stderr *tail, timeout time.Duration) error {

@@ -66,6 +66,11 @@ func fail(err error) {
 	os.Exit(1)
 }
 
+// warn says on the console what a guest can live without: one that runs can be repaired from inside.
+func warn(err error) {
+	fmt.Fprintf(os.Stderr, "banger: init: warning: %s\n", strings.ReplaceAll(err.Error(), "\n", "; "))
+}
+
 // run does the work. It returns only on an error.
 func run() error {
 	if err := mountKernel(); err != nil {
@@ -131,7 +136,7 @@ func settle(plan diskPlan, cfg *agentv1.GuestConfig) error {
 		return fmt.Errorf("set the host name: %w", err)
 	}
 	if err := identity.Write("/", cfg); err != nil {
-		return err
+		warn(err)
 	}
 	return identity.ConfigureNetwork(cfg.GetInterfaces())
 }
@@ -148,6 +153,7 @@ func handOver(agent starting, cfg *agentv1.GuestConfig, initPath string) error {
 	if err := agent.release(); err != nil {
 		return err
 	}
+	fmt.Fprintf(os.Stderr, "banger: %s is set up; its agent answers, %s starts\n", cfg.GetHostname(), initPath)
 	err := syscall.Exec(initPath, []string{initPath}, environment())
 	return fmt.Errorf("execute %s: %w", initPath, err)
 }

@@ -226,7 +226,7 @@ func mountRest(p diskPlan, plainDirs []string, modules string) error {
 	}
 	for _, dir := range plainDirs {
 		if err := bindPlain(OverlayDir+"/plain", dir); err != nil {
-			return err
+			warn(err) // it stays on the overlay, where what needs more than that does not work
 		}
 	}
 	return nil

@@ -54,9 +54,15 @@ func staticNodes(text string) []node {
 	return out
 }
 
-// makeNodes makes the static device nodes of the modules in dir, and the links that programs expect in
-// /dev. udev and tmpfiles would do it, a second later or, masked, never.
+// makeNodes makes the static device nodes of the modules in dir, opens to everyone those that are meant for
+// everyone, which the kernel makes itself where it has the module built in, and makes the links that programs
+// expect in /dev. udev and tmpfiles would do it, a second later or, masked, never.
 func makeNodes(dir string) error {
+	for name := range openToAll {
+		if err := os.Chmod("/dev/"+name, 0o666); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
 	for name, target := range map[string]string{
 		"fd": "/proc/self/fd", "stdin": "/proc/self/fd/0", "stdout": "/proc/self/fd/1", "stderr": "/proc/self/fd/2",
 	} {

@@ -21,17 +21,15 @@ const (
 	blockEnd   = "# banger: end"
 )
 
-// Write writes into the file system at root who the machine is and who may enter it.
+// Write writes into the file system at root who the machine is and who may enter it: as much of it
+// as can be written. The user is root there, and may have made a file immutable or put a directory in its place.
 func Write(root string, cfg *agentv1.GuestConfig) error {
-	if err := WriteNames(root, cfg); err != nil {
-		return err
-	}
-	return WriteKeys(root, cfg)
+	return errors.Join(WriteNames(root, cfg), WriteKeys(root, cfg))
 }
 
 // WriteNames writes who the machine is and whom it asks for the names of others.
 func WriteNames(root string, cfg *agentv1.GuestConfig) error {
-	return inTurn(
+	return each(
 		func() error { return File(root, "etc/hostname", cfg.GetHostname()+"\n", 0o644) },
 		func() error { return writeBlock(root, "etc/hosts", hostsLines(cfg), 0o644) },
 		func() error { return writeMachineID(root, cfg.GetMachineId()) },
@@ -42,20 +40,19 @@ func WriteNames(root string, cfg *agentv1.GuestConfig) error {
 
 // WriteKeys writes what sshd reads: by which key it is known, and whom it lets in.
 func WriteKeys(root string, cfg *agentv1.GuestConfig) error {
-	return inTurn(
+	return each(
 		func() error { return writeHostKey(root, cfg) },
 		func() error { return writeAuthorizedKeys(root, cfg.GetAuthorizedKeys()) },
 	)
 }
 
-// inTurn takes the steps until one fails.
-func inTurn(steps ...func() error) error {
+// each takes all the steps and joins their failures.
+func each(steps ...func() error) error {
+	var errs []error
 	for _, step := range steps {
-		if err := step(); err != nil {
-			return err
-		}
+		errs = append(errs, step())
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // File replaces the file whole, and only when it differs: what lies in the image is not copied up
@@ -79,7 +76,10 @@ func File(root, name, text string, mode fs.FileMode) error {
 	if err := os.Chmod(temporary, mode); err != nil {
 		return err
 	}
-	return os.Rename(temporary, path)
+	if err := os.Rename(temporary, path); err != nil {
+		return errors.Join(err, os.Remove(temporary))
+	}
+	return nil
 }
 
 // writeBlock puts lines into the file as banger's block and leaves the rest of it alone.
@@ -197,7 +197,10 @@ func Link(root, name, target string) error {
 	if err := os.Symlink(target, temporary); err != nil {
 		return err
 	}
-	return os.Rename(temporary, path)
+	if err := os.Rename(temporary, path); err != nil {
+		return errors.Join(err, os.Remove(temporary))
+	}
+	return nil
 }
 
 // writeHostKey writes the VM's SSH host key and tells sshd to use it alone: keys that lie in an image are

@@ -1,6 +1,7 @@
 package identity
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -115,6 +116,35 @@ func TestIdentityOfAnEmptyImage(t *testing.T) {
 	}
 	if got := mode(t, root, "root/.ssh"); got != 0o700|fs.ModeDir {
 		t.Errorf("/root/.ssh has mode %v", got)
+	}
+}
+
+// What stands in the way of one file does not keep the others from being written.
+func TestIdentityInSpiteOfObstacles(t *testing.T) {
+	root := tree(t, map[string]string{"etc/hostname/a": "", "etc/hosts/a": "", "etc/localtime/a": "", "usr/share/zoneinfo/Europe/Berlin": "zone"})
+	for from, to := range map[string]string{"etc/resolv.conf": "resolv.conf", "root/.ssh": "/nowhere/at/all"} {
+		if err := errors.Join(os.MkdirAll(filepath.Join(root, filepath.Dir(from)), 0o755), os.Symlink(to, filepath.Join(root, from))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	err := Write(root, config)
+	if err == nil {
+		t.Fatal("nothing was said")
+	}
+	for _, name := range []string{"etc/hostname", "etc/hosts", "etc/localtime", "root/.ssh"} {
+		if !strings.Contains(err.Error(), name) {
+			t.Errorf("%s is not named in: %v", name, err)
+		}
+	}
+	for name, want := range map[string]string{
+		"etc/resolv.conf": "nameserver 172.30.0.1\n", "etc/machine-id": config.MachineId + "\n", "etc/ssh/ssh_host_ed25519_key": "PRIVATE\n",
+	} {
+		if got := text(t, root, name); got != want {
+			t.Errorf("%s is %q, want %q", name, got, want)
+		}
+	}
+	if left, _ := filepath.Glob(filepath.Join(root, "etc/*.banger")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
 	}
 }
 

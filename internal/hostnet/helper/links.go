@@ -157,7 +157,7 @@ func checkRoutes(address netip.Prefix, bridge string) error {
 // bridge, guests may be using the address it has.
 func setAddress(link netlink.Link, address netip.Prefix) error {
 	name := link.Attrs().Name
-	have, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	have, err := hostnet.List(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_V4) })
 	if err != nil {
 		return fmt.Errorf("read the addresses of bridge %s: %w", name, err)
 	}
@@ -194,7 +194,7 @@ func setAddress(link netlink.Link, address netip.Prefix) error {
 
 // ports counts the devices on a bridge.
 func ports(bridge netlink.Link) (int, error) {
-	links, err := netlink.LinkList()
+	links, err := hostnet.List(netlink.LinkList)
 	if err != nil {
 		return 0, fmt.Errorf("list network devices: %w", err)
 	}
@@ -342,7 +342,7 @@ func deleteTAP(name string, me owner) error {
 
 // listTAPs returns the owner's TAP devices.
 func listTAPs(me owner) ([]string, error) {
-	links, err := netlink.LinkList()
+	links, err := hostnet.List(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list network devices: %w", err)
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/fault"
+	"banger/internal/hostnet"
 )
 
 // Every bridge has two base chains and a set of its own in the one table, so that bridges of several
@@ -114,7 +115,7 @@ func (n natOf) change(c *nftables.Conn, guest netip.Addr, on bool) error {
 
 // checkGuest refuses addresses outside the bridge's subnet.
 func checkGuest(bridge netlink.Link, guest netip.Addr) error {
-	addresses, err := netlink.AddrList(bridge, netlink.FAMILY_V4)
+	addresses, err := hostnet.List(func() ([]netlink.Addr, error) { return netlink.AddrList(bridge, netlink.FAMILY_V4) })
 	if err != nil {
 		return fmt.Errorf("read the addresses of bridge %s: %w", bridge.Attrs().Name, err)
 	}

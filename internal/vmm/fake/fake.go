@@ -122,7 +122,7 @@ func (d *Driver) start(ctx context.Context, m vmm.Machine, args []string) (*runn
 	}
 	if err := waitReady(ctx, ready); err != nil {
 		machine.Kill(p)
-		machine.RemoveIfUnlocked(m.Dir, leftovers)
+		machine.RemoveSockets(m.Dir, leftovers) // the lock is still ours
 		return nil, fault.Wrap(fault.KindOf(err), err, "the fake machine %s did not start: %s",
 			m.Name, strings.Join(machine.Tail(filepath.Join(m.Dir, vmm.VMMLog), 3), "; "))
 	}

@@ -18,14 +18,20 @@ func TestGuestHalts(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	vm, err := ioctl(int(f.Fd()), kvmCreateVM, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(vm)
-	begin := time.Now()
-	r, err := attempt(int(f.Fd()), vm, 1000)
-	if err != nil || r.Rate == 0 || time.Since(begin) > attemptTime {
-		t.Errorf("%+v, %v after %s", r, err, time.Since(begin))
+	for try := 0; ; try++ {
+		vm, err := ioctl(int(f.Fd()), kvmCreateVM, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		begin := time.Now()
+		r, err := attempt(int(f.Fd()), vm, 1000)
+		took := time.Since(begin)
+		unix.Close(vm)
+		if err == nil && r.Rate > 0 && took <= attemptTime {
+			return
+		}
+		if try == 5 { // a busy host may take the processor away for a while
+			t.Fatalf("%+v, %v after %s", r, err, took)
+		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"time"
 
@@ -93,8 +94,16 @@ func Find(dir string, h vmm.Handle) (*system.Process, error) {
 	return nil, gone
 }
 
+// holds tells whether a process has the lock: the file open and, as /proc/<pid>/fdinfo says, the lock on that
+// descriptor. Who only reads the file, such as a backup, is no machine.
 func holds(pid int, lock unix.Stat_t) bool {
 	var st unix.Stat_t
 	err := unix.Stat(fmt.Sprintf("/proc/%d/fd/%d", pid, lockFD), &st)
-	return err == nil && st.Dev == lock.Dev && st.Ino == lock.Ino
+	if err != nil || st.Dev != lock.Dev || st.Ino != lock.Ino {
+		return false
+	}
+	info, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%d", pid, lockFD))
+	return err == nil && heldLock.Match(info)
 }
+
+var heldLock = regexp.MustCompile(`(?m)^lock:.*\bFLOCK\b`)

@@ -4,10 +4,12 @@ import (
 	"io"
 	"os"
 	"strings"
+	"unicode"
 )
 
 // Tail returns the last lines of a log, oldest first: at most n, from at most the last 64 KiB. A log
-// that cannot be read has none.
+// that cannot be read has none. A guest writes what it likes there: control characters, which would play
+// tricks on the terminal of whoever reads the line as a reason, are made question marks.
 func Tail(path string, n int) []string {
 	const most = 64 << 10
 	f, err := os.Open(path)
@@ -29,8 +31,15 @@ func Tail(path string, n int) []string {
 	var lines []string
 	for line := range strings.Lines(strings.ToValidUTF8(string(text), "?")) {
 		if line = strings.TrimRight(line, "\r\n"); line != "" {
-			lines = append(lines, line)
+			lines = append(lines, strings.Map(printable, line))
 		}
 	}
 	return lines[max(0, len(lines)-n):]
+}
+
+func printable(r rune) rune {
+	if unicode.IsControl(r) && r != '\t' {
+		return '?'
+	}
+	return r
 }

@@ -80,16 +80,45 @@ func TestTheProcessHoldsTheLock(t *testing.T) {
 	}
 }
 
+// A backup that reads the directory is no machine, and so is never ended as one.
+func TestAReaderOfTheLockFileIsNoMachine(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, LockFile), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(filepath.Join(dir, LockFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	reader, err := system.Start(system.StartOptions{Path: "/bin/sleep", Args: []string{"100"}, ExtraFiles: []*os.File{f}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer Kill(reader)
+	for _, h := range []vmm.Handle{{}, {PID: reader.PID(), StartTime: reader.StartTime()}} {
+		if p, err := Find(dir, h); fault.KindOf(err) != fault.NotFound {
+			t.Errorf("handle %+v found %v, %v", h, p, err)
+		}
+	}
+	p := holder(t, dir)
+	found, err := Find(dir, vmm.Handle{})
+	if err != nil || found.PID() != p.PID() {
+		t.Fatalf("beside a reader it found %v, %v", found, err)
+	}
+	found.Close()
+}
+
 func TestTail(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
 	if lines := Tail(path, 3); lines != nil {
 		t.Errorf("no file: %q", lines)
 	}
-	text := strings.Repeat("long ago\n", 20_000) + "one\r\n\ntwo\nth\xffree"
+	text := strings.Repeat("long ago\n", 20_000) + "one\r\n\nt\x1b]0;wo\u009b\nth\xffree"
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := strings.Join(Tail(path, 3), "|"); got != "one|two|th?ree" {
+	if got := strings.Join(Tail(path, 3), "|"); got != "one|t?]0;wo?|th?ree" {
 		t.Errorf("got %q", got)
 	}
 }
@@ -139,11 +168,16 @@ func TestCheckFiles(t *testing.T) {
 }
 
 func TestStopOfADeafProcess(t *testing.T) {
-	p, err := system.Start(system.StartOptions{Path: "/bin/sh", Args: []string{"-c", "trap '' TERM; while :; do sleep 1; done"}, NewSession: true})
+	said := filepath.Join(t.TempDir(), "said")
+	p, err := system.Start(system.StartOptions{
+		Path: "/bin/sh", Args: []string{"-c", "trap '' TERM; echo deaf; while :; do sleep 1; done"}, NewSession: true, Log: said,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(50 * time.Millisecond) // until the trap is set
+	for len(Tail(said, 1)) == 0 {
+		time.Sleep(5 * time.Millisecond)
+	}
 	m := New(Options{
 		Dir: t.TempDir(), Process: p,
 		Classify: func(s system.ExitStatus, stopped bool) vmm.Exit { return ClassifyStatus(s, stopped) },

@@ -104,7 +104,7 @@ func ClassifyStatus(s system.ExitStatus, stopped bool) vmm.Exit {
 	case stopped:
 		kind = vmm.ExitStopped
 	case s.Signal == syscall.SIGSEGV || s.Signal == syscall.SIGABRT || s.Signal == syscall.SIGBUS ||
-		s.Signal == syscall.SIGILL || s.Signal == syscall.SIGFPE:
+		s.Signal == syscall.SIGILL || s.Signal == syscall.SIGFPE || s.Signal == syscall.SIGSYS:
 	case s.Signal != 0 || !s.Known || s.Code == 0:
 		// A VMM that ended in good order without the guest's wish was told to by someone; and of one
 		// that is no child of ours and left no word a signal is the likeliest end.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -42,6 +43,7 @@ type Driver struct {
 	mu     sync.Mutex
 	probed *vmm.Caps
 	binary string
+	filter []string // arguments that confine QEMU, when it can be
 }
 
 var (
@@ -93,7 +95,7 @@ func (d *Driver) Caps(ctx context.Context) (vmm.Caps, error) {
 	if r := probeKVM(); !r.Usable {
 		caps.Accelerator, caps.SlowReason = "tcg", r.Reason+"; software emulation is used"
 	}
-	d.probed, d.binary = &caps, binary
+	d.probed, d.binary, d.filter = &caps, binary, filterOf(ctx, binary)
 	return caps, nil
 }
 
@@ -120,6 +122,20 @@ func versionOf(ctx context.Context, binary string) (version, build string, err e
 // buildName names a build in the same way whether the binary tells of it or a running QEMU does.
 func buildName(version, distribution string) string {
 	return strings.TrimSpace(version + " " + strings.Trim(distribution, " ()"))
+}
+
+// sandbox has QEMU give up, by a filter of system calls, what a guest that took it over would want: programs,
+// other users' rights, priorities.
+const sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+// filterOf returns the arguments for the sandbox, or none when this QEMU was built without it.
+func filterOf(ctx context.Context, binary string) []string {
+	filter := []string{"-sandbox", sandbox}
+	_, err := system.Run(ctx, system.Command{Path: binary, Args: append(slices.Clone(filter), "-version"), Timeout: 10 * time.Second})
+	if err != nil {
+		return nil
+	}
+	return filter
 }
 
 // Check finds missing files and network devices, and what QEMU cannot be told.

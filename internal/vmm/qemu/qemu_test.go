@@ -3,6 +3,7 @@ package qemu_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -261,5 +262,31 @@ func TestCaps(t *testing.T) {
 	t.Logf("%+v", caps)
 	if caps.Version == "" || (caps.Accelerator == "kvm") != (caps.SlowReason == "") {
 		t.Errorf("%+v", caps)
+	}
+}
+
+// All threads of a machine's QEMU are behind the filter of system calls.
+func TestSandbox(t *testing.T) {
+	d := qemu.New(qemu.Options{})
+	r, err := d.Start(t.Context(), vmm.Machine{
+		ID: "0a1b2c3d", Name: "web", Dir: t.TempDir(), CPUs: 2, MemoryBytes: 128 << 20, Kernel: testKernel(t),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := r.Stop(context.Background()); err != nil {
+			t.Error(err)
+		}
+	}()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", r.Handle().PID))
+	if err != nil || len(threads) < 3 {
+		t.Fatalf("%d threads, %v", len(threads), err)
+	}
+	for _, name := range threads {
+		status, err := os.ReadFile(name)
+		if err == nil && !strings.Contains(string(status), "\nSeccomp:\t2\n") { // a helper thread may have ended
+			t.Errorf("%s is not confined:\n%s", name, status)
+		}
 	}
 }

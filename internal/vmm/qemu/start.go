@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -44,7 +45,7 @@ func (d *Driver) Start(ctx context.Context, m vmm.Machine) (vmm.Running, error) 
 func (d *Driver) bringUp(ctx context.Context, m vmm.Machine, accelerator string, args []string, state *os.File,
 	ready func(context.Context, *monitor) error,
 ) (vmm.Running, error) {
-	p, err := d.launch(m, accelerator, args, state)
+	p, err := d.launch(m, accelerator, append(slices.Clone(d.filter), args...), state)
 	if err != nil {
 		return nil, err
 	}

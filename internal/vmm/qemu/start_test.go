@@ -1,6 +1,8 @@
 package qemu
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -39,5 +41,18 @@ func TestReason(t *testing.T) {
 		if strings.Contains(err.Error(), "qemu-system") {
 			t.Errorf("the program's name is noise: %v", err)
 		}
+	}
+}
+
+// A QEMU that was built without the sandbox runs without it.
+func TestWithoutSandbox(t *testing.T) {
+	old := filepath.Join(t.TempDir(), "qemu")
+	script := "#!/bin/sh\ncase $1 in -sandbox) echo 'There is no option group sandbox' >&2; exit 1;; esac\necho QEMU emulator version 7.2.0\n"
+	if err := os.WriteFile(old, []byte(script), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	d := New(Options{Binary: old})
+	if caps, err := d.Caps(t.Context()); err != nil || caps.Version != "7.2.0" || d.filter != nil {
+		t.Errorf("%+v, %v, %v", caps, err, d.filter)
 	}
 }

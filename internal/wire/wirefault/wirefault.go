@@ -7,6 +7,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
+	"strings"
+	"syscall"
 
 	"connectrpc.com/connect"
 
@@ -83,6 +86,24 @@ func FromConnect(err error) error {
 	return fromCode(e)
 }
 
+// Broke tells whether err, of a client's call, is no answer of the daemon but the loss of it: the connection
+// ended, as it does when the daemon is killed.
+func Broke(err error) bool {
+	var e *connect.Error
+	if !errors.As(err, &e) || connect.IsWireError(err) || errors.Is(err, io.EOF) { // EOF is a stream's orderly end
+		return false
+	}
+	if e.Code() == connect.CodeUnavailable {
+		return true
+	}
+	for _, end := range []error{io.ErrUnexpectedEOF, net.ErrClosed, syscall.ECONNRESET, syscall.EPIPE} {
+		if errors.Is(err, end) {
+			return true
+		}
+	}
+	return e.Code() == connect.CodeInternal && strings.Contains(e.Message(), "incomplete envelope")
+}
+
 func fromDetails(e *connect.Error) *fault.Error {
 	for _, detail := range e.Details() {
 		value, err := detail.Value()
@@ -107,8 +128,8 @@ func fromCode(e *connect.Error) *fault.Error {
 			WithHint("banger daemon status tells what it does; banger daemon restart starts it anew, VMs run on")
 	case kind == fault.Interrupted:
 		return fault.New(fault.Interrupted, "interrupted")
-	case e.Code() == connect.CodeUnavailable:
-		return fault.New(kind, "the connection to the daemon broke: %s", e.Message()).
+	case e.Code() == connect.CodeUnavailable || Broke(e):
+		return fault.New(fault.Precondition, "the connection to the daemon broke: %s", e.Message()).
 			WithHint("banger daemon logs may tell why; the next command starts the daemon again")
 	case e.Code() == connect.CodeUnimplemented:
 		return fault.New(kind, "the daemon does not know this call: %s", e.Message()).
