@@ -25,6 +25,14 @@ func oneName(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
+// nameAndNew wants a name, and perhaps that of what is made of it.
+func nameAndNew(cmd *cobra.Command, args []string) error {
+	if len(args) > 2 {
+		return usage(cmd, "unexpected argument %q", args[2])
+	}
+	return someNames(cmd, args)
+}
+
 func optionalName(cmd *cobra.Command, args []string) error {
 	if len(args) > 1 {
 		return usage(cmd, "unexpected argument %q", args[1])

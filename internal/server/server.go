@@ -29,6 +29,7 @@ const (
 // Engine is what the handlers need of the engine; *engine.Engine has it but for Agent's type.
 type Engine interface {
 	Verbs
+	Forks
 	Get(ctx context.Context, ref string) (vm.VM, error)
 	List(ctx context.Context) ([]vm.VM, error)
 	Events(ctx context.Context, ref string, limit int) ([]store.Event, error)
