@@ -85,6 +85,10 @@ func (g *Guest) become(ctx context.Context, t *times, id *agentv1.GuestConfig, g
 	if err != nil {
 		return err
 	}
+	// What the kernel cannot end stays until it times out: its address is gone.
+	if err := t.run("hang up", identity.HangUp); err != nil {
+		defer func() { _ = tellJournal("connections of the machine this one was made of are left: " + err.Error()) }()
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	step := func(name string, f func() error) { group.Go(func() error { return t.run(name, f) }) }
 	keys := make(chan struct{})
@@ -99,7 +103,7 @@ func (g *Guest) become(ctx context.Context, t *times, id *agentv1.GuestConfig, g
 		return nil
 	})
 	step("names", func() error { return g.rename(id) })
-	step("boot id", func() error { return newBootID(g.Dir) })
+	step("boot id", func() error { return errors.Join(newBootID(g.Dir), forgetSeeds()) })
 	step("network", func() error {
 		if err := network.Prepare(id.GetInterfaces()); err != nil {
 			return err
