@@ -56,6 +56,7 @@ type Options struct {
 	Images    Images
 	Kernels   Kernels
 	Templates Templates
+	Snapshots Snapshots
 	Setup     Setup
 	Paths     paths.Paths
 	Defaults  vm.Spec // of VMs; the configuration's
@@ -103,6 +104,7 @@ func New(o Options) http.Handler {
 	mux.Handle(bangerv1connect.NewVMServiceHandler(vmService{s}, with))
 	mux.Handle(bangerv1connect.NewImageServiceHandler(&imageService{service: s}, with))
 	mux.Handle(bangerv1connect.NewTemplateServiceHandler(templateService{s}, with))
+	mux.Handle(bangerv1connect.NewSnapshotServiceHandler(snapshotService{s}, with))
 	mux.Handle(bangerv1connect.NewDaemonServiceHandler(daemonService{s}, with))
 	mux.HandleFunc("GET /hello", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	return introduce(mux)
