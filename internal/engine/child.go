@@ -2,10 +2,10 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
-	"banger/internal/capability"
 	"banger/internal/disk"
 	"banger/internal/fault"
 	"banger/internal/vm"
@@ -16,24 +16,14 @@ const maxChildNames = 10000
 
 // beginChild makes the caller the owner of a VM that is made of another one: what it wished, and what its
 // capabilities know of its disks. It has no row yet.
-func (e *Engine) beginChild(ctx context.Context, source vm.VM, name, verb string) (*child, error) {
-	v := vm.VM{ID: vm.NewID(), Spec: source.Spec, State: vm.Stopped, CreatedAt: e.c.Now().UTC(), Driver: source.Driver}
+func (e *Engine) beginChild(ctx context.Context, source *operation, name, verb string) (*child, error) {
+	v := vm.VM{ID: vm.NewID(), Spec: source.v.Spec, State: vm.Stopped, CreatedAt: e.c.Now().UTC(), Driver: source.v.Driver, Notes: source.inherited()}
 	v.Spec.Name, v.Spec.Ephemeral, v.Spec.Cold = name, false, false
 	if e.c.MAC != nil {
 		v.MAC = e.c.MAC(v.ID)
 	}
 	if err := v.Spec.Validate(e.c.Limits); err != nil {
 		return nil, err
-	}
-	for _, c := range e.c.Capabilities {
-		note, ok := source.Notes[c.Name()]
-		if _, inherits := c.(capability.Inheriter); !ok || !inherits {
-			continue
-		}
-		if v.Notes == nil {
-			v.Notes = map[string]capability.Note{}
-		}
-		v.Notes[c.Name()] = note
 	}
 	ctx, o, err := e.beginNew(ctx, v, verb, nil)
 	if err != nil {
@@ -107,7 +97,10 @@ func (e *Engine) childNames(ctx context.Context, source, how, wished string, cou
 func (o *operation) roomForCopies(count int, more int64) error {
 	for _, name := range ownDisks {
 		bytes, err := disk.AllocatedBytes(o.file(name))
-		if err != nil && !os.IsNotExist(err) {
+		if errors.Is(err, os.ErrNotExist) { // not every VM has each
+			continue
+		}
+		if err != nil {
 			return err
 		}
 		more += int64(count) * bytes
@@ -117,14 +110,16 @@ func (o *operation) roomForCopies(count int, more int64) error {
 
 // copyDisks copies the disks of a VM that stands still to another one, which has none.
 func copyDisks(ctx context.Context, to, from *operation) error {
-	if err := os.MkdirAll(to.e.c.Paths.VM(to.v.ID), 0o700); err != nil {
-		return fault.Wrap(fault.Precondition, err, "cannot make the directory of VM %s", to.v.Spec.Name)
+	if err := to.makeDir(); err != nil {
+		return err
 	}
-	for _, name := range ownDisks {
-		err := disk.CloneFile(ctx, to.file(name), from.file(name))
-		if err != nil && fault.KindOf(err) != fault.NotFound { // not every VM has each
-			return err
-		}
+	return copyOwnDisks(ctx, to.e.c.Paths.VM(to.v.ID), from.e.c.Paths.VM(from.v.ID))
+}
+
+// makeDir makes the VM's own directory.
+func (o *operation) makeDir() error {
+	if err := os.MkdirAll(o.e.c.Paths.VM(o.v.ID), 0o700); err != nil {
+		return fault.Wrap(fault.Precondition, err, "cannot make the directory of VM %s", o.v.Spec.Name)
 	}
 	return nil
 }

@@ -30,7 +30,7 @@ func (o *operation) clone(ctx context.Context, name string) (made vm.VM, err err
 	if err != nil {
 		return made, err
 	}
-	c, err := o.e.beginChild(ctx, o.v, names[0], "clone")
+	c, err := o.e.beginChild(ctx, o, names[0], "clone")
 	if err != nil {
 		return made, err
 	}

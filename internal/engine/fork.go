@@ -103,11 +103,10 @@ func (f *fork) split(ctx, work context.Context, o *operation, w ForkOptions) err
 		return err
 	}
 	o.e.locks.interruptible(o.v.ID, o.cancel)
-	if _, _, err := o.check(ctx, o.v.Driver); err != nil {
+	if _, _, err := o.checkSaveable(); err != nil {
 		return err
 	}
-	m, guest, err := o.checkSaveable()
-	if err != nil {
+	if _, _, err := o.check(ctx, o.v.Driver); err != nil {
 		return err
 	}
 	if err := o.roomForCopies(w.Count, o.v.Spec.MemoryBytes+saveMargin); err != nil {
@@ -119,7 +118,7 @@ func (f *fork) split(ctx, work context.Context, o *operation, w ForkOptions) err
 	}
 	err = o.stage(ctx, stageRecord, func(context.Context) error {
 		for _, name := range names {
-			if err := f.conceive(work, o.v, name, w.Ephemeral); err != nil {
+			if err := f.conceive(work, o, name, w.Ephemeral); err != nil {
 				return err
 			}
 		}
@@ -128,10 +127,12 @@ func (f *fork) split(ctx, work context.Context, o *operation, w ForkOptions) err
 	if err != nil {
 		return err
 	}
-	if err := o.stage(ctx, stageQuiesce, func(ctx context.Context) error { return o.quiesce(ctx, m) }); err != nil {
+	first := f.children[0].operation
+	if err := first.makeDir(); err != nil {
 		return err
 	}
-	return f.copyPaused(ctx, o, guest)
+	f.paused, err = o.copyRunning(ctx, f.memory(), first.e.c.Paths.VM(first.v.ID))
+	return err
 }
 
 // forkable says why a VM that does not run has no forks.
@@ -164,7 +165,7 @@ func (o *operation) checkSaveable() (*machine, saveable, error) {
 }
 
 // conceive writes the row of a child. Until it runs, whoever finds it alone takes it back.
-func (f *fork) conceive(ctx context.Context, source vm.VM, name string, ephemeral bool) error {
+func (f *fork) conceive(ctx context.Context, source *operation, name string, ephemeral bool) error {
 	c, err := f.e.beginChild(ctx, source, name, "fork")
 	if err != nil {
 		return err
@@ -172,41 +173,6 @@ func (f *fork) conceive(ctx context.Context, source vm.VM, name string, ephemera
 	f.children = append(f.children, c)
 	c.v.Spec.Ephemeral = ephemeral
 	return c.insert(c.ctx)
-}
-
-// copyPaused saves memory and disks at one moment of the guest's life. Whatever fails, the guest runs on.
-func (f *fork) copyPaused(ctx context.Context, o *operation, guest saveable) (err error) {
-	first := f.children[0]
-	if err := os.MkdirAll(f.memory(), 0o700); err != nil {
-		return fault.Wrap(fault.Precondition, err, "cannot make the directory of VM %s", first.v.Spec.Name)
-	}
-	o.recorded = true
-	if _, err := o.move(vm.AskCopy); err != nil {
-		return err
-	}
-	if err := o.save(ctx); err != nil {
-		o.v.State = vm.Running
-		return err
-	}
-	begin := time.Now()
-	defer func() { err = errors.Join(err, o.runOn(ctx, guest)); f.paused = time.Since(begin) }()
-	err = o.stage(ctx, stagePause, func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, pauseTimeout)
-		defer cancel()
-		begin = time.Now()
-		return guest.Pause(ctx)
-	})
-	if err != nil {
-		return err
-	}
-	return o.stage(ctx, stageSave, func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, saveTimeout)
-		defer cancel()
-		g, ctx := errgroup.WithContext(ctx)
-		g.Go(func() error { return guest.Save(ctx, f.memory()) })
-		g.Go(func() error { return copyDisks(ctx, first.operation, o) })
-		return g.Wait()
-	})
 }
 
 // runOn lets the source go on, whatever became of the caller.
