@@ -18,10 +18,12 @@ import (
 	"banger/internal/progress"
 	"banger/internal/snapshot"
 	"banger/internal/vm"
+	"banger/internal/vmm"
 )
 
 const (
 	stageClock = "clock" // of a guest that stood still
+	stageSeal  = "seal"  // what was saved is flushed and summed up, while the guest runs again
 
 	clockTimeout = 5 * time.Second
 )
@@ -263,9 +265,10 @@ func (o *operation) copyRunning(ctx context.Context, memory, disks string) (paus
 		return err
 	})
 	begin := time.Now()
+	var seal func(context.Context) error
 	if err == nil {
 		o.recorded = false // the row says what it has to: each write of it would make the pause longer
-		err = o.copyPaused(ctx, guest, memory, disks)
+		seal, err = o.copyPaused(ctx, guest, memory, disks)
 		o.recorded = true
 	}
 	if o.v.State != vm.Paused {
@@ -275,27 +278,38 @@ func (o *operation) copyRunning(ctx context.Context, memory, disks string) (paus
 	paused = time.Since(begin)
 	if err == nil {
 		o.setClock(ctx, m)
+		err = o.stage(ctx, stageSeal, seal)
 	}
 	return paused, err
 }
 
-func (o *operation) copyPaused(ctx context.Context, guest saveable, memory, disks string) error {
-	err := o.stage(ctx, stagePause, func(ctx context.Context) error {
+// copyPaused halts the guest and copies. What was saved is whole when seal has returned.
+func (o *operation) copyPaused(ctx context.Context, guest saveable, memory, disks string) (seal func(context.Context) error, err error) {
+	err = o.stage(ctx, stagePause, func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, pauseTimeout)
 		defer cancel()
 		return guest.Pause(ctx)
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return o.stage(ctx, stageSave, func(ctx context.Context) error {
+	err = o.stage(ctx, stageSave, func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, saveTimeout)
 		defer cancel()
 		both, ctx := errgroup.WithContext(ctx)
-		both.Go(func() error { return guest.Save(ctx, memory) })
+		both.Go(func() (err error) { seal, err = write(ctx, guest, memory); return err })
 		both.Go(func() error { return copyOwnDisks(ctx, disks, o.e.c.Paths.VM(o.v.ID)) })
 		return both.Wait()
 	})
+	return seal, err
+}
+
+// write saves a guest, and leaves what it need not stand still for to seal, when the driver can.
+func write(ctx context.Context, guest saveable, dir string) (seal func(context.Context) error, err error) {
+	if w, ok := guest.(vmm.Writer); ok {
+		return w.Write(ctx, dir)
+	}
+	return func(context.Context) error { return nil }, guest.Save(ctx, dir)
 }
 
 // setClock tells a guest that stood still what time it is: its clock stood still as well. One that does not
