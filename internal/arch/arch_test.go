@@ -53,6 +53,7 @@ var rooms = map[string][]string{
 	"internal/kernel":      {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/paths", "internal/progress", "internal/system"},
 	"internal/image":       {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/paths", "internal/progress", "internal/system"},
 	"internal/guest":       {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/fault", "internal/paths", "internal/vm"},
+	"internal/snapshot":    {"internal/disk", "internal/fault", "internal/vm"},
 	"internal/template":    {"internal/disk", "internal/fault", "internal/vmm"},
 	"internal/vmm":         {"internal/fault", "internal/vm"},
 	"internal/vmm/machine": {"internal/channel", "internal/fault", "internal/system", "internal/vmm"},
@@ -72,7 +73,7 @@ var rooms = map[string][]string{
 	// Layer 4.
 	"internal/engine": {
 		"api/agent/v1", "api/agent/v1/agentv1connect", "internal/capability", "internal/disk", "internal/fault",
-		"internal/guest", "internal/paths", "internal/progress", "internal/store", "internal/system",
+		"internal/guest", "internal/paths", "internal/progress", "internal/snapshot", "internal/store", "internal/system",
 		"internal/template", "internal/undo", "internal/vm", "internal/vmm",
 	},
 
@@ -80,12 +81,12 @@ var rooms = map[string][]string{
 	"internal/wire/wirefault": {"api/banger/v1", "internal/fault"},
 	"internal/wire": {
 		"api/banger/v1", "internal/engine", "internal/fault", "internal/image", "internal/kernel", "internal/progress",
-		"internal/store", "internal/template", "internal/vm", "internal/vmm",
+		"internal/snapshot", "internal/store", "internal/template", "internal/vm", "internal/vmm",
 	},
 	"internal/server": {
 		"api/agent/v1", "api/agent/v1/agentv1connect", "api/banger/v1", "api/banger/v1/bangerv1connect",
 		"internal/build", "internal/engine", "internal/fault", "internal/image", "internal/kernel", "internal/paths",
-		"internal/progress", "internal/store", "internal/template", "internal/vm", "internal/vmm", "internal/wire",
+		"internal/progress", "internal/snapshot", "internal/store", "internal/template", "internal/vm", "internal/vmm", "internal/wire",
 		"internal/wire/wirefault",
 	},
 	"internal/client": {

@@ -59,6 +59,12 @@ type Shaper interface {
 	Shape(context.Context, vm.VM, vmm.Caps, *template.Shape) error
 }
 
+// Inheriter is a capability whose note is about what is on the disks or in the memory: it goes with them to a VM
+// that is made of another one. Inherits does nothing.
+type Inheriter interface {
+	Inherits()
+}
+
 // Reattacher is a capability that must do something when a restarted daemon adopts a running VM.
 type Reattacher interface {
 	Reattach(context.Context, vm.VM) error

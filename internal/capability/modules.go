@@ -61,3 +61,6 @@ func (c *modules) Shape(ctx context.Context, v vm.VM, _ vmm.Caps, s *template.Sh
 
 // Down has nothing to take back.
 func (*modules) Down(context.Context, vm.VM) error { return nil }
+
+// Inherits: a copy of the VM knows which kernel is in the memory.
+func (*modules) Inherits() {}

@@ -112,3 +112,6 @@ func (b *Build) addDisk(role agentv1.Disk_Role, d vmm.Disk) {
 	b.Machine.Disks = append(b.Machine.Disks, d)
 	b.Guest.Disks = append(b.Guest.Disks, &agentv1.Disk{Role: role, ReadOnly: d.ReadOnly})
 }
+
+// Inherits: a copy of the VM knows which image the overlay is for.
+func (*rootDisk) Inherits() {}

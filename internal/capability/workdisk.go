@@ -105,3 +105,6 @@ func (*workDisk) Shape(_ context.Context, v vm.VM, _ vmm.Caps, s *template.Shape
 
 // Down has nothing to take back: the work outlives a stop.
 func (*workDisk) Down(context.Context, vm.VM) error { return nil }
+
+// Inherits: a copy of the VM knows that there is one.
+func (*workDisk) Inherits() {}

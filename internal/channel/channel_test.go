@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -140,6 +141,8 @@ func FuzzDecoder(f *testing.F) {
 // the port reads as ended and swallows what is written.
 type port struct {
 	l    net.Listener
+	slow time.Duration // the first write takes this long
+	deaf int           // so many connections hear nothing of the guest
 	mu   sync.Mutex
 	host net.Conn
 	stop bool
@@ -151,7 +154,7 @@ func newPort(t *testing.T) (*port, func(context.Context) (net.Conn, error)) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &port{l: l}
+	p := &port{l: l, deaf: -1}
 	return p, func(ctx context.Context) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", path)
@@ -163,7 +166,9 @@ func (p *port) connected(accept bool) net.Conn {
 	defer p.mu.Unlock()
 	if p.host == nil && accept && !p.stop {
 		_ = p.l.(*net.UnixListener).SetDeadline(time.Now().Add(time.Millisecond))
-		p.host, _ = p.l.Accept()
+		if p.host, _ = p.l.Accept(); p.host != nil {
+			p.deaf--
+		}
 	}
 	return p.host
 }
@@ -194,6 +199,11 @@ func (p *port) Read(b []byte) (int, error) {
 }
 
 func (p *port) Write(b []byte) (int, error) {
+	time.Sleep(p.slow)
+	p.slow = 0
+	if p.mute() {
+		return len(b), nil
+	}
 	if c := p.connected(false); c != nil {
 		if n, err := c.Write(b); err != nil {
 			p.lose(c)
@@ -202,6 +212,8 @@ func (p *port) Write(b []byte) (int, error) {
 	}
 	return len(b), nil
 }
+
+func (p *port) mute() bool { p.mu.Lock(); defer p.mu.Unlock(); return p.deaf >= 0 }
 
 func (p *port) stopped() bool { p.mu.Lock(); defer p.mu.Unlock(); return p.stop }
 
@@ -304,6 +316,53 @@ func TestHostBeforeGuest(t *testing.T) {
 	time.Sleep(100 * time.Millisecond) // the preamble waits in the socket
 	startEcho(t, p)
 	if err := <-got; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestAnswerLost: the guest wrote to a host that had gone, and QEMU keeps from the next one what it writes.
+func TestAnswerLost(t *testing.T) {
+	p, dial := newPort(t)
+	p.deaf = 2
+	startEcho(t, p)
+	var dials atomic.Int32
+	h := NewHost(func(ctx context.Context) (net.Conn, error) { dials.Add(1); return dial(ctx) })
+	defer h.Close()
+	if err := roundTrip(within(t, 20*time.Second), h, 100_000); err != nil {
+		t.Fatal(err)
+	}
+	if n := dials.Load(); n != 3 {
+		t.Errorf("%d dials", n)
+	}
+}
+
+// TestAnswerLate: a guest that is slower than the host is patient is heard all the same.
+func TestAnswerLate(t *testing.T) {
+	p, dial := newPort(t)
+	p.slow = answerFirst + answerFirst/2
+	startEcho(t, p)
+	h := NewHost(dial)
+	defer h.Close()
+	for range 3 {
+		if err := roundTrip(within(t, 20*time.Second), h, 100_000); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestNobodyAccepts: a process that stands still takes no more connections than its queue holds.
+func TestNobodyAccepts(t *testing.T) {
+	p, dial := newPort(t)
+	var dials atomic.Int32
+	h := NewHost(func(ctx context.Context) (net.Conn, error) {
+		if dials.Add(1) < 3 {
+			return nil, syscall.EAGAIN
+		}
+		return dial(ctx)
+	})
+	defer h.Close()
+	startEcho(t, p)
+	if err := roundTrip(within(t, 20*time.Second), h, 1000); err != nil {
 		t.Fatal(err)
 	}
 }

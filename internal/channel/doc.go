@@ -9,7 +9,9 @@
 //	ESC ESC           the first one was cut off by a reconnect: read on from the second
 //
 // The host begins a connection with a reset and a random nonce. The guest drops its old session, answers
-// with a reset and the same nonce, and starts a new one; the host discards everything before that answer.
+// with a reset and the same nonce, and starts a new one; the host discards everything before that answer. An answer
+// may be lost with all that follows on this connection: a host without one connects again and repeats its reset. The
+// answer to any of them will do, for resets arrive in order and nothing but resets comes before the last one.
 // A guest that has no session (it has just started, or its session failed) says so by a reset with a nonce of
 // zeros, so that a host that waits asks again and a host that believes in an older session gives it up.
 //

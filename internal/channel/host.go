@@ -6,7 +6,9 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -167,16 +169,48 @@ func (h *Host) finish(a *attempt, s *yamux.Session, err error) {
 	close(a.done)
 }
 
+// How long the host waits for the guest's answer before it connects and asks again. QEMU loses the guest's output
+// when it wrote to a host that had just gone, and keeps the rest of it from the next one.
+const (
+	answerFirst = 500 * time.Millisecond
+	answerMost  = 8 * time.Second
+)
+
 // establish connects, shakes hands with the guest, and starts a session.
 func establish(ctx context.Context, dial func(context.Context) (net.Conn, error)) (*yamux.Session, error) {
+	// One for all connections: the answer to an earlier one's reset will do.
+	var n nonce
+	if _, err := rand.Read(n[:]); err != nil {
+		return nil, err
+	}
+	for wait := answerFirst; ; wait = min(2*wait, answerMost) {
+		s, err := attach(ctx, dial, n, wait)
+		switch {
+		case err == nil || ctx.Err() != nil:
+			return s, err
+		case errors.Is(err, os.ErrDeadlineExceeded):
+		case errors.Is(err, syscall.EAGAIN): // connections we gave up have not been accepted yet
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+				return nil, ctx.Err()
+			}
+		default:
+			return nil, err
+		}
+	}
+}
+
+// attach makes one connection and waits as long for the guest.
+func attach(ctx context.Context, dial func(context.Context) (net.Conn, error), n nonce, wait time.Duration) (*yamux.Session, error) {
 	conn, err := dial(ctx)
 	if err != nil {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	hc := &hostConn{Conn: conn}
+	hc := &hostConn{Conn: conn, nonce: n}
 	hc.decoder = decoder{data: hc.onData, reset: hc.onReset, garbled: hc.onGarbled}
-	if err := hc.handshake(); err != nil {
+	if err := hc.handshake(wait); err != nil {
 		stop()
 		conn.Close()
 		if ctx.Err() != nil {
@@ -213,6 +247,7 @@ type hostConn struct {
 	in      [32 << 10]byte
 	nonce   nonce
 	synced  bool
+	heard   bool   // the guest sent something in this session
 	ready   []byte // decoded, not yet read
 	pending []byte // memory of ready
 	err     error
@@ -221,8 +256,11 @@ type hostConn struct {
 	out []byte
 }
 
-// handshake asks for a new session until the guest has answered.
-func (c *hostConn) handshake() error {
+// handshake asks for a new session until the guest has answered, or has not within wait.
+func (c *hostConn) handshake(wait time.Duration) error {
+	if err := c.SetReadDeadline(time.Now().Add(wait)); err != nil {
+		return err
+	}
 	if err := c.ask(); err != nil {
 		return err
 	}
@@ -231,13 +269,10 @@ func (c *hostConn) handshake() error {
 			return err
 		}
 	}
-	return nil
+	return c.SetReadDeadline(time.Time{})
 }
 
 func (c *hostConn) ask() error {
-	if _, err := rand.Read(c.nonce[:]); err != nil {
-		return err
-	}
 	if err := c.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 		return err
 	}
@@ -249,6 +284,7 @@ func (c *hostConn) ask() error {
 
 func (c *hostConn) onData(p []byte) error {
 	if c.synced {
+		c.heard = true
 		c.pending = append(c.pending, p...)
 	}
 	return nil
@@ -256,6 +292,8 @@ func (c *hostConn) onData(p []byte) error {
 
 func (c *hostConn) onReset(n nonce) error {
 	switch {
+	case c.synced && n == c.nonce && !c.heard:
+		// We asked more than once, and nothing of ours came before the last time.
 	case c.synced:
 		return errors.New("the guest began a new session")
 	case n == c.nonce:

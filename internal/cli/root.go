@@ -97,6 +97,7 @@ func newVMCommand(e *Env) *cobra.Command {
 		"vm", "Virtual machines: create, start, enter, delete",
 		newVMCreateCommand(e), newVMListCommand(e), newVMShowCommand(e),
 		newVMStartCommand(e), newVMStopCommand(e), newVMSuspendCommand(e), newVMResumeCommand(e),
+		newVMForkCommand(e), newVMCloneCommand(e), newVMSnapshotCommand(e),
 		newVMKillCommand(e), newVMRestartCommand(e), newVMDeleteCommand(e),
 		newVMSSHCommand(e), newVMExecCommand(e), newVMLogsCommand(e), newVMEventsCommand(e), newVMPingCommand(e),
 	)

@@ -138,10 +138,18 @@ func newVMDeleteCommand(e *Env) *cobra.Command {
 
 // confirmDelete asks a person at a terminal. Scripts are not asked.
 func (e *Env) confirmDelete(names []string, o lifecycleOptions) error {
-	if o.yes || o.force || !isTerminal(e.Stdin) || !isTerminal(e.Stderr) {
+	if o.yes || o.force || !e.isAsked() {
 		return nil
 	}
-	fmt.Fprintf(e.Stderr, "Delete %s and the disks with all that is on them? [y/N] ", strings.Join(names, ", "))
+	return e.confirm(fmt.Sprintf("Delete %s and the disks with all that is on them?", strings.Join(names, ", ")), "nothing was deleted")
+}
+
+// isAsked tells whether there is a person to ask.
+func (e *Env) isAsked() bool { return isTerminal(e.Stdin) && isTerminal(e.Stderr) }
+
+// confirm asks a person; anything but a yes is an Interrupted fault of that text.
+func (e *Env) confirm(question, otherwise string) error {
+	fmt.Fprint(e.Stderr, question+" [y/N] ")
 	answer, err := bufio.NewReader(io.LimitReader(e.Stdin, 100)).ReadString('\n')
 	if err != nil {
 		answer = ""
@@ -150,7 +158,7 @@ func (e *Env) confirmDelete(names []string, o lifecycleOptions) error {
 	case "y", "yes":
 		return nil
 	}
-	return fault.New(fault.Interrupted, "nothing was deleted")
+	return fault.New(fault.Interrupted, "%s", otherwise)
 }
 
 func newLifecycleCommand(e *Env, v verb) (*cobra.Command, *lifecycleOptions) {

@@ -56,6 +56,7 @@ type Client struct {
 	Daemon bangerv1connect.DaemonServiceClient
 
 	Templates bangerv1connect.TemplateServiceClient
+	Snapshots bangerv1connect.SnapshotServiceClient
 	// Hello is what the daemon said of itself when the client connected.
 	Hello Hello
 
@@ -118,6 +119,7 @@ func connectTo(socket string) *Client {
 		Images:    bangerv1connect.NewImageServiceClient(hc, url, with),
 		Daemon:    bangerv1connect.NewDaemonServiceClient(hc, url, with),
 		Templates: bangerv1connect.NewTemplateServiceClient(hc, url, with),
+		Snapshots: bangerv1connect.NewSnapshotServiceClient(hc, url, with),
 
 		http:   hc,
 		socket: socket,

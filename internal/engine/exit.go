@@ -56,9 +56,10 @@ func (e *Engine) takeIf(m *machine) bool {
 func (o *operation) afterExit(ctx context.Context, m *machine) error {
 	exit := m.running.Exit()
 	o.log.Info("machine ended", "kind", exit.Kind, "detail", exit.Detail)
-	tidy := m.stop(ctx)             // it has ended: this removes its sockets
-	if o.v.State == vm.Suspending { // the way back of a suspend failed as well
-		if _, err := o.move(vm.SaveFailed); err != nil {
+	tidy := m.stop(ctx) // it has ended: this removes its sockets
+	way := map[vm.State]vm.Event{vm.Suspending: vm.SaveFailed, vm.Paused: vm.Copied}
+	if back, ok := way[o.v.State]; ok { // the way back of a suspend or copy failed as well
+		if _, err := o.move(back); err != nil {
 			return errors.Join(tidy, err)
 		}
 	}

@@ -24,11 +24,11 @@ type diskRecord struct {
 // ownDisks are the disks that a VM writes to.
 var ownDisks = []string{paths.OverlayDisk, paths.WorkDisk}
 
-// readDisks looks at the VM's disks as they are now.
-func (o *operation) readDisks() (map[string]diskRecord, error) {
+// readDisks looks at the VM's disks in dir as they are now.
+func (o *operation) readDisks(dir string) (map[string]diskRecord, error) {
 	records := map[string]diskRecord{}
 	for _, name := range ownDisks {
-		info, err := os.Stat(filepath.Join(o.e.c.Paths.VM(o.v.ID), name))
+		info, err := os.Stat(filepath.Join(dir, name))
 		if errors.Is(err, os.ErrNotExist) { // not every VM has each
 			continue
 		}
@@ -38,6 +38,22 @@ func (o *operation) readDisks() (map[string]diskRecord, error) {
 		records[name] = diskRecord{Size: info.Size(), Changed: info.ModTime().UTC()}
 	}
 	return records, nil
+}
+
+// recordDisks says in memory, a directory, that the disks in dir are those it belongs to.
+func (o *operation) recordDisks(memory, dir string) error {
+	disks, err := o.readDisks(dir)
+	if err != nil {
+		return err
+	}
+	record, err := json.Marshal(disks)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(memory, paths.SuspendedDisk), record, 0o600); err != nil {
+		return fault.Wrap(fault.Precondition, err, "cannot write which disks the memory of VM %s belongs to", o.v.Spec.Name)
+	}
+	return nil
 }
 
 func (o *operation) memoryDir() string {
@@ -83,15 +99,11 @@ func (o *operation) keepMemory() error {
 
 func (o *operation) sealMemory() error {
 	dir := o.e.c.Paths.VM(o.v.ID)
-	disks, err := o.readDisks()
-	if err != nil {
+	if err := o.recordDisks(o.newMemoryDir(), dir); err != nil {
 		return err
 	}
-	record, err := json.Marshal(disks)
+	disks, err := o.readDisks(dir)
 	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(o.newMemoryDir(), paths.SuspendedDisk), record, 0o600); err != nil {
 		return err
 	}
 	for name := range disks { // what the guest wrote last may still be in the host's cache only
@@ -143,7 +155,7 @@ func (o *operation) checkMemory() error {
 	if err := json.Unmarshal(raw, &saved); err != nil {
 		return fault.Wrap(fault.Precondition, err, "the saved memory of VM %s is damaged: %s", name, paths.SuspendedDisk)
 	}
-	now, err := o.readDisks()
+	now, err := o.readDisks(o.e.c.Paths.VM(o.v.ID))
 	if err != nil {
 		return err
 	}

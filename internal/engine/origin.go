@@ -16,6 +16,10 @@ import (
 // identityTimeout bounds how long a restored guest may take to answer, file systems grown.
 const identityTimeout = 30 * time.Second
 
+// slowAdopt is how long an answer takes when the time in the question may have become old on its way: on a host that
+// has too much to do the connection alone takes seconds.
+const slowAdopt = time.Second
+
 // entropyBytes is what a restored guest gets, so that its random numbers are its own.
 const entropyBytes = 64
 
@@ -66,7 +70,9 @@ func (o *operation) identify(ctx context.Context, m *machine, b *capability.Buil
 	if from.identity {
 		r.Identity = b.Guest
 	}
-	return o.ask(ctx, m, identityTimeout, func(ctx context.Context) (bool, error) {
+	var begin time.Time
+	err := o.ask(ctx, m, identityTimeout, func(ctx context.Context) (bool, error) {
+		begin = time.Now()
 		r.UnixNanos = o.e.c.Now().UnixNano()
 		res, err := m.agent.Adopt(ctx, r)
 		if err == nil {
@@ -77,4 +83,8 @@ func (o *operation) identify(ctx context.Context, m *machine, b *capability.Buil
 		again := connect.CodeOf(err) == connect.CodeUnavailable
 		return again, fault.Wrap(fault.Unexpected, err, "the guest of VM %s did not become this VM again", o.v.Spec.Name)
 	})
+	if err == nil && time.Since(begin) > slowAdopt {
+		o.setClock(ctx, m)
+	}
+	return err
 }

@@ -101,11 +101,15 @@ func (e *Engine) reconcileOne(ctx context.Context, id vm.ID, restarted bool) (st
 	if err != nil {
 		return "", err
 	}
+	if err := o.sweepCopies(); err != nil {
+		o.end()
+		return "", err
+	}
 	if o.v.State == vm.Stopping {
 		return o.resumeStop(ctx)
 	}
 	defer o.end()
-	if o.v.State.HasProcess() && o.v.State != vm.Suspending {
+	if o.v.State == vm.Running {
 		return o.reattach(ctx, restarted)
 	}
 	sentence, err := o.mend(ctx)
@@ -212,6 +216,10 @@ func (o *operation) mend(ctx context.Context) (string, error) {
 		return o.mendSuspend(ctx)
 	case vm.Suspended:
 		return o.mendSuspended(ctx)
+	case vm.Paused:
+		return o.mendPaused(ctx)
+	case vm.Reverting:
+		return o.mendRevert(ctx)
 	case vm.Stopping:
 		if err := o.killLeftover(ctx); err != nil {
 			return "", err
@@ -327,7 +335,7 @@ func removeUnfinished(dir string) error {
 }
 
 func holdsDisk(dir string) bool {
-	for _, name := range []string{paths.OverlayDisk, paths.WorkDisk} {
+	for _, name := range []string{paths.OverlayDisk, paths.WorkDisk, paths.Snapshots} {
 		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
 			return true
 		}

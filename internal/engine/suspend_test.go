@@ -78,7 +78,7 @@ func (d driver) Restore(ctx context.Context, m vmm.Machine, dir string) (vmm.Run
 	}
 	d.w.nextPID++
 	b := newBody(d.w, d.w.nextPID)
-	b.boot = string(boot)
+	b.boot, b.other = string(boot), filepath.Base(dir) == paths.Forked
 	d.w.machines[m.Dir] = b
 	return &running{w: d.w, b: b}, nil
 }
@@ -88,7 +88,7 @@ func (b *body) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) (*agentv1
 }
 
 func (b *body) Adopt(ctx context.Context, r *agentv1.AdoptRequest) (*agentv1.AdoptResponse, error) {
-	if d := time.Since(time.Unix(0, r.GetUnixNanos())); d > time.Minute || d < -time.Minute || len(r.GetEntropy()) < 32 || r.GetIdentity() != nil {
+	if d := time.Since(time.Unix(0, r.GetUnixNanos())); d > time.Minute || d < -time.Minute || len(r.GetEntropy()) < 32 || (r.GetIdentity() != nil) != b.other {
 		return nil, errors.New("told nonsense")
 	}
 	return &agentv1.AdoptResponse{}, b.w.point(ctx, "adopt")

@@ -219,6 +219,7 @@ type body struct {
 	w       *world
 	pid     int
 	boot    string // of the guest: it goes on over suspend and resume
+	other   bool   // its memory is another VM's
 	paused  bool   // under the world's mu
 	done    chan struct{}
 	once    sync.Once

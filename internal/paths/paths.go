@@ -132,6 +132,9 @@ const (
 	Suspended     = "suspended"     // directory: the memory of a suspended VM
 	SuspendedNew  = "suspended.new" // the same while it is written
 	SuspendedDisk = "disks.json"    // in it: the disks that the memory belongs to
+	Snapshots     = "snapshots"     // directory: one for each snapshot, by tag
+	RevertNew     = "revert.new"    // what a snapshot is gone back to with, until it is in place
+	Forked        = "forked"        // directory: the memory that this VM and its siblings go on from; only while they are forked
 	SSHHostKey    = "ssh_host_ed25519_key"
 	SSHHostKeyPub = "ssh_host_ed25519_key.pub"
 )

@@ -29,6 +29,7 @@ const (
 // Engine is what the handlers need of the engine; *engine.Engine has it but for Agent's type.
 type Engine interface {
 	Verbs
+	Forks
 	Get(ctx context.Context, ref string) (vm.VM, error)
 	List(ctx context.Context) ([]vm.VM, error)
 	Events(ctx context.Context, ref string, limit int) ([]store.Event, error)
@@ -55,6 +56,7 @@ type Options struct {
 	Images    Images
 	Kernels   Kernels
 	Templates Templates
+	Snapshots Snapshots
 	Setup     Setup
 	Paths     paths.Paths
 	Defaults  vm.Spec // of VMs; the configuration's
@@ -102,6 +104,7 @@ func New(o Options) http.Handler {
 	mux.Handle(bangerv1connect.NewVMServiceHandler(vmService{s}, with))
 	mux.Handle(bangerv1connect.NewImageServiceHandler(&imageService{service: s}, with))
 	mux.Handle(bangerv1connect.NewTemplateServiceHandler(templateService{s}, with))
+	mux.Handle(bangerv1connect.NewSnapshotServiceHandler(snapshotService{s}, with))
 	mux.Handle(bangerv1connect.NewDaemonServiceHandler(daemonService{s}, with))
 	mux.HandleFunc("GET /hello", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	return introduce(mux)

@@ -26,6 +26,7 @@ import (
 	bangerv1 "banger/api/banger/v1"
 	"banger/api/banger/v1/bangerv1connect"
 	"banger/internal/client"
+	"banger/internal/engine"
 	"banger/internal/fault"
 	"banger/internal/image"
 	"banger/internal/kernel"
@@ -144,6 +145,24 @@ func (w *world) Suspend(ctx context.Context, ref string, sink progress.Sink) (vm
 		return vm.VM{}, err
 	}
 	return w.set(ref, vm.Suspended)
+}
+
+func (w *world) Fork(ctx context.Context, ref string, o engine.ForkOptions, sink progress.Sink) (engine.Forked, error) {
+	v, err := w.Get(ctx, ref)
+	if err != nil {
+		return engine.Forked{}, err
+	}
+	if err := sink.Run("save", func() error { return w.wait(ctx) }); err != nil {
+		return engine.Forked{}, err
+	}
+	v.Spec.Name, v.Spec.Ephemeral = o.Name, o.Ephemeral
+	return engine.Forked{VMs: slices.Repeat([]vm.VM{v}, o.Count), Paused: time.Second}, nil
+}
+
+func (w *world) Clone(ctx context.Context, ref, name string, _ progress.Sink) (vm.VM, error) {
+	v, err := w.Get(ctx, ref)
+	v.Spec.Name = name
+	return v, err
 }
 
 func (w *world) Stop(_ context.Context, ref string, _ bool, sink progress.Sink) (vm.VM, error) {

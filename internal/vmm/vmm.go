@@ -89,6 +89,9 @@ const (
 type Exit struct {
 	Kind   ExitKind
 	Detail string // one line: signal, exit code, the line of the panic
+	// Emulation says of a panic that the emulated processor is to blame, and not the guest: the same boot may well
+	// succeed the next time.
+	Emulation bool
 }
 
 // Driver runs machines on one VMM. Machines outlive the daemon; Adopt finds one again. All
@@ -151,6 +154,12 @@ type Saver interface {
 	// as the machine is resumed, the file changes and what was saved is void. On error (a full disk is a
 	// Precondition fault) what was written is removed.
 	Save(ctx context.Context, dir string) error
+}
+
+// Writer is a Saver that lets its guest go on early: when Write returns, a machine without a MemoryFile may be resumed;
+// what was written is whole when seal has returned, which flushes and sums it up. On error what was written is removed.
+type Writer interface {
+	Write(ctx context.Context, dir string) (seal func(context.Context) error, err error)
 }
 
 // Restorer is a Driver that starts machines from what a Saver wrote.

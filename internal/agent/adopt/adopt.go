@@ -98,18 +98,29 @@ func (g *Guest) become(ctx context.Context, t *times, id *agentv1.GuestConfig, g
 		close(keys)
 		return nil
 	})
+	hungUp := make(chan struct{})
+	step("hang up", func() error {
+		defer close(hungUp)
+		// What the kernel cannot end stays until it times out: its address is gone.
+		if err := identity.HangUp(); err != nil {
+			return tellJournal("connections of the machine this one was made of are left: " + err.Error())
+		}
+		return nil
+	})
 	step("names", func() error { return g.rename(id) })
-	step("boot id", func() error { return newBootID(g.Dir) })
+	step("boot id", func() error { return errors.Join(newBootID(g.Dir), forgetSeeds()) })
 	step("network", func() error {
 		if err := network.Prepare(id.GetInterfaces()); err != nil {
 			return err
 		}
-		select {
-		case <-keys:
-			return t.run("raise", network.Raise)
-		case <-ctx.Done(): // another step has failed
-			return ctx.Err()
+		for _, before := range []chan struct{}{keys, hungUp} {
+			select {
+			case <-before:
+			case <-ctx.Done(): // another step has failed
+				return ctx.Err()
+			}
 		}
+		return t.run("raise", network.Raise)
 	})
 	if err := group.Wait(); err != nil {
 		return err

@@ -108,10 +108,12 @@ func (g *Guest) forget(ctx context.Context) error {
 	if err := os.WriteFile(filepath.Join(g.Dir, templateMark), nil, 0o644); err != nil {
 		return err
 	}
-	for _, name := range []string{"/var/lib/systemd/random-seed", "/var/lib/systemd/credential.secret"} {
-		if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
-		}
+	if err := forgetSeeds(); err != nil {
+		return err
+	}
+	err := os.Remove("/var/lib/systemd/credential.secret")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
 	if !g.Systemd() {
 		return nil
@@ -126,4 +128,13 @@ func (g *Guest) forget(ctx context.Context) error {
 		return err
 	}
 	return removeJournal("/", id)
+}
+
+// forgetSeeds removes what the next boot would begin its random numbers with.
+func forgetSeeds() error {
+	err := os.Remove("/var/lib/systemd/random-seed")
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
 }

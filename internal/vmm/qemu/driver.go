@@ -195,14 +195,17 @@ func (d *Driver) Adopt(ctx context.Context, m vmm.Machine, h vmm.Handle) (vmm.Ru
 }
 
 func (d *Driver) running(m vmm.Machine, p *system.Process, mon *monitor) vmm.Running {
+	facts := machine.ReadFacts(m.Dir)
 	untrim := d.trim.watch(filepath.Join(m.Dir, vmm.SerialLog), filepath.Join(m.Dir, vmm.VMMLog))
 	o := machine.Options{
 		Dir: m.Dir, Process: p, Sockets: sockets,
 		Dial: func(ctx context.Context) (net.Conn, error) {
 			return system.DialUnixIn(ctx, m.Dir, vmm.GuestSocket)
 		},
-		Classify: func(s system.ExitStatus, stopped bool) vmm.Exit { return classify(m.Dir, mon, s, stopped) },
-		Release:  untrim,
+		Classify: func(s system.ExitStatus, stopped bool) vmm.Exit {
+			return classify(m.Dir, facts.Accelerator == "tcg", mon, s, stopped)
+		},
+		Release: untrim,
 	}
 	if mon != nil {
 		o.Ask = &machine.Step{Grace: 2 * time.Second, Do: func(ctx context.Context) error {
@@ -211,7 +214,7 @@ func (d *Driver) running(m vmm.Machine, p *system.Process, mon *monitor) vmm.Run
 		o.PowerButton = func(ctx context.Context) error { return mon.callFor(ctx, "system_powerdown", nil) }
 		o.Release = func() { untrim(); mon.close() }
 	}
-	return &running{Machine: machine.New(o), name: m.Name, mon: mon, facts: machine.ReadFacts(m.Dir)}
+	return &running{Machine: machine.New(o), name: m.Name, mon: mon, facts: facts}
 }
 
 // ended tells whether a process whose sockets fail ends as well, within a moment.

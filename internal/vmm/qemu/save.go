@@ -38,6 +38,7 @@ type running struct {
 var (
 	_ vmm.Pauser = (*running)(nil)
 	_ vmm.Saver  = (*running)(nil)
+	_ vmm.Writer = (*running)(nil)
 )
 
 // Status words of QEMU (qapi/run-state.json: RunState).
@@ -124,27 +125,41 @@ func (r *running) Resume(ctx context.Context) error {
 
 // Save writes the machine's state as a migration into a file.
 func (r *running) Save(ctx context.Context, dir string) error {
-	release, err := r.hold()
+	seal, err := r.Write(ctx, dir)
 	if err != nil {
 		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err := seal(ctx); err != nil {
+		return err
+	}
+	if r.facts.MemoryFile != "" {
+		r.saved = dir
+	}
+	return nil
+}
+
+// Write is the part of Save for which the guest has to stand still.
+func (r *running) Write(ctx context.Context, dir string) (seal func(context.Context) error, err error) {
+	release, err := r.hold()
+	if err != nil {
+		return nil, err
 	}
 	defer release()
 	manifest, err := r.manifest(ctx, dir)
 	if err != nil {
-		return r.told(err)
+		return nil, r.told(err)
 	}
-	mapped := r.facts.MemoryFile != ""
-	err = r.writeState(ctx, dir)
-	if err == nil {
-		err = machine.WriteSaved(ctx, dir, manifest, mapped)
+	if err := r.writeState(ctx, dir); err != nil {
+		return nil, errors.Join(r.told(err), machine.RemoveSaved(dir))
 	}
-	if err != nil {
-		return errors.Join(r.told(err), machine.RemoveSaved(dir))
-	}
-	if mapped {
-		r.saved = dir
-	}
-	return nil
+	return func(ctx context.Context) error {
+		if err := machine.WriteSaved(ctx, dir, manifest, r.facts.MemoryFile != ""); err != nil {
+			return errors.Join(err, machine.RemoveSaved(dir))
+		}
+		return nil
+	}, nil
 }
 
 // manifest asks QEMU what it is, and finds reasons not to save it.

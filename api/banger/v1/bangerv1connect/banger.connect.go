@@ -59,6 +59,10 @@ const (
 	VMServiceDeleteVMProcedure = "/banger.v1.VMService/DeleteVM"
 	// VMServiceSuspendVMProcedure is the fully-qualified name of the VMService's SuspendVM RPC.
 	VMServiceSuspendVMProcedure = "/banger.v1.VMService/SuspendVM"
+	// VMServiceForkVMProcedure is the fully-qualified name of the VMService's ForkVM RPC.
+	VMServiceForkVMProcedure = "/banger.v1.VMService/ForkVM"
+	// VMServiceCloneVMProcedure is the fully-qualified name of the VMService's CloneVM RPC.
+	VMServiceCloneVMProcedure = "/banger.v1.VMService/CloneVM"
 	// VMServicePingVMProcedure is the fully-qualified name of the VMService's PingVM RPC.
 	VMServicePingVMProcedure = "/banger.v1.VMService/PingVM"
 	// VMServiceExecVMProcedure is the fully-qualified name of the VMService's ExecVM RPC.
@@ -105,6 +109,11 @@ type VMServiceClient interface {
 	DeleteVM(context.Context, *v1.DeleteVMRequest) (*connect.ServerStreamForClient[v1.DeleteVMResponse], error)
 	// SuspendVM writes the memory of a running VM to disk and ends its process. StartVM resumes it.
 	SuspendVM(context.Context, *v1.SuspendVMRequest) (*connect.ServerStreamForClient[v1.SuspendVMResponse], error)
+	// ForkVM makes further VMs of a running one, with its programs at work and an identity of their own each. The
+	// source stands still for a moment and runs on. On failure there is none of them.
+	ForkVM(context.Context, *v1.ForkVMRequest) (*connect.ServerStreamForClient[v1.ForkVMResponse], error)
+	// CloneVM makes another VM of a stopped one: with copies of its disks, stopped.
+	CloneVM(context.Context, *v1.CloneVMRequest) (*connect.ServerStreamForClient[v1.CloneVMResponse], error)
 	// PingVM asks the agent over the guest channel.
 	PingVM(context.Context, *v1.PingVMRequest) (*v1.PingVMResponse, error)
 	// ExecVM runs a program in the guest. The first request names the VM.
@@ -176,6 +185,18 @@ func NewVMServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 			connect.WithSchema(vMServiceMethods.ByName("SuspendVM")),
 			connect.WithClientOptions(opts...),
 		),
+		forkVM: connect.NewClient[v1.ForkVMRequest, v1.ForkVMResponse](
+			httpClient,
+			baseURL+VMServiceForkVMProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("ForkVM")),
+			connect.WithClientOptions(opts...),
+		),
+		cloneVM: connect.NewClient[v1.CloneVMRequest, v1.CloneVMResponse](
+			httpClient,
+			baseURL+VMServiceCloneVMProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("CloneVM")),
+			connect.WithClientOptions(opts...),
+		),
 		pingVM: connect.NewClient[v1.PingVMRequest, v1.PingVMResponse](
 			httpClient,
 			baseURL+VMServicePingVMProcedure,
@@ -219,6 +240,8 @@ type vMServiceClient struct {
 	restartVM      *connect.Client[v1.RestartVMRequest, v1.RestartVMResponse]
 	deleteVM       *connect.Client[v1.DeleteVMRequest, v1.DeleteVMResponse]
 	suspendVM      *connect.Client[v1.SuspendVMRequest, v1.SuspendVMResponse]
+	forkVM         *connect.Client[v1.ForkVMRequest, v1.ForkVMResponse]
+	cloneVM        *connect.Client[v1.CloneVMRequest, v1.CloneVMResponse]
 	pingVM         *connect.Client[v1.PingVMRequest, v1.PingVMResponse]
 	execVM         *connect.Client[v1.ExecVMRequest, v1.ExecVMResponse]
 	getSSHEndpoint *connect.Client[v1.GetSSHEndpointRequest, v1.GetSSHEndpointResponse]
@@ -274,6 +297,16 @@ func (c *vMServiceClient) SuspendVM(ctx context.Context, req *v1.SuspendVMReques
 	return c.suspendVM.CallServerStream(ctx, connect.NewRequest(req))
 }
 
+// ForkVM calls banger.v1.VMService.ForkVM.
+func (c *vMServiceClient) ForkVM(ctx context.Context, req *v1.ForkVMRequest) (*connect.ServerStreamForClient[v1.ForkVMResponse], error) {
+	return c.forkVM.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// CloneVM calls banger.v1.VMService.CloneVM.
+func (c *vMServiceClient) CloneVM(ctx context.Context, req *v1.CloneVMRequest) (*connect.ServerStreamForClient[v1.CloneVMResponse], error) {
+	return c.cloneVM.CallServerStream(ctx, connect.NewRequest(req))
+}
+
 // PingVM calls banger.v1.VMService.PingVM.
 func (c *vMServiceClient) PingVM(ctx context.Context, req *v1.PingVMRequest) (*v1.PingVMResponse, error) {
 	response, err := c.pingVM.CallUnary(ctx, connect.NewRequest(req))
@@ -322,6 +355,11 @@ type VMServiceHandler interface {
 	DeleteVM(context.Context, *v1.DeleteVMRequest, *connect.ServerStream[v1.DeleteVMResponse]) error
 	// SuspendVM writes the memory of a running VM to disk and ends its process. StartVM resumes it.
 	SuspendVM(context.Context, *v1.SuspendVMRequest, *connect.ServerStream[v1.SuspendVMResponse]) error
+	// ForkVM makes further VMs of a running one, with its programs at work and an identity of their own each. The
+	// source stands still for a moment and runs on. On failure there is none of them.
+	ForkVM(context.Context, *v1.ForkVMRequest, *connect.ServerStream[v1.ForkVMResponse]) error
+	// CloneVM makes another VM of a stopped one: with copies of its disks, stopped.
+	CloneVM(context.Context, *v1.CloneVMRequest, *connect.ServerStream[v1.CloneVMResponse]) error
 	// PingVM asks the agent over the guest channel.
 	PingVM(context.Context, *v1.PingVMRequest) (*v1.PingVMResponse, error)
 	// ExecVM runs a program in the guest. The first request names the VM.
@@ -389,6 +427,18 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 		connect.WithSchema(vMServiceMethods.ByName("SuspendVM")),
 		connect.WithHandlerOptions(opts...),
 	)
+	vMServiceForkVMHandler := connect.NewServerStreamHandlerSimple(
+		VMServiceForkVMProcedure,
+		svc.ForkVM,
+		connect.WithSchema(vMServiceMethods.ByName("ForkVM")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceCloneVMHandler := connect.NewServerStreamHandlerSimple(
+		VMServiceCloneVMProcedure,
+		svc.CloneVM,
+		connect.WithSchema(vMServiceMethods.ByName("CloneVM")),
+		connect.WithHandlerOptions(opts...),
+	)
 	vMServicePingVMHandler := connect.NewUnaryHandlerSimple(
 		VMServicePingVMProcedure,
 		svc.PingVM,
@@ -437,6 +487,10 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 			vMServiceDeleteVMHandler.ServeHTTP(w, r)
 		case VMServiceSuspendVMProcedure:
 			vMServiceSuspendVMHandler.ServeHTTP(w, r)
+		case VMServiceForkVMProcedure:
+			vMServiceForkVMHandler.ServeHTTP(w, r)
+		case VMServiceCloneVMProcedure:
+			vMServiceCloneVMHandler.ServeHTTP(w, r)
 		case VMServicePingVMProcedure:
 			vMServicePingVMHandler.ServeHTTP(w, r)
 		case VMServiceExecVMProcedure:
@@ -486,6 +540,14 @@ func (UnimplementedVMServiceHandler) DeleteVM(context.Context, *v1.DeleteVMReque
 
 func (UnimplementedVMServiceHandler) SuspendVM(context.Context, *v1.SuspendVMRequest, *connect.ServerStream[v1.SuspendVMResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.SuspendVM is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) ForkVM(context.Context, *v1.ForkVMRequest, *connect.ServerStream[v1.ForkVMResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.ForkVM is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) CloneVM(context.Context, *v1.CloneVMRequest, *connect.ServerStream[v1.CloneVMResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.CloneVM is not implemented"))
 }
 
 func (UnimplementedVMServiceHandler) PingVM(context.Context, *v1.PingVMRequest) (*v1.PingVMResponse, error) {
