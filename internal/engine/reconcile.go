@@ -234,7 +234,7 @@ func (o *operation) mend(ctx context.Context) (string, error) {
 			return "", err
 		}
 		return fmt.Sprintf("VM %s was being deleted: it is gone", name), nil
-	case vm.Running, vm.Paused:
+	case vm.Running:
 		if o.e.holds(o.v.ID) {
 			return "", nil
 		}
