@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -35,6 +36,7 @@ type platform struct {
 	binary, debianPackage string
 	machine               string
 	softwareCPU           string
+	softwareThreads       string // "multi", a thread for each CPU, unless the version at hand cannot do it
 	kernelFormats         []string
 	kernelArgs            []string
 }
@@ -110,7 +112,7 @@ func layout(p platform, accelerator string, m vmm.Machine) (string, error) {
 
 // devices describes the machine without what it boots.
 func devices(p platform, accelerator string, m vmm.Machine, mem memory) ([]string, error) {
-	accel, cpu := "tcg,thread=multi", p.softwareCPU
+	accel, cpu := "tcg,thread="+cmp.Or(p.softwareThreads, "multi"), p.softwareCPU
 	if accelerator == "kvm" {
 		accel, cpu = "kvm", "host"
 	}

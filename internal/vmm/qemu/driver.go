@@ -4,6 +4,7 @@ package qemu
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -95,8 +96,19 @@ func (d *Driver) Caps(ctx context.Context) (vmm.Caps, error) {
 	if r := probeKVM(); !r.Usable {
 		caps.Accelerator, caps.SlowReason = "tcg", r.Reason+"; software emulation is used"
 	}
+	d.platform.softwareThreads = threads(version)
 	d.probed, d.binary, d.filter = &caps, binary, filterOf(ctx, binary)
 	return caps, nil
+}
+
+// threads tells how software emulation may run a guest's CPUs. Before 8.1, with a thread for each, one CPU may run
+// code that another is patching, as Linux patches its own: guests panic with "int3" now and then.
+func threads(version string) string {
+	var major, minor int
+	if n, _ := fmt.Sscanf(version, "%d.%d", &major, &minor); n == 2 && (major < 8 || major == 8 && minor < 1) {
+		return "single"
+	}
+	return "multi"
 }
 
 // versionPattern matches "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)".
