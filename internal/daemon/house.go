@@ -26,6 +26,7 @@ import (
 	"banger/internal/hostnet"
 	"banger/internal/image"
 	"banger/internal/kernel"
+	"banger/internal/paths"
 	"banger/internal/server"
 	"banger/internal/store"
 	"banger/internal/vm"
@@ -104,7 +105,7 @@ func (o Options) vmms(logger *slog.Logger) ([]vmm.Driver, error) {
 
 // agentBinary returns the program that the guests' init is.
 func (o Options) agentBinary() (string, error) {
-	path, err := part("banger-agent")
+	path, err := paths.Program("banger-agent")
 	if err == nil || !o.FakeVMM {
 		return path, err
 	}
@@ -128,7 +129,7 @@ func (o Options) network(ctx context.Context, config settings, logger *slog.Logg
 	if o.FakeVMM {
 		return hostnet.NewFake(), nil
 	}
-	helper, err := part("banger-nethelper")
+	helper, err := paths.Program("banger-nethelper")
 	if err != nil {
 		return nil, err
 	}
@@ -175,27 +176,6 @@ func hostBoot() string {
 func instance(state string) string {
 	sum := sha256.Sum256([]byte(state))
 	return hex.EncodeToString(sum[:4])
-}
-
-// part finds a program of ours that users do not call: beside the daemon in a build directory, in ../lib/banger
-// of an installed one, or in ./runtime of a source checkout.
-func part(name string) (string, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return "", fault.Wrap(fault.Precondition, err, "cannot find our own executable")
-	}
-	if real, err := filepath.EvalSymlinks(self); err == nil {
-		self = real
-	}
-	dir := filepath.Dir(self)
-	for _, place := range []string{dir, filepath.Join(dir, "../lib/banger"), filepath.Join(dir, "../runtime")} {
-		path := filepath.Join(place, name)
-		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
-			return path, nil
-		}
-	}
-	return "", fault.New(fault.Precondition, "the program %s is missing beside %s", name, self).
-		WithHint("build and install all of banger: make install")
 }
 
 // hostLimits is what a VM can have at most.

@@ -130,6 +130,27 @@ const (
 	SSHHostKeyPub = "ssh_host_ed25519_key.pub"
 )
 
+// Program finds a program of ours that users do not call: beside the running one in a build directory, in
+// ../lib/banger of an installed one, or in ../runtime of a source checkout. A Precondition fault says that it is nowhere.
+func Program(name string) (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", fault.Wrap(fault.Precondition, err, "cannot find our own executable")
+	}
+	if real, err := filepath.EvalSymlinks(self); err == nil {
+		self = real
+	}
+	dir := filepath.Dir(self)
+	for _, place := range []string{dir, filepath.Join(dir, "../lib/banger"), filepath.Join(dir, "../runtime")} {
+		path := filepath.Join(place, name)
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
+			return path, nil
+		}
+	}
+	return "", fault.New(fault.Precondition, "the program %s is missing beside %s", name, self).
+		WithHint("build and install all of banger: make install")
+}
+
 // CheckSocket refuses a socket path that the kernel would cut short.
 func CheckSocket(path string) error {
 	if len(path) <= MaxSocketPath {

@@ -101,7 +101,7 @@ func checkKVM(device, pvmModule string) doctor.Result {
 }
 
 func checkNetHelper(context.Context) doctor.Result {
-	path, err := netHelper()
+	path, err := paths.Program("banger-nethelper")
 	if err != nil {
 		return doctor.Fail(err)
 	}
@@ -116,27 +116,6 @@ func checkNetHelper(context.Context) doctor.Result {
 		return doctor.Missing(path+" lacks the capability CAP_NET_ADMIN", "sudo setcap cap_net_admin+ep "+path)
 	}
 	return doctor.Good(path + " has CAP_NET_ADMIN")
-}
-
-// netHelper finds the helper where the daemon does: beside the programs in a build directory, in
-// ../lib/banger of installed ones, in ./runtime of a source checkout.
-func netHelper() (string, error) {
-	const name = "banger-nethelper"
-	self, err := os.Executable()
-	if err != nil {
-		return "", fault.Wrap(fault.Precondition, err, "cannot find our own executable")
-	}
-	if real, err := filepath.EvalSymlinks(self); err == nil {
-		self = real
-	}
-	dir := filepath.Dir(self)
-	for _, place := range []string{dir, filepath.Join(dir, "../lib/banger"), filepath.Join(dir, "../runtime")} {
-		path := filepath.Join(place, name)
-		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
-			return path, nil
-		}
-	}
-	return "", fault.New(fault.Precondition, "the program %s is missing beside %s", name, self)
 }
 
 // hasNetAdmin reads the file capabilities: struct vfs_cap_data of linux/capability.h, little-endian,
