@@ -225,6 +225,9 @@ func (o *operation) awaitAgent(ctx context.Context, m *machine) error {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
+			if errors.Is(err, context.DeadlineExceeded) {
+				err = nil // the text says it already
+			}
 			return fault.Wrap(fault.Timeout, err, "the guest of VM %s did not answer within %s", o.v.Spec.Name, o.e.c.BootTimeout).
 				WithHint("%s", o.consoleHint())
 		case <-pause.C:
