@@ -14,8 +14,7 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"banger/internal/agent/adopt"
 	"banger/internal/agent/boot"
 	"banger/internal/agent/run"
 	"banger/internal/agent/serve"
@@ -50,7 +49,7 @@ func dispatch(args []string, stdout io.Writer) error {
 	case "serve":
 		return serveOn(args[1])
 	case "adopt":
-		return adopt(args[1])
+		return adoptAgent(args[1])
 	case "supervise":
 		return supervise(args[1])
 	}
@@ -63,13 +62,13 @@ func serveOn(name string) error {
 	defer stop()
 	// Caught and dropped: a signal that is ignored stays ignored in the programs that are started.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
-	bootID, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return err
+	guest := &adopt.Guest{
+		Dir: boot.Dir, Disks: []string{boot.OverlayDir, "/root", "/"},
+		Systemd: func() bool { return firstProcess() == systemd },
 	}
 	handler := serve.New(serve.Options{
-		Runner: run.Runner{Root: "/"}, Shutdown: shutdown, SetTime: setTime, Status: status,
-		BootID: strings.TrimSpace(string(bootID)), Ready: awaitInit,
+		Runner: run.Runner{Root: "/"}, Shutdown: shutdown, SetTime: adopt.SetTime, Status: status,
+		Quiesce: guest.Quiesce, Adopt: guest.Adopt, Ready: awaitInit,
 	})
 	port, err := openPort(ctx, name)
 	if err != nil {
@@ -148,18 +147,8 @@ func awaitInit(ctx context.Context) {
 	}
 }
 
-// setTime steps the wall clock.
-func setTime(to time.Time) (time.Duration, error) {
-	step := time.Until(to.Round(0))
-	ts := unix.NsecToTimespec(to.UnixNano())
-	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
-		return 0, fmt.Errorf("set the clock: %w", err)
-	}
-	return step, nil
-}
-
-// adopt makes the running agent a process of the systemd unit that calls this, or starts one in it.
-func adopt(port string) error {
+// adoptAgent makes the running agent a process of the systemd unit that calls this, or starts one in it.
+func adoptAgent(port string) error {
 	pid := boot.AgentPID()
 	if pid == 0 {
 		_, err := boot.StartAgent(port)

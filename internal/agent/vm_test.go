@@ -95,10 +95,16 @@ func (m *machine) boot(ctx context.Context) {
 	var err error
 	m.running, err = m.driver.Start(ctx, m.m)
 	check(m.t, err)
+	m.attend()
+}
+
+// attend speaks to the machine that runs, and ends it with the test.
+func (m *machine) attend() {
 	m.client = guest.NewClient(m.running.DialGuest)
+	client, running := m.client, m.running
 	m.t.Cleanup(func() {
-		m.client.Close()
-		if err := m.running.Stop(context.Background()); err != nil {
+		client.Close()
+		if err := running.Stop(context.Background()); err != nil {
 			m.t.Errorf("stop the machine: %v", err)
 		}
 		if m.t.Failed() {
@@ -125,7 +131,7 @@ func (m *machine) ping(ctx context.Context) {
 			m.t.Fatalf("the agent does not answer: %v", err)
 		case <-m.running.Done():
 			m.t.Fatalf("the machine ended: %+v", m.running.Exit())
-		case <-time.After(200 * time.Millisecond):
+		case <-time.After(20 * time.Millisecond):
 		}
 	}
 }

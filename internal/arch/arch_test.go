@@ -53,6 +53,8 @@ var rooms = map[string][]string{
 	"internal/kernel":      {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/paths", "internal/progress", "internal/system"},
 	"internal/image":       {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/paths", "internal/progress", "internal/system"},
 	"internal/guest":       {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/fault", "internal/paths", "internal/vm"},
+	"internal/snapshot":    {"internal/disk", "internal/fault", "internal/vm"},
+	"internal/template":    {"internal/disk", "internal/fault", "internal/vmm"},
 	"internal/vmm":         {"internal/fault", "internal/vm"},
 	"internal/vmm/machine": {"internal/channel", "internal/fault", "internal/system", "internal/vmm"},
 	"internal/vmm/kvm":     {},
@@ -65,25 +67,27 @@ var rooms = map[string][]string{
 	// Layer 3.
 	"internal/capability": {
 		"api/agent/v1", "internal/disk", "internal/fault", "internal/guest", "internal/hostnet", "internal/image",
-		"internal/kernel", "internal/paths", "internal/vm", "internal/vmm",
+		"internal/artifact", "internal/kernel", "internal/paths", "internal/template", "internal/vm", "internal/vmm",
 	},
 
 	// Layer 4.
 	"internal/engine": {
-		"api/agent/v1", "api/agent/v1/agentv1connect", "internal/capability", "internal/fault", "internal/guest",
-		"internal/paths", "internal/progress", "internal/store", "internal/undo", "internal/vm", "internal/vmm",
+		"api/agent/v1", "api/agent/v1/agentv1connect", "internal/capability", "internal/disk", "internal/fault",
+		"internal/guest", "internal/paths", "internal/progress", "internal/snapshot", "internal/store", "internal/system",
+		"internal/template", "internal/undo", "internal/vm", "internal/vmm",
 	},
 
 	// Layer 5.
 	"internal/wire/wirefault": {"api/banger/v1", "internal/fault"},
 	"internal/wire": {
 		"api/banger/v1", "internal/engine", "internal/fault", "internal/image", "internal/kernel", "internal/progress",
-		"internal/store", "internal/vm", "internal/vmm",
+		"internal/snapshot", "internal/store", "internal/template", "internal/vm", "internal/vmm",
 	},
 	"internal/server": {
 		"api/agent/v1", "api/agent/v1/agentv1connect", "api/banger/v1", "api/banger/v1/bangerv1connect",
 		"internal/build", "internal/engine", "internal/fault", "internal/image", "internal/kernel", "internal/paths",
-		"internal/progress", "internal/store", "internal/vm", "internal/vmm", "internal/wire", "internal/wire/wirefault",
+		"internal/progress", "internal/snapshot", "internal/store", "internal/template", "internal/vm", "internal/vmm", "internal/wire",
+		"internal/wire/wirefault",
 	},
 	"internal/client": {
 		"api/agent/v1", "api/banger/v1", "api/banger/v1/bangerv1connect", "internal/build", "internal/fault",
@@ -96,8 +100,8 @@ var rooms = map[string][]string{
 		"api/agent/v1/agentv1connect", "internal/daemon/lock",
 		"internal/agent/serve", "internal/build", "internal/capability", "internal/engine", "internal/fault",
 		"internal/guest", "internal/hostnet", "internal/image", "internal/kernel", "internal/paths",
-		"internal/progress", "internal/server", "internal/store", "internal/system", "internal/vm", "internal/vmm",
-		"internal/vmm/fake", "internal/vmm/qemu", "internal/disk", "internal/doctor",
+		"internal/progress", "internal/server", "internal/store", "internal/system", "internal/template", "internal/vm",
+		"internal/vmm", "internal/vmm/fake", "internal/vmm/qemu", "internal/disk", "internal/doctor",
 	},
 	"internal/cli": {
 		"api/agent/v1", "api/banger/v1", "internal/build", "internal/client", "internal/doctor", "internal/doctor/host",
@@ -106,10 +110,15 @@ var rooms = map[string][]string{
 	"internal/doctor/host": {"internal/doctor", "internal/fault", "internal/paths", "internal/system"},
 
 	// The guest's side.
-	"internal/agent":       {"api/agent/v1", "internal/agent/boot", "internal/agent/run", "internal/agent/serve", "internal/build", "internal/channel"},
-	"internal/agent/boot":  {"api/agent/v1"},
-	"internal/agent/run":   {"internal/agent/serve"},
-	"internal/agent/serve": {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/build"},
+	"internal/agent": {
+		"api/agent/v1", "internal/agent/adopt", "internal/agent/boot", "internal/agent/run", "internal/agent/serve",
+		"internal/build", "internal/channel",
+	},
+	"internal/agent/boot":     {"api/agent/v1", "internal/agent/identity"},
+	"internal/agent/adopt":    {"api/agent/v1", "internal/agent/identity", "internal/agent/run"},
+	"internal/agent/identity": {"api/agent/v1"},
+	"internal/agent/run":      {"internal/agent/serve"},
+	"internal/agent/serve":    {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/build"},
 
 	// Tests.
 	"internal/arch":          {},
@@ -117,7 +126,7 @@ var rooms = map[string][]string{
 	"internal/e2e":           {},
 	"internal/hosttest":      {"internal/hosttest/need"},
 	"internal/hosttest/need": {"internal/paths"},
-	"internal/vmm/vmmtest":   {"api/agent/v1", "internal/fault", "internal/guest", "internal/vm", "internal/vmm"},
+	"internal/vmm/vmmtest":   {"api/agent/v1", "internal/fault", "internal/guest", "internal/hosttest/need", "internal/vm", "internal/vmm"},
 }
 
 // keys lists outside packages that only some rooms may hold.
@@ -125,7 +134,7 @@ var keys = map[string][]string{
 	"os/exec":      {"internal/system", "internal/agent/run", "internal/hosttest", "internal/hosttest/need"},
 	"database/sql": {"internal/store"},
 	"github.com/vishvananda/netlink": {
-		"internal/hostnet", "internal/hostnet/helper", "internal/agent/boot", "internal/hosttest",
+		"internal/hostnet", "internal/hostnet/helper", "internal/agent/identity", "internal/hosttest",
 	},
 	"github.com/google/nftables": {"internal/hostnet", "internal/hostnet/helper", "internal/hosttest"},
 	"github.com/spf13/cobra":     {"internal/cli", "internal/daemon"},

@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -25,10 +27,13 @@ const (
 // bench is one run.
 type bench struct {
 	bin, docs    string
+	parts        string
 	rounds       int
 	cache, state string
 	real         *world // VMs that boot
+	restored     *world // VMs restored from templates
 	fake         *world // the fake driver, for what needs no guest
+	stock        Result // the baseline
 	results      []Result
 }
 
@@ -41,6 +46,7 @@ func Main(args []string) int {
 	flags.StringVar(&b.bin, "bin", "bin", "directory of the programs")
 	flags.StringVar(&b.docs, "docs", "", "directory of benchmarks.md and benchmarks.json; empty: print only")
 	flags.IntVar(&b.rounds, "rounds", 3, "boots of each kind; the median counts")
+	flags.StringVar(&b.parts, "parts", "", "what to measure beside the baseline, separated by commas: boot, restore, fake; empty: all")
 	flags.StringVar(&b.state, "state", "", "state directory with the kernel and image to use")
 	flags.StringVar(&b.cache, "cache", "", "directory for the baseline, kept between runs")
 	only := flags.Bool("only-baseline", false, "make the baseline and end")
@@ -64,11 +70,15 @@ func Main(args []string) int {
 }
 
 func (b *bench) run(ctx context.Context) (err error) {
-	if b.real, err = newWorld(b.bin, b.state, false); err != nil {
+	if b.real, err = newWorld(b.bin, b.state, booting); err != nil {
 		return err
 	}
 	defer b.real.end()
-	if b.fake, err = newWorld(b.bin, b.state, true); err != nil {
+	if b.restored, err = newWorld(b.bin, b.state, restored); err != nil {
+		return err
+	}
+	defer b.restored.end()
+	if b.fake, err = newWorld(b.bin, b.state, fakes); err != nil {
 		return err
 	}
 	defer b.fake.end()
@@ -76,11 +86,24 @@ func (b *bench) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	for _, measure := range []func(context.Context) error{
-		b.boots, b.commands, b.two, b.many, b.idle,
+	if err := b.boots(ctx); err != nil {
+		return err
+	}
+	for _, part := range []struct {
+		name     string
+		measures []func(context.Context) error
+	}{
+		{"boot", []func(context.Context) error{b.commands, b.two}},
+		{"restore", []func(context.Context) error{b.restores, b.fiveAtOnce, b.idleClones, b.suspends}},
+		{"fake", []func(context.Context) error{b.many, b.idle}},
 	} {
-		if err := measure(ctx); err != nil {
-			return err
+		if b.parts != "" && !slices.Contains(strings.Split(b.parts, ","), part.name) {
+			continue
+		}
+		for _, measure := range part.measures {
+			if err := measure(ctx); err != nil {
+				return err
+			}
 		}
 	}
 	return b.report(Report{Date: today(), Build: build.ID(), Machine: machine, Results: b.results})
@@ -111,8 +134,11 @@ func (b *bench) machine(ctx context.Context) (Machine, error) {
 func (b *bench) add(r Result) Result {
 	b.results = append(b.results, r)
 	fmt.Fprintf(os.Stderr, "%-44s %8.4g %s", r.Name, r.Value, r.Unit)
+	if r.P95 > 0 {
+		fmt.Fprintf(os.Stderr, " (p95 %.4g)", r.P95)
+	}
 	if r.Of != "" {
-		fmt.Fprintf(os.Stderr, "  = %.3f of %s (limit %g)", r.Ratio, r.Of, r.Limit)
+		fmt.Fprintf(os.Stderr, "  = %.4f of %s (limit %.4g)", r.Ratio, r.Of, r.Limit)
 	}
 	fmt.Fprintln(os.Stderr)
 	return r

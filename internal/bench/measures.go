@@ -38,6 +38,7 @@ func (b *bench) boots(ctx context.Context) error {
 		agents, banners = append(agents, agent), append(banners, banner)
 	}
 	base := b.add(measured("stock boot until SSH", "s", 0, stockBoots...))
+	b.stock = base
 	b.add(measured("create until the agent answers", "s", 0, agents...).against(base, 0.2))
 	b.add(measured("create until SSH answers", "s", 0, banners...).against(base, 0.4))
 	return nil
@@ -181,22 +182,14 @@ func (b *bench) idle(ctx context.Context) error {
 		return err
 	}
 	const window = 20 * time.Second
-	sleep := func(d time.Duration) error {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(d):
-			return nil
-		}
-	}
-	if err := sleep(3 * time.Second); err != nil {
+	if err := rest(ctx, 3*time.Second); err != nil {
 		return err
 	}
 	before, err := switches(status.PID)
 	if err != nil {
 		return err
 	}
-	if err := sleep(window); err != nil {
+	if err := rest(ctx, window); err != nil {
 		return err
 	}
 	after, err := switches(status.PID)

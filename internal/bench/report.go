@@ -29,12 +29,13 @@ type Machine struct {
 	VMM          string `json:"vmm"`
 }
 
-// Result is one measure. Value is the median of Samples. Where there is a Baseline, Ratio is
+// Result is one measure. Value is the median of Samples, P95 their 95th percentile where there are ten. Where there is a Baseline, Ratio is
 // Value/Baseline, and Limit bounds the ratio; otherwise Limit bounds the value.
 type Result struct {
 	Name     string    `json:"name"`
 	Unit     string    `json:"unit"`
 	Value    float64   `json:"value"`
+	P95      float64   `json:"p95,omitempty"`
 	Samples  []float64 `json:"samples"`
 	Baseline float64   `json:"baseline,omitempty"`
 	Of       string    `json:"baseline_name,omitempty"`
@@ -47,7 +48,16 @@ type Result struct {
 func measured(name, unit string, limit float64, samples ...float64) Result {
 	r := Result{Name: name, Unit: unit, Samples: samples, Value: median(samples), Limit: limit}
 	r.Holds = limit == 0 || r.Value <= limit
+	if len(samples) >= 10 {
+		r.P95 = percentile(samples, 95)
+	}
 	return r
+}
+
+// percentile returns the smallest sample that p percent of all do not exceed.
+func percentile(samples []float64, p int) float64 {
+	s := slices.Sorted(slices.Values(samples))
+	return s[(len(s)*p+99)/100-1]
 }
 
 // against makes a result whose limit is on the ratio to a baseline of the same run.
@@ -101,14 +111,14 @@ func (r Report) table() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s, %s with %d CPUs and %d GiB, %s (%s), build %s.\n\n",
 		r.Date, r.Machine.Architecture, r.Machine.CPUs, r.Machine.MemoryGiB, r.Machine.VMM, r.Machine.Accelerator, r.Build)
-	b.WriteString("| measure | value | ratio to | ratio | limit | holds |\n|---|---|---|---|---|---|\n")
+	b.WriteString("| measure | value | p95 | ratio to | ratio | limit | holds |\n|---|---|---|---|---|---|---|\n")
 	for _, m := range r.Results {
 		ratio, limit := "", ""
 		if m.Of != "" {
-			ratio = fmt.Sprintf("%.3f", m.Ratio)
+			ratio = fmt.Sprintf("%.4f", m.Ratio)
 		}
 		if m.Limit > 0 {
-			limit = fmt.Sprintf("%g", m.Limit)
+			limit = fmt.Sprintf("%.4g", m.Limit)
 			if m.Of == "" {
 				limit += " " + m.Unit
 			}
@@ -120,7 +130,11 @@ func (r Report) table() string {
 		case !m.Holds:
 			holds = "**no**"
 		}
-		fmt.Fprintf(&b, "| %s | %.4g %s | %s | %s | %s | %s |\n", m.Name, m.Value, m.Unit, m.Of, ratio, limit, holds)
+		p95 := ""
+		if m.P95 > 0 {
+			p95 = fmt.Sprintf("%.4g %s", m.P95, m.Unit)
+		}
+		fmt.Fprintf(&b, "| %s | %.4g %s | %s | %s | %s | %s | %s |\n", m.Name, m.Value, m.Unit, p95, m.Of, ratio, limit, holds)
 	}
 	return b.String()
 }

@@ -18,8 +18,17 @@ type world struct {
 	env       []string
 }
 
+// kind is what a world's VMs are.
+type kind int
+
+const (
+	booting  kind = iota // real ones that boot
+	restored             // real ones, restored from templates
+	fakes
+)
+
 // newWorld makes private directories with the kernels and images of a state directory linked in.
-func newWorld(bin, state string, fake bool) (*world, error) {
+func newWorld(bin, state string, k kind) (*world, error) {
 	root, err := os.MkdirTemp("", "bgr-bench-")
 	if err != nil {
 		return nil, err
@@ -34,8 +43,17 @@ func newWorld(bin, state string, fake bool) (*world, error) {
 		}
 		w.env = append(w.env, variable+"="+path)
 	}
-	if fake {
+	if k == fakes {
 		w.env = append(w.env, "BANGER_FAKE_VMM=1")
+	}
+	if k != restored {
+		config := filepath.Join(root, "config", "banger")
+		if err := os.Mkdir(config, 0o700); err != nil {
+			return nil, err
+		}
+		if err := os.WriteFile(filepath.Join(config, "config.toml"), []byte("templates = false\n"), 0o600); err != nil {
+			return nil, err
+		}
 	}
 	own := filepath.Join(root, "state", "banger")
 	if err := os.Mkdir(own, 0o700); err != nil {
@@ -84,6 +102,7 @@ type shown struct {
 	Name      string `json:"name"`
 	IP        string `json:"ip"`
 	Directory string `json:"directory"`
+	PID       int    `json:"pid"`
 }
 
 func (w *world) create(ctx context.Context, name string, more ...string) error {

@@ -49,13 +49,28 @@ func (c *agent) Up(ctx context.Context, v vm.VM, b *Build) (Note, error) {
 	if err := readNote(v, c.Name(), &note); err != nil {
 		return nil, err
 	}
+	b.Guest.Hostname, b.Guest.MachineId, b.Guest.UnixNanos = v.Spec.Name, note.MachineID, c.o.Now().UnixNano()
+	if v.Spec.Units != vm.UnitsStock {
+		b.Machine.Cmdline = append(b.Machine.Cmdline, fastArgs...)
+	}
+	if b.Restored {
+		return json.Marshal(note)
+	}
+	if err := c.initramfs(ctx, v, b); err != nil {
+		return nil, err
+	}
+	return json.Marshal(note)
+}
+
+// initramfs writes what the guest's init needs to boot: the modules, and the guest config that is whole now.
+func (c *agent) initramfs(ctx context.Context, v vm.VM, b *Build) error {
 	img, err := c.o.image(ctx, v)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	k, err := c.o.Kernels.Get(ctx, v.Spec.Kernel)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	var extra []string
 	if b.Caps.Channel == "vsock" {
@@ -63,25 +78,18 @@ func (c *agent) Up(ctx context.Context, v vm.VM, b *Build) (Note, error) {
 	}
 	base, modules, err := c.o.Kernels.Initramfs(ctx, k, c.o.AgentBinary, extra...)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	g := b.Guest
-	g.Hostname, g.MachineId, g.Modules, g.PlainDirs = v.Spec.Name, note.MachineID, modules, plainDirs
+	g.Modules, g.PlainDirs = modules, plainDirs
 	g.MaskedUnits = masks(v.Spec.Units, img)
-	g.UnixNanos = c.o.Now().UnixNano()
 	if b.Caps.Channel == "vsock" {
 		g.ChannelVsockPort = vsockPort
 	} else {
 		g.ChannelPort = vmm.ChannelPort
 	}
-	if v.Spec.Units != vm.UnitsStock {
-		b.Machine.Cmdline = append(b.Machine.Cmdline, fastArgs...)
-	}
 	b.Machine.Initramfs = paths.VMInitramfs
-	if err := guest.WriteInitramfs(filepath.Join(b.Machine.Dir, paths.VMInitramfs), base, g); err != nil {
-		return nil, err
-	}
-	return json.Marshal(note)
+	return guest.WriteInitramfs(filepath.Join(b.Machine.Dir, paths.VMInitramfs), base, g)
 }
 
 // masks returns the units to mask. Mounts of disks that are not there are masked for everybody.

@@ -86,6 +86,11 @@ func checkSpace(what string, size int64, dir string) error {
 	return nil
 }
 
+// changed is the fault for what a guest that was saved holds parts of in its memory, and which is another one now.
+func changed(what string, v vm.VM) error {
+	return fault.New(fault.Precondition, "%s was made anew since the memory of VM %s was saved", what, v.Spec.Name)
+}
+
 // missing is the fault for a disk that was made once and is not there any more. It is never made
 // anew: an empty one in its place would look like lost work, and hide that the file may still be elsewhere.
 func missing(what, path string, v vm.VM) error {

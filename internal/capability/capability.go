@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 
 	agentv1 "banger/api/agent/v1"
+	"banger/internal/template"
 	"banger/internal/vm"
 	"banger/internal/vmm"
 )
@@ -20,6 +21,15 @@ type Build struct {
 	Machine *vmm.Machine
 	Guest   *agentv1.GuestConfig
 	Caps    vmm.Caps
+
+	// Restored says that the guest goes on from saved memory: nothing boots, so no initramfs is needed, and
+	// Guest is for its agent.
+	Restored bool
+	// Template, when set, is the directory of the template that a new VM is restored from: its disks are
+	// clones of those in it.
+	Template string
+	// Making says that the machine is to become a template: nobody's, without an address, and it reaches nothing.
+	Making bool
 }
 
 // Capability is one thing a VM can have.
@@ -38,9 +48,21 @@ type Capability interface {
 	Down(context.Context, vm.VM) error
 }
 
-// GuestReadier is a capability with work to do once the agent answers.
+// GuestReadier is a capability with work to do once the agent of a guest that booted answers.
 type GuestReadier interface {
 	GuestReady(context.Context, vm.VM, vmm.Running) error
+}
+
+// Shaper is a capability that puts something into a guest's memory or on its disks that a guest restored from
+// a template cannot be told later. It writes that into the shape, and changes nothing else.
+type Shaper interface {
+	Shape(context.Context, vm.VM, vmm.Caps, *template.Shape) error
+}
+
+// Inheriter is a capability whose note is about what is on the disks or in the memory: it goes with them to a VM
+// that is made of another one. Inherits does nothing.
+type Inheriter interface {
+	Inherits()
 }
 
 // Reattacher is a capability that must do something when a restarted daemon adopts a running VM.

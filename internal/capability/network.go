@@ -12,6 +12,7 @@ import (
 	"banger/internal/fault"
 	"banger/internal/hostnet"
 	"banger/internal/paths"
+	"banger/internal/template"
 	"banger/internal/vm"
 	"banger/internal/vmm"
 )
@@ -47,6 +48,9 @@ func (c *network) Up(ctx context.Context, v vm.VM, b *Build) (_ Note, err error)
 	if err != nil {
 		return nil, err
 	}
+	if b.Making {
+		return nil, c.upNobody(ctx, v, b)
+	}
 	if !gateway.Contains(v.IP) {
 		return nil, fault.New(fault.Conflict, "address %s of VM %s is outside the bridge's subnet %s", v.IP, v.Spec.Name, gateway.Masked()).
 			WithHint("set the subnet back in config.toml, or make the VM anew")
@@ -66,6 +70,23 @@ func (c *network) Up(ctx context.Context, v vm.VM, b *Build) (_ Note, err error)
 		b.Guest.Nameservers = append(b.Guest.Nameservers, a.String())
 	}
 	return json.Marshal(networkNote{TAP: tap})
+}
+
+// upNobody makes the interface of a template: a guest that finds its device there, and nothing else.
+func (c *network) upNobody(ctx context.Context, v vm.VM, b *Build) error {
+	tap := paths.TAP(v.ID)
+	if err := c.o.Network.AddTAP(ctx, tap); err != nil {
+		return err
+	}
+	b.Machine.NICs = append(b.Machine.NICs, vmm.NIC{TAP: tap, MAC: v.MAC})
+	b.Guest.Interfaces = append(b.Guest.Interfaces, &agentv1.Interface{Mac: v.MAC, Mtu: mtu})
+	return nil
+}
+
+// Shape tells that there is one interface.
+func (*network) Shape(_ context.Context, _ vm.VM, _ vmm.Caps, s *template.Shape) error {
+	s.Interfaces++
+	return nil
 }
 
 func (c *network) Down(ctx context.Context, v vm.VM) error {
@@ -92,7 +113,7 @@ func (c *network) Sweep(ctx context.Context, all []vm.VM) ([]string, error) {
 	}
 	used := map[string]bool{}
 	for _, v := range all {
-		if v.State.HasProcess() || v.State == vm.Stopping { // a stop that goes on
+		if v.State.HasProcess() || v.State == vm.Resuming || v.State == vm.Stopping { // a stop that goes on
 			used[paths.TAP(v.ID)] = true
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"banger/internal/fault"
 	"banger/internal/image"
 	"banger/internal/paths"
+	"banger/internal/template"
 	"banger/internal/vm"
 	"banger/internal/vmm"
 )
@@ -55,42 +56,55 @@ func (c *workDisk) Up(ctx context.Context, v vm.VM, b *Build) (Note, error) {
 	if err := readNote(v, c.Name(), &note); err != nil {
 		return nil, err
 	}
-	_, err := os.Stat(c.file(v))
+	file := filepath.Join(b.Machine.Dir, paths.WorkDisk)
+	_, err := os.Stat(file)
 	switch {
 	case err != nil && note.Made:
-		return nil, missing("work disk", c.file(v), v)
+		return nil, missing("work disk", file, v)
+	case b.Template != "":
+		err = cloneGrown(ctx, file, filepath.Join(b.Template, paths.WorkDisk), v.Spec.WorkDiskBytes)
 	case !note.Made:
-		if err := c.make(ctx, v, err == nil); err != nil {
-			return nil, err
-		}
+		err = c.make(ctx, v, file, err == nil)
+	}
+	if err != nil {
+		return nil, err
 	}
 	b.addDisk(agentv1.Disk_ROLE_WORK, vmm.Disk{Role: "work", Path: paths.WorkDisk})
 	return json.Marshal(workNote{Made: true})
 }
 
 // make clones the disk, unless that was done before a death, and grows it.
-func (c *workDisk) make(ctx context.Context, v vm.VM, cloned bool) error {
+func (c *workDisk) make(ctx context.Context, v vm.VM, file string, cloned bool) error {
 	img, err := c.o.image(ctx, v)
 	if err != nil {
 		return err
 	}
 	if !cloned {
-		if err := c.clone(ctx, v, img); err != nil {
+		if err := c.clone(ctx, v, file, img); err != nil {
 			return err
 		}
 	}
-	if err := disk.GrowExt4(ctx, c.file(v), v.Spec.WorkDiskBytes); err != nil {
-		return errors.Join(err, os.Remove(c.file(v)))
+	if err := disk.GrowExt4(ctx, file, v.Spec.WorkDiskBytes); err != nil {
+		return errors.Join(err, os.Remove(file))
 	}
 	return nil
 }
 
-func (c *workDisk) clone(ctx context.Context, v vm.VM, img image.Image) error {
+func (c *workDisk) clone(ctx context.Context, v vm.VM, file string, img image.Image) error {
 	if img.WorkSeed == "" { // an image that keeps nothing in /root
-		return disk.CloneSeed(ctx, c.o.Paths.Seeds(), c.file(v), v.Spec.WorkDiskBytes, "work")
+		return disk.CloneSeed(ctx, c.o.Paths.Seeds(), file, v.Spec.WorkDiskBytes, "work")
 	}
-	return disk.CloneFile(ctx, c.file(v), img.WorkSeed)
+	return disk.CloneFile(ctx, file, img.WorkSeed)
+}
+
+// Shape tells how large it is; what is on it comes with the image.
+func (*workDisk) Shape(_ context.Context, v vm.VM, _ vmm.Caps, s *template.Shape) error {
+	s.WorkDiskBytes = v.Spec.WorkDiskBytes
+	return nil
 }
 
 // Down has nothing to take back: the work outlives a stop.
 func (*workDisk) Down(context.Context, vm.VM) error { return nil }
+
+// Inherits: a copy of the VM knows that there is one.
+func (*workDisk) Inherits() {}

@@ -16,4 +16,9 @@
 // zeros, so that a host that waits asks again and a host that believes in an older session gives it up.
 //
 // After the resets both ends speak yamux.
+//
+// For a guest that was restored from memory it is the same: its session is that of a host which has gone,
+// maybe cut off within a frame, and the new host's reset ends it before a byte of the old one can be taken for
+// one of the new. Nothing at the guest's end looks at the wall clock, which jumps then: there are no keepalives,
+// and all its time limits run on the monotonic clock, which stood still while the guest did.
 package channel

@@ -27,11 +27,41 @@ func oneName(cmd *cobra.Command, args []string) error {
 	return noneEmpty(cmd, args)
 }
 
+// nameAndNew wants a name, and perhaps that of what is made of it.
+func nameAndNew(cmd *cobra.Command, args []string) error {
+	if len(args) > 2 {
+		return usage(cmd, "unexpected argument %q", args[2])
+	}
+	return someNames(cmd, args)
+}
+
 func optionalName(cmd *cobra.Command, args []string) error {
 	if len(args) > 1 {
 		return usage(cmd, "unexpected argument %q", args[1])
 	}
 	return noneEmpty(cmd, args)
+}
+
+// nameAndTag wants a VM and the tag of a snapshot, which may be left out unless it is needed.
+func nameAndTag(needed bool) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(args) == 0:
+			return usage(cmd, "a name is missing")
+		case needed && len(args) == 1:
+			return usage(cmd, "the tag of a snapshot of %s is missing", args[0])
+		case len(args) > 2:
+			return usage(cmd, "unexpected argument %q", args[2])
+		}
+		return nil
+	}
+}
+
+func nameAndTags(cmd *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return nil
+	}
+	return nameAndTag(true)(cmd, args)
 }
 
 func someNames(cmd *cobra.Command, args []string) error {

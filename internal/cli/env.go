@@ -84,6 +84,7 @@ func (e *Env) connect(ctx context.Context) (*client.Client, error) {
 const (
 	quickLimit = time.Minute
 	stopLimit  = 5 * time.Minute
+	saveLimit  = 15 * time.Minute // large memories on slow disks
 	bootLimit  = 15 * time.Minute
 	setupLimit = 2 * time.Hour
 )

@@ -36,6 +36,7 @@ func newRoot(e *Env) *cobra.Command {
 	}
 	root.AddCommand(
 		newRunCommand(e), newSetupCommand(e), newVMCommand(e), newImageCommand(e), newKernelCommand(e),
+		newTemplateCommand(e),
 		newDaemonCommand(e), newDoctorCommand(e), newVersionCommand(e), newCompletionCommand(e), newInternalCommand(),
 	)
 	return root
@@ -95,7 +96,9 @@ func newVMCommand(e *Env) *cobra.Command {
 	return group(
 		"vm", "Virtual machines: create, start, enter, delete",
 		newVMCreateCommand(e), newVMListCommand(e), newVMShowCommand(e),
-		newVMStartCommand(e), newVMStopCommand(e), newVMKillCommand(e), newVMRestartCommand(e), newVMDeleteCommand(e),
+		newVMStartCommand(e), newVMStopCommand(e), newVMSuspendCommand(e), newVMResumeCommand(e),
+		newVMForkCommand(e), newVMCloneCommand(e), newVMSnapshotCommand(e),
+		newVMKillCommand(e), newVMRestartCommand(e), newVMDeleteCommand(e),
 		newVMSSHCommand(e), newVMExecCommand(e), newVMLogsCommand(e), newVMEventsCommand(e), newVMPingCommand(e),
 	)
 }

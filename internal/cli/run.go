@@ -113,6 +113,8 @@ func (e *Env) whenTaken(ctx context.Context, c *client.Client, name string, err 
 	}
 	f := fault.New(fault.Conflict, "VM %s exists already and is %s", name, res.GetVm().GetState())
 	switch res.GetVm().GetState() {
+	case "suspended":
+		return f.WithHint("enter it with: banger vm resume %s && banger vm ssh %s", name, name)
 	case "stopped", "failed":
 		return f.WithHint("enter it with: banger vm start %s && banger vm ssh %s", name, name)
 	}

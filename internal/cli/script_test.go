@@ -83,7 +83,8 @@ func setupSession(e *testscript.Env, stock paths.Paths) error {
 	for variable, value := range map[string]string{
 		"XDG_STATE_HOME": state, "XDG_CONFIG_HOME": filepath.Join(e.WorkDir, "config"),
 		"XDG_CACHE_HOME": filepath.Join(e.WorkDir, "cache"), "XDG_RUNTIME_DIR": run, "BANGER_FAKE_VMM": "1",
-		"STATE": filepath.Join(state, "banger"),
+		"STATE": filepath.Join(state, "banger"), "CACHE": filepath.Join(e.WorkDir, "cache", "banger"),
+		"CONFIG": filepath.Join(e.WorkDir, "config", "banger"),
 	} {
 		e.Setenv(variable, value)
 	}

@@ -22,6 +22,7 @@ type specOptions struct {
 	noNAT                  bool
 	units                  string
 	sshKeys                []string
+	cold                   bool
 
 	changed func(flag string) bool // whether the user gave the flag
 }
@@ -38,6 +39,7 @@ func (o *specOptions) addFlags(cmd *cobra.Command, e *Env) {
 	f.BoolVar(&o.noNAT, "no-nat", false, "no way out of the host for this VM")
 	f.StringVar(&o.units, "units", "", "systemd units of the image that run: fast or stock (default fast)")
 	f.StringArrayVar(&o.sshKeys, "ssh-key", nil, "file of a further public SSH key for root (may be repeated)")
+	f.BoolVar(&o.cold, "cold", false, "boot the VM, also when there is a template to restore it from")
 	for flag, complete := range map[string]completer{
 		"image": e.completeImages, "kernel": e.completeKernels,
 		"vmm": fixedCompletions("auto", "qemu"), "units": fixedCompletions("fast", "stock"),
@@ -52,7 +54,7 @@ func (o *specOptions) addFlags(cmd *cobra.Command, e *Env) {
 // spec checks what needs no daemon, reads the key files and returns the wish.
 func (o *specOptions) spec(name string) (*bangerv1.VMSpec, error) {
 	s := &bangerv1.VMSpec{
-		Name: name, Image: o.image, Kernel: o.kernel, Vmm: o.vmm, Cpus: o.cpus, Units: o.units,
+		Name: name, Image: o.image, Kernel: o.kernel, Vmm: o.vmm, Cpus: o.cpus, Units: o.units, Cold: o.cold,
 	}
 	if o.changed("cpus") && o.cpus < 1 {
 		return nil, fault.New(fault.Usage, "--cpus %d: a VM has at least one", o.cpus)

@@ -20,10 +20,12 @@ import (
 const concurrency = 8
 
 type lifecycleOptions struct {
-	names  []string
-	force  bool
-	yes    bool
-	output outputFormat
+	names   []string
+	force   bool
+	yes     bool
+	cold    bool
+	suspend bool
+	output  outputFormat
 }
 
 // verb is one lifecycle command: what it asks the daemon for each VM.
@@ -35,10 +37,36 @@ type verb struct {
 }
 
 func newVMStartCommand(e *Env) *cobra.Command {
-	cmd, _ := newLifecycleCommand(e, verb{
+	cmd, o := newLifecycleCommand(e, verb{
 		use: "start NAME...", short: "Start VMs", limit: bootLimit, fits: isStopped,
+		long: "Start VMs. A suspended one is resumed; with --cold it boots anew, without its saved memory and with its disks.",
+		ask: func(ctx context.Context, c *client.Client, name string, o lifecycleOptions, sink client.Sink) (*bangerv1.VM, error) {
+			return c.Start(ctx, &bangerv1.StartVMRequest{Vm: name, Cold: o.cold}, sink)
+		},
+	})
+	cmd.Flags().BoolVar(&o.cold, "cold", false, "boot suspended VMs anew: their saved memory is dropped")
+	return cmd
+}
+
+func newVMSuspendCommand(e *Env) *cobra.Command {
+	cmd, _ := newLifecycleCommand(e, verb{
+		use: "suspend NAME...", short: "Write VMs' memory to disk and end their processes", limit: saveLimit, fits: isRunning,
+		long: "Write the memory of VMs to disk and end their processes. Resumed, their programs go on where they were,\n" +
+			"with the same name, address and disks.",
+		example: "banger vm suspend web\nbanger vm resume web", ask: askSuspend,
+	})
+	return cmd
+}
+
+func askSuspend(ctx context.Context, c *client.Client, name string, _ lifecycleOptions, sink client.Sink) (*bangerv1.VM, error) {
+	return c.Suspend(ctx, &bangerv1.SuspendVMRequest{Vm: name}, sink)
+}
+
+func newVMResumeCommand(e *Env) *cobra.Command {
+	cmd, _ := newLifecycleCommand(e, verb{
+		use: "resume NAME...", short: "Let suspended VMs go on", limit: bootLimit, fits: isSuspended,
 		ask: func(ctx context.Context, c *client.Client, name string, _ lifecycleOptions, sink client.Sink) (*bangerv1.VM, error) {
-			return c.Start(ctx, &bangerv1.StartVMRequest{Vm: name}, sink)
+			return c.Start(ctx, &bangerv1.StartVMRequest{Vm: name, Resume: true}, sink)
 		},
 	})
 	return cmd
@@ -47,9 +75,18 @@ func newVMStartCommand(e *Env) *cobra.Command {
 func newVMStopCommand(e *Env) *cobra.Command {
 	cmd, o := newLifecycleCommand(e, verb{
 		use: "stop NAME...", short: "Stop VMs", limit: stopLimit, fits: isUp, ask: askStop,
-		long: "Stop VMs: ask the guest to power off, insist, and in the end kill the machine.",
+		long: "Stop VMs: ask the guest to power off, insist, and in the end kill the machine.\n" +
+			"Of a suspended VM the saved memory is dropped.",
 	})
 	cmd.Flags().BoolVarP(&o.force, "force", "f", false, "kill the machine at once")
+	cmd.Flags().BoolVar(&o.suspend, "suspend", false, "suspend them instead: banger vm suspend")
+	work := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if o.force && o.suspend {
+			return fault.New(fault.Usage, "--force and --suspend do not go together").WithHint("a VM that is killed has no memory to keep")
+		}
+		return work(cmd, args)
+	}
 	return cmd
 }
 
@@ -62,6 +99,9 @@ func newVMKillCommand(e *Env) *cobra.Command {
 }
 
 func askStop(ctx context.Context, c *client.Client, name string, o lifecycleOptions, sink client.Sink) (*bangerv1.VM, error) {
+	if o.suspend {
+		return askSuspend(ctx, c, name, o, sink)
+	}
 	return c.Stop(ctx, &bangerv1.StopVMRequest{Vm: name, Force: o.force}, sink)
 }
 
@@ -98,10 +138,18 @@ func newVMDeleteCommand(e *Env) *cobra.Command {
 
 // confirmDelete asks a person at a terminal. Scripts are not asked.
 func (e *Env) confirmDelete(names []string, o lifecycleOptions) error {
-	if o.yes || o.force || !isTerminal(e.Stdin) || !isTerminal(e.Stderr) {
+	if o.yes || o.force || !e.isAsked() {
 		return nil
 	}
-	fmt.Fprintf(e.Stderr, "Delete %s and the disks with all that is on them? [y/N] ", strings.Join(names, ", "))
+	return e.confirm(fmt.Sprintf("Delete %s and the disks with all that is on them?", strings.Join(names, ", ")), "nothing was deleted")
+}
+
+// isAsked tells whether there is a person to ask.
+func (e *Env) isAsked() bool { return isTerminal(e.Stdin) && isTerminal(e.Stderr) }
+
+// confirm asks a person; anything but a yes is an Interrupted fault of that text.
+func (e *Env) confirm(question, otherwise string) error {
+	fmt.Fprint(e.Stderr, question+" [y/N] ")
 	answer, err := bufio.NewReader(io.LimitReader(e.Stdin, 100)).ReadString('\n')
 	if err != nil {
 		answer = ""
@@ -110,7 +158,7 @@ func (e *Env) confirmDelete(names []string, o lifecycleOptions) error {
 	case "y", "yes":
 		return nil
 	}
-	return fault.New(fault.Interrupted, "nothing was deleted")
+	return fault.New(fault.Interrupted, "%s", otherwise)
 }
 
 func newLifecycleCommand(e *Env, v verb) (*cobra.Command, *lifecycleOptions) {
@@ -218,4 +266,7 @@ func isRunning(state string) bool { return state == "running" }
 func isStopped(state string) bool {
 	return state == "stopped" || state == "failed" || state == "suspended"
 }
-func isUp(state string) bool { return !isStopped(state) && state != "deleting" }
+func isSuspended(state string) bool { return state == "suspended" }
+
+// isUp fits what can be stopped; of a suspended VM that is its memory.
+func isUp(state string) bool { return state != "stopped" && state != "failed" && state != "deleting" }

@@ -54,6 +54,9 @@ type Client struct {
 	VMs    bangerv1connect.VMServiceClient
 	Images bangerv1connect.ImageServiceClient
 	Daemon bangerv1connect.DaemonServiceClient
+
+	Templates bangerv1connect.TemplateServiceClient
+	Snapshots bangerv1connect.SnapshotServiceClient
 	// Hello is what the daemon said of itself when the client connected.
 	Hello Hello
 
@@ -112,9 +115,12 @@ func connectTo(socket string) *Client {
 	with := connect.WithInterceptors(interceptor{socket})
 	const url = "http://bangerd"
 	return &Client{
-		VMs:    bangerv1connect.NewVMServiceClient(hc, url, with),
-		Images: bangerv1connect.NewImageServiceClient(hc, url, with),
-		Daemon: bangerv1connect.NewDaemonServiceClient(hc, url, with),
+		VMs:       bangerv1connect.NewVMServiceClient(hc, url, with),
+		Images:    bangerv1connect.NewImageServiceClient(hc, url, with),
+		Daemon:    bangerv1connect.NewDaemonServiceClient(hc, url, with),
+		Templates: bangerv1connect.NewTemplateServiceClient(hc, url, with),
+		Snapshots: bangerv1connect.NewSnapshotServiceClient(hc, url, with),
+
 		http:   hc,
 		socket: socket,
 	}

@@ -42,6 +42,20 @@ func (c *Client) Start(ctx context.Context, req *bangerv1.StartVMRequest, sink S
 	return vm, err
 }
 
+// Suspend writes a VM's memory to disk and ends its process. When ctx ends first, the guest runs on, and Suspend
+// returns when it does.
+func (c *Client) Suspend(ctx context.Context, req *bangerv1.SuspendVMRequest, sink Sink) (*bangerv1.VM, error) {
+	var vm *bangerv1.VM
+	stream, err := c.VMs.SuspendVM(ctx, req)
+	if err == nil {
+		err = drain(stream, sink, func(m *bangerv1.SuspendVMResponse) { vm = pick(vm, m.GetVm()) })
+	}
+	if ctx.Err() != nil {
+		c.settle(ctx, req.GetVm())
+	}
+	return vm, err
+}
+
 // Stop stops a VM.
 func (c *Client) Stop(ctx context.Context, req *bangerv1.StopVMRequest, sink Sink) (*bangerv1.VM, error) {
 	var vm *bangerv1.VM
@@ -130,5 +144,9 @@ func (c *Client) settle(ctx context.Context, ref string) {
 
 // passing tells whether someone works on a VM in this state.
 func passing(state string) bool {
-	return state == "starting" || state == "stopping" || state == "deleting"
+	switch state {
+	case "starting", "stopping", "deleting", "suspending", "resuming":
+		return true
+	}
+	return false
 }

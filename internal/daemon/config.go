@@ -15,6 +15,7 @@ import (
 
 	"github.com/pelletier/go-toml/v2"
 
+	"banger/internal/engine"
 	"banger/internal/fault"
 	"banger/internal/hostnet"
 	"banger/internal/paths"
@@ -38,6 +39,10 @@ type Config struct {
 	StopTimeout string `toml:"stop_timeout"` // for the guest's own shutdown: "30s"
 	LogLevel    string `toml:"log_level"`    // debug, info, warn or error
 
+	Templates       bool   `toml:"templates"`         // whether new VMs are restored from templates: true
+	TemplateBudget  string `toml:"template_budget"`   // what all templates together may take on disk: "4G"
+	TemplateAgeDays int    `toml:"template_age_days"` // after so many days without a use one is removed: 30
+
 	Network NetworkConfig `toml:"network"`
 }
 
@@ -53,6 +58,7 @@ func DefaultConfig() Config {
 	return Config{
 		VMM: "auto", CPUs: min(2, runtime.NumCPU()), Memory: "1G", Disk: "4G", WorkDisk: "4G",
 		BootTimeout: "3m", StopTimeout: "30s", LogLevel: "info",
+		Templates: true, TemplateBudget: "4G", TemplateAgeDays: 30,
 		Network: NetworkConfig{Bridge: paths.Bridge, NAT: true},
 	}
 }
@@ -64,6 +70,8 @@ type settings struct {
 	bootTimeout time.Duration
 	stopTimeout time.Duration
 	logLevel    slog.Level
+	restore     bool                  // whether there are templates
+	templates   engine.TemplateConfig // without its store
 	bridge      string
 	subnet      netip.Prefix // zero: choose one
 }
@@ -131,7 +139,15 @@ func (c Config) settings() (settings, error) {
 		bootTimeout: r.duration("boot_timeout", c.BootTimeout),
 		stopTimeout: r.duration("stop_timeout", c.StopTimeout),
 		bridge:      c.Network.Bridge,
+		restore:     c.Templates,
 		mirror:      c.Mirror,
+	}
+	s.templates = engine.TemplateConfig{
+		DiskBytes: s.defaults.DiskBytes, WorkDiskBytes: s.defaults.WorkDiskBytes,
+		Budget: r.size("template_budget", c.TemplateBudget), MaxAge: time.Duration(c.TemplateAgeDays) * 24 * time.Hour,
+	}
+	if c.TemplateAgeDays < 1 {
+		r.note("template_age_days", fault.New(fault.Usage, "%d is no number of days", c.TemplateAgeDays).WithHint("use at least 1"))
 	}
 	r.note("mirror", checkMirror(c.Mirror))
 	r.note("network.bridge", hostnet.CheckBridge(c.Network.Bridge))

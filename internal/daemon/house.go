@@ -29,6 +29,7 @@ import (
 	"banger/internal/paths"
 	"banger/internal/server"
 	"banger/internal/store"
+	"banger/internal/template"
 	"banger/internal/vm"
 	"banger/internal/vmm"
 	"banger/internal/vmm/fake"
@@ -85,11 +86,15 @@ func (o Options) assemble(ctx context.Context, config settings, logger *slog.Log
 	if err != nil {
 		return nil, errors.Join(err, h.close())
 	}
+	templates := config.templates
+	if config.restore {
+		templates.Store = template.Open(o.Paths.Templates())
+	}
 	h.engine = engine.New(engine.Config{
 		Store: h.store, Paths: o.Paths, Drivers: h.drivers, Capabilities: h.capabilities(agent), Logger: logger,
 		BootTimeout: config.bootTimeout, StopTimeout: config.stopTimeout, Limits: limits,
 		Allocate: h.allocate, MAC: hostnet.MAC, AfterStage: o.AfterStage,
-		HostBoot: hostBoot(),
+		HostBoot: hostBoot(), Templates: templates,
 	})
 	return h, nil
 }

@@ -23,5 +23,20 @@ func (h *house) setup(ctx context.Context, rebuild bool, sink progress.Sink) (se
 	if err != nil {
 		return server.SetupResult{}, err
 	}
+	h.warm(ctx, i.Name, k.Name, sink)
 	return server.SetupResult{Image: i, Kernel: k, AlreadyDone: done}, nil
+}
+
+// warm makes the template of a VM with the defaults. Without it the first create boots: a failure is told and
+// hurts nothing.
+func (h *house) warm(ctx context.Context, image, kernel string, sink progress.Sink) {
+	if !h.config.restore {
+		return
+	}
+	spec := h.config.defaults
+	spec.Image, spec.Kernel = or(spec.Image, image), or(spec.Kernel, kernel)
+	if _, err := h.engine.WarmTemplate(ctx, spec, sink); err != nil && ctx.Err() == nil {
+		h.logger.Warn("the default template was not made", "error", err)
+		sink.Notice("no template was made, VMs boot until there is one: " + err.Error())
+	}
 }

@@ -151,7 +151,7 @@ func TestTwoAtOnce(t *testing.T) {
 
 // TestInterruptedCreate: Ctrl-C while the guest boots takes everything back.
 func TestInterruptedCreate(t *testing.T) {
-	w := newWorld(t)
+	w := newColdWorld(t)
 	w.banger("daemon", "start")
 	ctx, cancel := context.WithTimeout(context.Background(), commandLimit)
 	defer cancel()
@@ -172,7 +172,7 @@ func TestInterruptedCreate(t *testing.T) {
 
 // TestDaemonDiesDuringBoot: a VM whose create never finished is taken back by the next daemon.
 func TestDaemonDiesDuringBoot(t *testing.T) {
-	w := newWorld(t)
+	w := newColdWorld(t)
 	w.banger("daemon", "start")
 	ctx, cancel := context.WithTimeout(context.Background(), commandLimit)
 	defer cancel()

@@ -23,23 +23,42 @@ const commandLimit = 4 * time.Minute
 // insideVariable marks the copy of this test that runs in its own network namespace.
 const insideVariable = "BANGER_E2E_INSIDE"
 
+// templatesVariable names the directory of the templates that all tests of a run share. With coldVariable set
+// there are none, and every VM boots.
+const (
+	templatesVariable = "BANGER_E2E_TEMPLATES"
+	coldVariable      = "BANGER_E2E_COLD"
+)
+
 // TestMain runs the tests in a fresh network namespace, so that no bridge, TAP device or rule of the host
 // is touched. Without root each test says that it needs it.
 func TestMain(m *testing.M) {
 	if os.Getenv(insideVariable) != "" || os.Geteuid() != 0 {
 		os.Exit(m.Run())
 	}
+	templates, err := os.MkdirTemp("", "bgr-e2e-templates-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		os.Exit(1)
+	}
+	code := inside(templates)
+	os.RemoveAll(templates)
+	os.Exit(code)
+}
+
+// inside runs the tests in a copy of this process, in a network namespace of its own.
+func inside(templates string) int {
 	self := exec.Command("/proc/self/exe", os.Args[1:]...)
 	self.Stdout, self.Stderr = os.Stdout, os.Stderr
-	self.Env = append(os.Environ(), insideVariable+"=1")
+	self.Env = append(os.Environ(), insideVariable+"=1", templatesVariable+"="+templates)
 	self.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	signal.Ignore(os.Interrupt) // it reaches the copy too, whose answer counts
 	err := self.Run()
 	if exit := new(exec.ExitError); err != nil && !errors.As(err, &exit) {
 		fmt.Fprintln(os.Stderr, "e2e: no network namespace:", err)
-		os.Exit(1)
+		return 1
 	}
-	os.Exit(self.ProcessState.ExitCode())
+	return self.ProcessState.ExitCode()
 }
 
 // world is one private banger.
@@ -49,9 +68,27 @@ type world struct {
 	env []string
 }
 
-// newWorld gives the test a banger with the prepared kernel and image and nothing else. At the end its
-// daemon is stopped, and nothing of it may be left on the host.
+// newWorld gives the test a banger with the prepared kernel and image, and a template of its default VM. At
+// the end its daemon is stopped, and nothing of it may be left on the host.
 func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := newColdWorld(t)
+	if os.Getenv(coldVariable) != "" {
+		return w
+	}
+	cache := filepath.Join(w.dir, "cache", "banger")
+	if err := os.MkdirAll(cache, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(os.Getenv(templatesVariable), filepath.Join(cache, "templates")); err != nil {
+		t.Fatal(err)
+	}
+	w.banger("template", "warm") // the first test of a run makes it
+	return w
+}
+
+// newColdWorld is a banger without templates.
+func newColdWorld(t *testing.T) *world {
 	t.Helper()
 	need.Root(t)
 	prepared := need.VM(t)
@@ -94,7 +131,9 @@ func (w *world) end() {
 		t.Errorf("processes left: %v", left)
 	}
 	if os.Getenv("BANGER_TEST_KEEP") == "" {
-		os.RemoveAll(w.dir)
+		if err := os.RemoveAll(w.dir); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

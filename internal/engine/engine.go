@@ -29,6 +29,8 @@ import (
 const (
 	DefaultBootTimeout = 3 * time.Minute
 	DefaultStopTimeout = 30 * time.Second
+
+	DefaultQuiesceTimeout = 20 * time.Second
 )
 
 // closeTimeout bounds how long Close waits for verbs that take back what they did.
@@ -43,7 +45,11 @@ type Config struct {
 	Logger       *slog.Logger
 	BootTimeout  time.Duration // until the agent's first answer; 0: DefaultBootTimeout
 	StopTimeout  time.Duration // for the guest's own shutdown; 0: DefaultStopTimeout
-	Limits       vm.Limits
+
+	// QuiesceTimeout is for a guest that is suspended to write out its data; 0: DefaultQuiesceTimeout.
+	QuiesceTimeout time.Duration
+	Limits         vm.Limits
+	Templates      TemplateConfig
 
 	// Allocate picks an address that is not in taken (hostnet.Allocate on the bridge's subnet); nil: VMs have none.
 	Allocate func(taken map[netip.Addr]bool) (netip.Addr, error)
@@ -75,6 +81,8 @@ type Engine struct {
 	live   map[vm.ID]*machine
 
 	reboots map[vm.ID][]time.Time // the last ones of each VM
+
+	maker *maker // of templates
 }
 
 // errClosing is why verbs end when the engine is closed under them.
@@ -88,14 +96,18 @@ func New(c Config) *Engine {
 	if c.StopTimeout == 0 {
 		c.StopTimeout = DefaultStopTimeout
 	}
+	if c.QuiesceTimeout == 0 {
+		c.QuiesceTimeout = DefaultQuiesceTimeout
+	}
 	if c.Now == nil {
 		c.Now = time.Now
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
+	c.Templates = c.Templates.withDefaults()
 	life, end := context.WithCancelCause(context.Background())
-	return &Engine{c: c, log: c.Logger, life: life, end: end, live: map[vm.ID]*machine{}, reboots: map[vm.ID][]time.Time{}}
+	return &Engine{c: c, log: c.Logger, life: life, end: end, live: map[vm.ID]*machine{}, reboots: map[vm.ID][]time.Time{}, maker: newMaker()}
 }
 
 // Get returns a VM.
@@ -138,13 +150,19 @@ func (e *Engine) Agent(ctx context.Context, ref string) (*guest.Client, error) {
 	}
 	refusal := fault.New(fault.Conflict, "VM %s is not running: it is %s", v.Spec.Name, v.State)
 	switch {
-	case v.State == vm.Starting:
+	case v.State == vm.Starting || v.State == vm.Resuming:
 		return nil, refusal.WithHint("wait until it has started, then try again")
+	case v.State == vm.Suspended:
+		return nil, refusal.WithHint("resume it: banger vm resume %s", v.Spec.Name)
 	case v.State.HasProcess():
-		return nil, fault.New(fault.Conflict, "VM %s runs, but this daemon could not take hold of it", v.Spec.Name).
-			WithHint("see banger daemon logs, or restart it: banger vm restart %s", v.Spec.Name)
+		return nil, notHeld(v.Spec.Name)
 	}
 	return nil, refusal.WithHint("start it: banger vm start %s", v.Spec.Name)
+}
+
+func notHeld(name string) error {
+	return fault.New(fault.Conflict, "VM %s runs, but this daemon could not take hold of it", name).
+		WithHint("see banger daemon logs, or restart it: banger vm restart %s", name)
 }
 
 // Close lets go of the VMs, which run on. Verbs under way are cancelled and take back what they did.
@@ -209,9 +227,29 @@ func (e *Engine) Create(ctx context.Context, spec vm.Spec, start bool, sink prog
 	return o.v, nil
 }
 
-// Start brings a VM up. A running one stays as it is.
+// Start brings a VM up: a suspended one is resumed, any other one boots. A running one stays as it is.
 func (e *Engine) Start(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error) {
-	return e.verb(ctx, ref, "start", sink, func(ctx context.Context, o *operation) error { return o.start(ctx) })
+	return e.bring(ctx, ref, "start", vm.AskStart, sink)
+}
+
+// Boot is Start that never resumes: the saved memory of a suspended VM is dropped, its disks stay.
+func (e *Engine) Boot(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error) {
+	return e.bring(ctx, ref, "start", vm.AskBoot, sink)
+}
+
+// Resume is Start of a suspended VM; any other one is a Conflict fault.
+func (e *Engine) Resume(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error) {
+	return e.bring(ctx, ref, "resume", vm.AskResume, sink)
+}
+
+func (e *Engine) bring(ctx context.Context, ref, name string, ask vm.Event, sink progress.Sink) (vm.VM, error) {
+	return e.verb(ctx, ref, name, sink, func(ctx context.Context, o *operation) error { return o.start(ctx, ask) })
+}
+
+// Suspend writes the memory of a running VM to disk and ends its process; Start resumes it. When that
+// fails or is cancelled before the memory is saved, the VM runs on.
+func (e *Engine) Suspend(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error) {
+	return e.verb(ctx, ref, "suspend", sink, func(ctx context.Context, o *operation) error { return o.suspend(ctx) })
 }
 
 // Stop shuts a VM down: it asks the agent, then presses the power button, then kills. With force it
@@ -225,7 +263,7 @@ func (e *Engine) Stop(ctx context.Context, ref string, force bool, sink progress
 	})
 }
 
-// Restart stops a VM, if it runs, and starts it.
+// Restart stops a VM, if it runs, and boots it. A suspended one loses its saved memory.
 func (e *Engine) Restart(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error) {
 	return e.verb(ctx, ref, "restart", sink, func(ctx context.Context, o *operation) error {
 		if o.v.State.HasProcess() {
@@ -233,7 +271,7 @@ func (e *Engine) Restart(ctx context.Context, ref string, sink progress.Sink) (v
 				return err
 			}
 		}
-		return o.start(ctx)
+		return o.start(ctx, vm.AskBoot)
 	})
 }
 
@@ -245,7 +283,7 @@ func (e *Engine) Delete(ctx context.Context, ref string, force bool, sink progre
 	}
 	if force {
 		e.locks.interrupt(v.ID, errDeleteAsked)
-	} else if v.State == vm.Starting || v.State.HasProcess() {
+	} else if v.State == vm.Starting || v.State == vm.Resuming || v.State.HasProcess() {
 		_, _, err := vm.Next(v.State, vm.AskDelete)
 		return fault.Wrap(fault.KindOf(err), err, "VM %s is not deleted", v.Spec.Name)
 	}
@@ -258,7 +296,7 @@ func (e *Engine) Delete(ctx context.Context, ref string, force bool, sink progre
 	return err
 }
 
-// interrupt cancels the start or create that is under way for ref, if there is one.
+// interrupt cancels the start, create or suspend that is under way for ref, if there is one.
 func (e *Engine) interrupt(ctx context.Context, ref string, cause error) error {
 	v, err := e.c.Store.Get(ctx, ref)
 	if err == nil {

@@ -665,6 +665,7 @@ func TestCloseTakesBackAStart(t *testing.T) {
 // The daemon dies after each stage of each verb; the next one leaves no machine, no part and no
 // file that nobody owns, and VMs that ran still run and answer.
 func TestDeathAtEachStage(t *testing.T) {
+	suspend := func(b *bench) error { _, err := b.Suspend(context.Background(), "web", nil); return err }
 	stop := func(b *bench) error { _, err := b.Stop(context.Background(), "web", false, nil); return err }
 	for name, d := range map[string]death{
 		"create":         {operation: "create", run: func(b *bench) error { _, err := b.Create(context.Background(), spec("web"), true, nil); return err }},
@@ -672,13 +673,17 @@ func TestDeathAtEachStage(t *testing.T) {
 		"stop":           {operation: "stop", run: stop},
 		"stop ephemeral": {operation: "stop", ephemeral: true, run: stop},
 		"restart":        {operation: "restart", run: func(b *bench) error { _, err := b.Restart(context.Background(), "web", nil); return err }},
+		"suspend":        {operation: "suspend", run: suspend},
+		"resume":         {operation: "resume", prepare: suspend, run: func(b *bench) error { _, err := b.Resume(context.Background(), "web", nil); return err }},
+		"cold start":     {operation: "start", prepare: suspend, run: func(b *bench) error { _, err := b.Boot(context.Background(), "web", nil); return err }},
+		"drop memory":    {operation: "stop", prepare: suspend, run: stop},
 		"delete":         {operation: "delete", run: func(b *bench) error { return b.Delete(context.Background(), "web", true, nil) }},
 	} {
 		n := 1
 		for d.dieAfter(t, n) {
 			n++
 		}
-		if n < 6 {
+		if n < 5 {
 			t.Errorf("%s has only %d stages", name, n-1)
 		}
 	}
@@ -771,7 +776,7 @@ func (b *bench) settled(t *testing.T, other vm.VM, when string) {
 		switch v.State {
 		case vm.Running:
 			want = append(want, up(v.ID))
-		case vm.Stopped, vm.Failed:
+		case vm.Stopped, vm.Failed, vm.Suspended:
 			for _, line := range strings.Split(down(v.ID), "\n") {
 				if strings.Contains(b.w.String(), line) { // what it never made it does not keep
 					want = append(want, line)
@@ -786,6 +791,7 @@ func (b *bench) settled(t *testing.T, other vm.VM, when string) {
 	if got := b.w.String(); got != strings.Join(lines, "\n") {
 		t.Errorf("%s (VM %q): host is\n%s\nwant\n%s", when, v.State, got, strings.Join(lines, "\n"))
 	}
+	b.memoryFits(v, when)
 	entries, _ := os.ReadDir(b.p.VMs())
 	rows, _ := b.List(t.Context())
 	if len(entries) > len(rows) {

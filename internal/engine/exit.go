@@ -57,6 +57,12 @@ func (o *operation) afterExit(ctx context.Context, m *machine) error {
 	exit := m.running.Exit()
 	o.log.Info("machine ended", "kind", exit.Kind, "detail", exit.Detail)
 	tidy := m.stop(ctx) // it has ended: this removes its sockets
+	way := map[vm.State]vm.Event{vm.Suspending: vm.SaveFailed, vm.Paused: vm.Copied}
+	if back, ok := way[o.v.State]; ok { // the way back of a suspend or copy failed as well
+		if _, err := o.move(back); err != nil {
+			return errors.Join(tidy, err)
+		}
+	}
 	again := exit.Kind == vmm.ExitReboot
 	if again && !o.e.mayReboot(o.v.ID) {
 		exit = vmm.Exit{Kind: vmm.ExitCrash, Detail: fmt.Sprintf("the guest rebooted more than %d times within %s", maxReboots, rebootWindow)}
@@ -74,7 +80,7 @@ func (o *operation) afterExit(ctx context.Context, m *machine) error {
 		err = o.finishStop(ctx, nil, true)
 	}
 	if err == nil && again {
-		return errors.Join(tidy, o.start(ctx))
+		return errors.Join(tidy, o.start(ctx, vm.AskStart))
 	}
 	if err == nil {
 		err = o.deleteEphemeral(ctx)

@@ -40,6 +40,8 @@ type house struct {
 	files files
 	store *store.Store
 	hook  func(operation, stage string)
+
+	templates TemplateConfig
 }
 
 // files is one image and one kernel.
@@ -62,8 +64,23 @@ const houseSeed = 64 << 20
 
 func newHouse(t *testing.T) *house {
 	t.Helper()
+	h := houseIn(t, t.TempDir(), TemplateConfig{})
+	t.Cleanup(func() {
+		if rows, err := h.List(context.Background()); err == nil {
+			for _, v := range rows {
+				_ = h.Delete(context.Background(), string(v.ID), true, nil)
+			}
+		}
+		h.close()
+	})
+	return h
+}
+
+// houseIn opens the house in dir, and furnishes it when it is new.
+func houseIn(t *testing.T, dir string, templates TemplateConfig) *house {
+	t.Helper()
 	need.Binary(t, "mke2fs")
-	h := &house{t: t, p: paths.Under(t.TempDir()), net: hostnet.NewFake()}
+	h := &house{t: t, p: paths.Under(dir), net: hostnet.NewFake(), templates: templates}
 	if err := h.p.Make(); err != nil {
 		t.Fatal(err)
 	}
@@ -75,22 +92,16 @@ func newHouse(t *testing.T) *house {
 		return path
 	}
 	seed := filepath.Join(h.p.Cache, "seed.ext4")
-	if err := disk.CreateExt4(t.Context(), seed, houseSeed, "work"); err != nil {
-		t.Fatal(err)
+	if _, err := os.Stat(seed); err != nil {
+		if err := disk.CreateExt4(t.Context(), seed, houseSeed, "work"); err != nil {
+			t.Fatal(err)
+		}
 	}
 	h.files = files{
 		img: image.Image{Name: "debian", Digest: "sha256:1", Root: file("root"), WorkSeed: seed, WorkSeedBytes: houseSeed},
 		k:   kernel.Kernel{Name: "k", ELF: file("vmlinux"), ModulesDisk: file("modules")}, base: file("base"),
 	}
 	h.open()
-	t.Cleanup(func() {
-		if rows, err := h.List(context.Background()); err == nil {
-			for _, v := range rows {
-				_ = h.Delete(context.Background(), string(v.ID), true, nil)
-			}
-		}
-		h.close()
-	})
 	return h
 }
 
@@ -114,7 +125,7 @@ func (h *house) open() {
 		Allocate: func(taken map[netip.Addr]bool) (netip.Addr, error) {
 			return hostnet.Allocate(hostnet.Candidates[0], taken)
 		},
-		MAC: hostnet.MAC,
+		MAC: hostnet.MAC, Templates: h.templates,
 		AfterStage: func(operation, stage string) {
 			if h.hook != nil {
 				h.hook(operation, stage)

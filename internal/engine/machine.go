@@ -81,6 +81,13 @@ func (e *Engine) adoptMachine(m *machine) {
 	}()
 }
 
+// machineOf returns the VM's machine, which stays with its watcher; nil when there is none.
+func (e *Engine) machineOf(id vm.ID) *machine {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.live[id]
+}
+
 // holds tells whether the VM's machine is in our hands.
 func (e *Engine) holds(id vm.ID) bool {
 	e.mu.Lock()

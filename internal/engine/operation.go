@@ -21,17 +21,23 @@ const (
 	stageBoot     = "boot"     // the VMM's process
 	stageMachine  = "machine"  // for AfterStage only: the process runs and the row does not know it yet
 	stageAgent    = "agent"    // until the agent's first answer
+	stageLoad     = "load"     // the VMM's process, from saved memory
+	stageIdentity = "identity" // a restored guest learns the time and who it is
 	stageReady    = "ready"    // what capabilities do in the guest, and the row
+	stageQuiesce  = "quiesce"  // the guest writes out what its programs wrote
+	stagePause    = "pause"    // the guest stands still
+	stageSave     = "save"     // its memory, and the row
+	stageRelease  = "release"  // the process whose memory is saved
 	stageShutdown = "shutdown" // the guest, the power button, the kill
 	stageDone     = "done"     // the row after a take-down
 	stageErase    = "erase"    // the VM's directory
 	stageForget   = "forget"   // the VM's row
 )
 
-// Why a start or create under way is cancelled by another verb.
+// Why a start, create or suspend under way is cancelled by another verb.
 var (
-	errStopAsked   = fault.New(fault.Conflict, "another request stopped the VM while it started")
-	errDeleteAsked = fault.New(fault.Conflict, "another request deleted the VM while it started")
+	errStopAsked   = fault.New(fault.Conflict, "another request stopped the VM meanwhile")
+	errDeleteAsked = fault.New(fault.Conflict, "another request deleted the VM meanwhile")
 )
 
 // rowTimeout bounds one write of a row that happens whatever became of the caller.
@@ -48,6 +54,7 @@ type operation struct {
 	sink progress.Sink
 	log  *slog.Logger
 
+	failed   string        // the last stage that failed
 	recorded bool          // the intent row is written: from now on each stage saves
 	pending  []store.Event // not written yet
 	closers  []func()
@@ -129,6 +136,9 @@ func (o *operation) stage(ctx context.Context, name string, f func(context.Conte
 			err = f(ctx)
 		}
 		err = interrupted(ctx, o.name, o.v, err)
+		if err != nil {
+			o.failed = name
+		}
 		o.event(name, err, time.Since(begin))
 		if err != nil || !o.recorded {
 			return err

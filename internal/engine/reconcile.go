@@ -61,13 +61,15 @@ func (e *Engine) Reconcile(ctx context.Context) ([]string, error) {
 	if rows, err = e.c.Store.List(ctx); err != nil {
 		return told, errors.Join(append(errs, err)...)
 	}
+	sentences, err := e.reconcileTemplates(ctx)
+	tell(err, sentences...)
 	for _, c := range e.c.Capabilities {
 		if s, ok := c.(capability.Sweeper); ok {
 			sentences, err := s.Sweep(ctx, rows)
 			tell(err, sentences...)
 		}
 	}
-	sentences, err := e.sweepDirectories(ctx)
+	sentences, err = e.sweepDirectories(ctx)
 	tell(err, sentences...)
 	for _, s := range told {
 		e.log.Info("reconciled", "mended", s)
@@ -99,11 +101,15 @@ func (e *Engine) reconcileOne(ctx context.Context, id vm.ID, restarted bool) (st
 	if err != nil {
 		return "", err
 	}
+	if err := o.sweepCopies(); err != nil {
+		o.end()
+		return "", err
+	}
 	if o.v.State == vm.Stopping {
 		return o.resumeStop(ctx)
 	}
 	defer o.end()
-	if o.v.State.HasProcess() {
+	if o.v.State == vm.Running {
 		return o.reattach(ctx, restarted)
 	}
 	sentence, err := o.mend(ctx)
@@ -124,6 +130,11 @@ func (o *operation) reattach(ctx context.Context, restarted bool) (string, error
 	if m == nil {
 		return o.endedUnwatched(ctx, restarted)
 	}
+	return "", errors.Join(o.takeUp(ctx, m), o.dropMemory()) // of a resume that was done but for this
+}
+
+// takeUp makes a machine that an earlier daemon started the VM's.
+func (o *operation) takeUp(ctx context.Context, m *machine) error {
 	o.e.adoptMachine(m)
 	var errs []error
 	for _, c := range o.wanted() {
@@ -133,7 +144,7 @@ func (o *operation) reattach(ctx context.Context, restarted bool) (string, error
 			}
 		}
 	}
-	return "", errors.Join(errs...)
+	return errors.Join(errs...)
 }
 
 // endedUnwatched brings a VM whose machine is gone to where its end takes it.
@@ -199,6 +210,16 @@ func (o *operation) mend(ctx context.Context) (string, error) {
 	switch o.v.State {
 	case vm.Starting:
 		return o.mendStart(ctx)
+	case vm.Resuming:
+		return o.mendResume(ctx)
+	case vm.Suspending:
+		return o.mendSuspend(ctx)
+	case vm.Suspended:
+		return o.mendSuspended(ctx)
+	case vm.Paused:
+		return o.mendPaused(ctx)
+	case vm.Reverting:
+		return o.mendRevert(ctx)
 	case vm.Stopping:
 		if err := o.killLeftover(ctx); err != nil {
 			return "", err
@@ -213,12 +234,15 @@ func (o *operation) mend(ctx context.Context) (string, error) {
 			return "", err
 		}
 		return fmt.Sprintf("VM %s was being deleted: it is gone", name), nil
-	case vm.Running, vm.Paused:
+	case vm.Running:
 		if o.e.holds(o.v.ID) {
 			return "", nil
 		}
 		return o.reattach(ctx, false) // what became of its machine could not be found out or written before
 	case vm.Failed, vm.Stopped:
+		if err := o.dropMemory(); err != nil { // the row says first that there is none
+			return "", err
+		}
 		if o.v.Handle == nil {
 			return "", nil
 		}
@@ -231,9 +255,12 @@ func (o *operation) mend(ctx context.Context) (string, error) {
 	return "", nil
 }
 
-// mendStart takes back a start that nobody works on any more.
+// mendStart takes back a start or resume that nobody works on any more.
 func (o *operation) mendStart(ctx context.Context) (string, error) {
-	name := o.v.Spec.Name
+	name, doing := o.v.Spec.Name, "started"
+	if o.v.State == vm.Resuming {
+		doing = "resumed"
+	}
 	o.recorded = true
 	if o.v.Creating {
 		if _, err := o.move(vm.BootFailed); err != nil {
@@ -250,12 +277,17 @@ func (o *operation) mendStart(ctx context.Context) (string, error) {
 	if err := removeUnfinished(o.e.c.Paths.VM(o.v.ID)); err != nil {
 		return "", err
 	}
+	if o.v.State == vm.Starting {
+		if err := o.dropMemory(); err != nil {
+			return "", err
+		}
+	}
 	err := o.stage(ctx, stageDone, func(context.Context) error {
-		o.v.Reason = "the daemon ended while it started"
+		o.v.Reason = "the daemon ended while it was being " + doing
 		_, err := o.move(vm.BootFailed)
 		return err
 	})
-	return fmt.Sprintf("VM %s was being started: taken back", name), err
+	return fmt.Sprintf("VM %s was being %s: taken back", name, doing), err
 }
 
 // sweepDirectories removes directories below the VMs' that belong to no row. One that holds a disk is
@@ -303,7 +335,7 @@ func removeUnfinished(dir string) error {
 }
 
 func holdsDisk(dir string) bool {
-	for _, name := range []string{paths.OverlayDisk, paths.WorkDisk} {
+	for _, name := range []string{paths.OverlayDisk, paths.WorkDisk, paths.Snapshots} {
 		if _, err := os.Lstat(filepath.Join(dir, name)); err == nil {
 			return true
 		}

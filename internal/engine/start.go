@@ -30,7 +30,7 @@ func (o *operation) create(ctx context.Context, start bool) error {
 		return fault.New(fault.Conflict, "a VM named %s exists", o.v.Spec.Name).
 			WithHint("choose another name, or delete it: banger vm delete %s", o.v.Spec.Name)
 	}
-	driver, caps, err := o.check(ctx)
+	driver, caps, err := o.check(ctx, o.v.Spec.VMM)
 	if err != nil {
 		return err
 	}
@@ -55,21 +55,30 @@ func (o *operation) create(ctx context.Context, start bool) error {
 	if err != nil || !start {
 		return err
 	}
-	if err := o.bringUp(ctx, driver, caps); err != nil {
+	if err := o.bringUpNew(ctx, driver, caps); err != nil {
 		return o.giveUp(ctx, err)
 	}
 	return nil
 }
 
-// start brings up a VM that has a row.
-func (o *operation) start(ctx context.Context) error {
+// start brings up a VM that has a row: it boots, unless what was asked restores it.
+func (o *operation) start(ctx context.Context, ask vm.Event) error {
 	before := o.v.State
-	state, act, err := vm.Next(before, vm.AskStart)
-	if err != nil || act == vm.Nothing {
-		return err
+	state, act, err := vm.Next(before, ask)
+	switch {
+	case err != nil:
+		done := "started"
+		if ask == vm.AskResume {
+			done = "resumed"
+		}
+		return fault.Wrap(fault.KindOf(err), err, "VM %s is not %s", o.v.Spec.Name, done)
+	case act == vm.Nothing:
+		return nil
+	case act == vm.Restore:
+		return o.resume(ctx, state)
 	}
 	o.e.locks.interruptible(o.v.ID, o.cancel)
-	driver, caps, err := o.check(ctx)
+	driver, caps, err := o.check(ctx, o.v.Spec.VMM)
 	if err != nil {
 		return err
 	}
@@ -81,19 +90,26 @@ func (o *operation) start(ctx context.Context) error {
 		o.v.State = before
 		return err
 	}
-	if err := o.bringUp(ctx, driver, caps); err != nil {
+	if before == vm.Suspended {
+		o.sink.Notice(memoryDropped(o.v.Spec.Name))
+	}
+	err = o.dropMemory() // it would not fit to the disks once this boot has written to them
+	if err == nil {
+		err = o.bringUp(ctx, driver, caps, origin{})
+	}
+	if err != nil {
 		return o.giveUp(ctx, err)
 	}
 	return nil
 }
 
-// check finds what would make the start fail; it touches nothing.
-func (o *operation) check(ctx context.Context) (driver vmm.Driver, caps vmm.Caps, err error) {
+// check finds what would make the start under a VMM fail; it touches nothing.
+func (o *operation) check(ctx context.Context, name string) (driver vmm.Driver, caps vmm.Caps, err error) {
 	err = o.stage(ctx, stageCheck, func(ctx context.Context) error {
 		if err := o.v.Spec.Validate(o.e.c.Limits); err != nil {
 			return err
 		}
-		if driver, caps, err = o.e.pickDriver(ctx, o.v.Spec.VMM); err != nil {
+		if driver, caps, err = o.e.pickDriver(ctx, name); err != nil {
 			return err
 		}
 		if caps.MaxCPUs > 0 && o.v.Spec.CPUs > caps.MaxCPUs {
@@ -129,8 +145,9 @@ func (e *Engine) pickDriver(ctx context.Context, name string) (vmm.Driver, vmm.C
 		WithHint("see what is missing: banger doctor")
 }
 
-// bringUp takes a VM from its intent row to running. On failure all but the row is as before.
-func (o *operation) bringUp(ctx context.Context, driver vmm.Driver, caps vmm.Caps) (err error) {
+// bringUp takes a VM from its intent row to running, from wherever its machine comes. On failure all
+// but the row is as before.
+func (o *operation) bringUp(ctx context.Context, driver vmm.Driver, caps vmm.Caps, from origin) (err error) {
 	u := undo.New()
 	defer u.Unwind(ctx, &err)
 	dir := o.e.c.Paths.VM(o.v.ID)
@@ -141,18 +158,28 @@ func (o *operation) bringUp(ctx context.Context, driver vmm.Driver, caps vmm.Cap
 		return err
 	}
 	b := &capability.Build{
-		Machine: &vmm.Machine{ID: o.v.ID, Name: o.v.Spec.Name, Dir: dir, CPUs: o.v.Spec.CPUs, MemoryBytes: o.v.Spec.MemoryBytes},
-		Guest:   &agentv1.GuestConfig{},
-		Caps:    caps,
+		Machine:  &vmm.Machine{ID: o.v.ID, Name: o.v.Spec.Name, Dir: dir, CPUs: o.v.Spec.CPUs, MemoryBytes: o.v.Spec.MemoryBytes},
+		Guest:    &agentv1.GuestConfig{},
+		Caps:     caps,
+		Restored: from.restored(),
+	}
+	if from.template != "" {
+		b.Template = from.saved
+	}
+	if err := o.noteTemplate(from); err != nil {
+		return err
 	}
 	if err := o.capabilitiesUp(ctx, u, b); err != nil {
 		return err
 	}
-	m, err := o.boot(ctx, u, driver, b)
+	m, err := o.spawn(ctx, u, driver, b, from)
 	if err != nil {
 		return err
 	}
-	if err := o.ready(ctx, m); err != nil {
+	if err := o.awaitGuest(ctx, m, b, from); err != nil {
+		return err
+	}
+	if err := o.ready(ctx, m, from); err != nil {
 		return err
 	}
 	u.Keep()
@@ -178,42 +205,54 @@ func (o *operation) capabilitiesUp(ctx context.Context, u *undo.Stack, b *capabi
 	return nil
 }
 
-// boot starts the machine and waits for its agent.
-func (o *operation) boot(ctx context.Context, u *undo.Stack, driver vmm.Driver, b *capability.Build) (*machine, error) {
-	var m *machine
-	err := o.stage(ctx, stageBoot, func(ctx context.Context) error {
-		if err := driver.Check(ctx, *b.Machine); err != nil {
-			return err
-		}
-		running, err := driver.Start(ctx, *b.Machine)
+// spawn starts the machine's process, and remembers it in the row.
+func (o *operation) spawn(ctx context.Context, u *undo.Stack, driver vmm.Driver, b *capability.Build, from origin) (m *machine, err error) {
+	err = o.stage(ctx, from.stage(), func(ctx context.Context) error {
+		running, err := from.start(ctx, driver, *b.Machine)
 		if err != nil {
 			return err
 		}
 		m = newMachine(o.v.ID, running)
 		u.Push("machine", m.stop)
 		o.hook(stageMachine)
-		handle, err := json.Marshal(running.Handle())
-		if err != nil {
-			return fmt.Errorf("handle of VM %s: %w", o.v.Spec.Name, err)
-		}
-		o.v.Handle = handle
 		o.v.Accelerator, o.v.SlowReason = b.Caps.Accelerator, b.Caps.SlowReason
-		return nil
+		return o.remember(running)
 	})
-	if err != nil {
-		return nil, err
-	}
-	return m, o.stage(ctx, stageAgent, func(ctx context.Context) error { return o.awaitAgent(ctx, m) })
+	return m, err
 }
 
-// awaitAgent pings until the agent answers, the machine ends, or the boot timeout is over.
-func (o *operation) awaitAgent(ctx context.Context, m *machine) error {
-	waiting, cancel := context.WithTimeout(ctx, o.e.c.BootTimeout)
+// remember notes how the machine is found again.
+func (o *operation) remember(running vmm.Running) error {
+	handle, err := json.Marshal(running.Handle())
+	if err != nil {
+		return fmt.Errorf("handle of VM %s: %w", o.v.Spec.Name, err)
+	}
+	o.v.Handle = handle
+	return nil
+}
+
+// awaitGuest waits for the agent of a guest that boots; one that was restored is told what it has to know.
+func (o *operation) awaitGuest(ctx context.Context, m *machine, b *capability.Build, from origin) error {
+	if from.restored() {
+		return o.stage(ctx, stageIdentity, func(ctx context.Context) error { return o.identify(ctx, m, b, from) })
+	}
+	return o.stage(ctx, stageAgent, func(ctx context.Context) error {
+		return o.ask(ctx, m, o.e.c.BootTimeout, func(ctx context.Context) (bool, error) {
+			_, err := m.agent.Ping(ctx, &agentv1.PingRequest{})
+			return true, err
+		})
+	})
+}
+
+// ask puts a question to the agent until it answers, the machine ends, or the time is over. The
+// question tells whether it may be put again after that error.
+func (o *operation) ask(ctx context.Context, m *machine, limit time.Duration, question func(context.Context) (again bool, err error)) error {
+	waiting, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for {
-		_, err := m.agent.Ping(waiting, &agentv1.PingRequest{})
-		if err == nil {
-			return nil
+		again, err := question(waiting)
+		if err == nil || !again && !m.ended() && waiting.Err() == nil {
+			return err
 		}
 		pause := time.NewTimer(pingPause)
 		select {
@@ -228,7 +267,7 @@ func (o *operation) awaitAgent(ctx context.Context, m *machine) error {
 			if errors.Is(err, context.DeadlineExceeded) {
 				err = nil // the text says it already
 			}
-			return fault.Wrap(fault.Timeout, err, "the guest of VM %s did not answer within %s", o.v.Spec.Name, o.e.c.BootTimeout).
+			return fault.Wrap(fault.Timeout, err, "the guest of VM %s did not answer within %s", o.v.Spec.Name, limit).
 				WithHint("%s", o.consoleHint())
 		case <-pause.C:
 		}
@@ -288,23 +327,37 @@ func consoleEnd(path string) string {
 }
 
 // ready lets capabilities do their part in the guest and says in the row that the VM runs.
-func (o *operation) ready(ctx context.Context, m *machine) error {
-	return o.stage(ctx, stageReady, func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, o.e.c.BootTimeout)
-		defer cancel()
-		for _, c := range o.wanted() {
-			if g, ok := c.(capability.GuestReadier); ok {
-				if err := g.GuestReady(ctx, o.v, m.running); err != nil {
-					return fmt.Errorf("%s in the guest of VM %s: %w", c.Name(), o.v.Spec.Name, err)
-				}
+func (o *operation) ready(ctx context.Context, m *machine, from origin) error {
+	before := o.v
+	err := o.stage(ctx, stageReady, func(ctx context.Context) error {
+		if !from.restored() {
+			if err := o.guestReady(ctx, m); err != nil {
+				return err
 			}
 		}
 		if _, err := o.move(vm.Booted); err != nil {
 			return err
 		}
-		o.v.Creating, o.v.StartedAt = false, o.e.c.Now().UTC()
+		o.v.Creating, o.v.StartedAt, o.v.Reason = false, o.e.c.Now().UTC(), ""
 		return nil
 	})
+	if err != nil { // perhaps only the row could not be written: it does not run before that says so
+		o.v.State, o.v.Creating, o.v.StartedAt = before.State, before.Creating, before.StartedAt
+	}
+	return err
+}
+
+func (o *operation) guestReady(ctx context.Context, m *machine) error {
+	ctx, cancel := context.WithTimeout(ctx, o.e.c.BootTimeout)
+	defer cancel()
+	for _, c := range o.wanted() {
+		if g, ok := c.(capability.GuestReadier); ok {
+			if err := g.GuestReady(ctx, o.v, m.running); err != nil {
+				return fmt.Errorf("%s in the guest of VM %s: %w", c.Name(), o.v.Spec.Name, err)
+			}
+		}
+	}
+	return nil
 }
 
 // giveUp writes the row after a bring-up that failed and was taken back: a VM that was just being
@@ -313,9 +366,6 @@ func (o *operation) giveUp(ctx context.Context, cause error) error {
 	o.sink.Notice("taking back what was made")
 	o.sink = nil // the stages of the way back have the names of the way up
 	stopped := errors.Is(cause, errStopAsked)
-	if o.v.State == vm.Running { // its last row could not be written
-		o.v.State = vm.Starting
-	}
 	o.v.Handle, o.v.StartedAt = nil, time.Time{}
 	if o.v.Creating && !stopped {
 		return errors.Join(cause, o.eraseFailed(ctx))

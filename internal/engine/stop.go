@@ -99,17 +99,24 @@ func (o *operation) clear(ctx context.Context) error {
 	ctx, cancel := o.detached(ctx)
 	defer cancel()
 	o.recorded = true
+	if o.v.State == vm.Suspended {
+		o.sink.Notice(memoryDropped(o.v.Spec.Name))
+	}
 	if err := o.killLeftover(ctx); err != nil {
 		return err
 	}
 	if err := o.capabilitiesDown(ctx); err != nil {
 		return err
 	}
-	return o.stage(ctx, stageDone, func(context.Context) error {
+	err := o.stage(ctx, stageDone, func(context.Context) error {
 		o.v.StartedAt, o.v.Reason, o.v.Handle = time.Time{}, "", nil
 		_, err := o.move(vm.AskStop)
 		return err
 	})
+	if err != nil {
+		return err
+	}
+	return o.dropMemory() // not before the row says that there is none
 }
 
 // shutdown ends a machine: by the agent, by the power button, by force.

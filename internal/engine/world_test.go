@@ -85,7 +85,11 @@ func (w *world) String() string {
 	}
 	for dir, b := range w.machines {
 		if !b.ended() {
-			lines = append(lines, "machine "+filepath.Base(dir))
+			line := "machine " + filepath.Base(dir)
+			if b.paused {
+				line += " paused"
+			}
+			lines = append(lines, line)
 		}
 	}
 	slices.Sort(lines)
@@ -214,6 +218,9 @@ type body struct {
 
 	w       *world
 	pid     int
+	boot    string // of the guest: it goes on over suspend and resume
+	other   bool   // its memory is another VM's
+	paused  bool   // under the world's mu
 	done    chan struct{}
 	once    sync.Once
 	exit    vmm.Exit
@@ -222,7 +229,7 @@ type body struct {
 }
 
 func newBody(w *world, pid int) *body {
-	b := &body{w: w, pid: pid, done: make(chan struct{}), streams: make(chan net.Conn)}
+	b := &body{w: w, pid: pid, boot: fmt.Sprint(pid), done: make(chan struct{}), streams: make(chan net.Conn)}
 	var h2 http.Protocols
 	h2.SetUnencryptedHTTP2(true)
 	_, handler := agentv1connect.NewAgentServiceHandler(b)
@@ -263,7 +270,7 @@ func (b *body) Ping(ctx context.Context, _ *agentv1.PingRequest) (*agentv1.PingR
 	if err := b.w.point(ctx, "ping"); err != nil {
 		return nil, err
 	}
-	return &agentv1.PingResponse{BootId: fmt.Sprint(b.pid)}, nil
+	return &agentv1.PingResponse{BootId: b.boot}, nil
 }
 
 func (b *body) Shutdown(ctx context.Context, r *agentv1.ShutdownRequest) (*agentv1.ShutdownResponse, error) {

@@ -39,7 +39,7 @@ func (s *Store) Initramfs(ctx context.Context, k Kernel, agentBinary string, ext
 	if err != nil {
 		return "", nil, err
 	}
-	agent, _, err := artifact.Sum(agentBinary)
+	agent, err := s.agentSum(agentBinary)
 	if err != nil {
 		return "", nil, fault.Wrap(fault.Precondition, err, "cannot read the guest's agent").WithHint("build it with: make build")
 	}
@@ -60,6 +60,32 @@ func (s *Store) Initramfs(ctx context.Context, k Kernel, agentBinary string, ext
 		return "", nil, fault.Wrap(fault.Unexpected, err, "cannot write the initramfs of kernel %s", k.Name)
 	}
 	return archive, modules, forgetOld(dir)
+}
+
+// summed is a file whose checksum is known as long as it looks the same.
+type summed struct {
+	size, modified int64
+	sum            string
+}
+
+// agentSum sums up the agent's file, which every create asks for, once as long as it does not change.
+func (s *Store) agentSum(path string) (string, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return "", err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	known, ok := s.agents[path]
+	if ok && known.size == info.Size() && known.modified == info.ModTime().UnixNano() {
+		return known.sum, nil
+	}
+	sum, _, err := artifact.Sum(path)
+	if err != nil {
+		return "", err
+	}
+	s.agents[path] = summed{size: info.Size(), modified: info.ModTime().UnixNano(), sum: sum}
+	return sum, nil
 }
 
 // whole tells whether a cached archive can be believed: it ends as archives do.

@@ -6,6 +6,7 @@ package kernel
 import (
 	"context"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"banger/internal/artifact"
@@ -59,11 +60,14 @@ type Kernel struct {
 type Store struct {
 	shelf *artifact.Shelf
 	cache string
+
+	mu     sync.Mutex
+	agents map[string]summed // by path
 }
 
 // Open returns the store in dir, which need not be there yet. cacheDir holds what can be made again.
 func Open(dir, cacheDir string) *Store {
-	return &Store{shelf: artifact.Open(dir, "kernel", manifestName), cache: cacheDir}
+	return &Store{shelf: artifact.Open(dir, "kernel", manifestName), cache: cacheDir, agents: map[string]summed{}}
 }
 
 // List returns all kernels, sorted by name, also those with a Problem.

@@ -121,11 +121,20 @@ func (p Paths) Seeds() string { return filepath.Join(p.Cache, "seeds") }
 // Initramfs caches initramfs archives by content hash.
 func (p Paths) Initramfs() string { return filepath.Join(p.Cache, "initramfs") }
 
+// Templates holds a directory for each template: VMs booted once that new ones are restored from.
+func (p Paths) Templates() string { return filepath.Join(p.Cache, "templates") }
+
 // Files of a VM's directory that the VMM does not name.
 const (
 	OverlayDisk   = "overlay.ext4"
 	WorkDisk      = "work.ext4"
 	VMInitramfs   = "initramfs.img" // base initramfs and guest config; only while it starts
+	Suspended     = "suspended"     // directory: the memory of a suspended VM
+	SuspendedNew  = "suspended.new" // the same while it is written
+	SuspendedDisk = "disks.json"    // in it: the disks that the memory belongs to
+	Snapshots     = "snapshots"     // directory: one for each snapshot, by tag
+	RevertNew     = "revert.new"    // what a snapshot is gone back to with, until it is in place
+	Forked        = "forked"        // directory: the memory that this VM and its siblings go on from; only while they are forked
 	SSHHostKey    = "ssh_host_ed25519_key"
 	SSHHostKeyPub = "ssh_host_ed25519_key.pub"
 )

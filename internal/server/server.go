@@ -29,6 +29,7 @@ const (
 // Engine is what the handlers need of the engine; *engine.Engine has it but for Agent's type.
 type Engine interface {
 	Verbs
+	Forks
 	Get(ctx context.Context, ref string) (vm.VM, error)
 	List(ctx context.Context) ([]vm.VM, error)
 	Events(ctx context.Context, ref string, limit int) ([]store.Event, error)
@@ -39,7 +40,11 @@ type Engine interface {
 // Verbs change VMs.
 type Verbs interface {
 	Create(ctx context.Context, spec vm.Spec, start bool, sink progress.Sink) (vm.VM, error)
+	// Start resumes a suspended VM and boots any other; Boot never resumes, and Resume does nothing else.
 	Start(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error)
+	Boot(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error)
+	Resume(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error)
+	Suspend(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error)
 	Stop(ctx context.Context, ref string, force bool, sink progress.Sink) (vm.VM, error)
 	Restart(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error)
 	Delete(ctx context.Context, ref string, force bool, sink progress.Sink) error
@@ -47,13 +52,15 @@ type Verbs interface {
 
 // Options is what a server is made of.
 type Options struct {
-	Engine   Engine
-	Images   Images
-	Kernels  Kernels
-	Setup    Setup
-	Paths    paths.Paths
-	Defaults vm.Spec // of VMs; the configuration's
-	Logger   *slog.Logger
+	Engine    Engine
+	Images    Images
+	Kernels   Kernels
+	Templates Templates
+	Snapshots Snapshots
+	Setup     Setup
+	Paths     paths.Paths
+	Defaults  vm.Spec // of VMs; the configuration's
+	Logger    *slog.Logger
 	// Host tells about the daemon and the machine it runs on.
 	Host func(context.Context) Host
 	// Shutdown begins the daemon's end and returns at once.
@@ -96,6 +103,8 @@ func New(o Options) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(bangerv1connect.NewVMServiceHandler(vmService{s}, with))
 	mux.Handle(bangerv1connect.NewImageServiceHandler(&imageService{service: s}, with))
+	mux.Handle(bangerv1connect.NewTemplateServiceHandler(templateService{s}, with))
+	mux.Handle(bangerv1connect.NewSnapshotServiceHandler(snapshotService{s}, with))
 	mux.Handle(bangerv1connect.NewDaemonServiceHandler(daemonService{s}, with))
 	mux.HandleFunc("GET /hello", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	return introduce(mux)

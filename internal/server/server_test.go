@@ -26,6 +26,7 @@ import (
 	bangerv1 "banger/api/banger/v1"
 	"banger/api/banger/v1/bangerv1connect"
 	"banger/internal/client"
+	"banger/internal/engine"
 	"banger/internal/fault"
 	"banger/internal/image"
 	"banger/internal/kernel"
@@ -124,6 +125,44 @@ func (w *world) Start(ctx context.Context, ref string, sink progress.Sink) (vm.V
 		return vm.VM{}, err
 	}
 	return w.set(ref, vm.Running)
+}
+
+func (w *world) Boot(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error) {
+	sink.Notice("cold")
+	return w.Start(ctx, ref, sink)
+}
+
+func (w *world) Resume(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error) {
+	v, err := w.Get(ctx, ref)
+	if err == nil && v.State != vm.Suspended {
+		return v, fault.New(fault.Conflict, "VM %s is %s", ref, v.State)
+	}
+	return w.Start(ctx, ref, sink)
+}
+
+func (w *world) Suspend(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error) {
+	if err := sink.Run("save", func() error { return w.wait(ctx) }); err != nil {
+		return vm.VM{}, err
+	}
+	return w.set(ref, vm.Suspended)
+}
+
+func (w *world) Fork(ctx context.Context, ref string, o engine.ForkOptions, sink progress.Sink) (engine.Forked, error) {
+	v, err := w.Get(ctx, ref)
+	if err != nil {
+		return engine.Forked{}, err
+	}
+	if err := sink.Run("save", func() error { return w.wait(ctx) }); err != nil {
+		return engine.Forked{}, err
+	}
+	v.Spec.Name, v.Spec.Ephemeral = o.Name, o.Ephemeral
+	return engine.Forked{VMs: slices.Repeat([]vm.VM{v}, o.Count), Paused: time.Second}, nil
+}
+
+func (w *world) Clone(ctx context.Context, ref, name string, _ progress.Sink) (vm.VM, error) {
+	v, err := w.Get(ctx, ref)
+	v.Spec.Name = name
+	return v, err
 }
 
 func (w *world) Stop(_ context.Context, ref string, _ bool, sink progress.Sink) (vm.VM, error) {
@@ -299,11 +338,43 @@ func TestLifeOverTheSocket(t *testing.T) {
 	if _, err := c.Restart(ctx, &bangerv1.RestartVMRequest{Vm: "web"}, nil); err != nil {
 		t.Fatal(err)
 	}
+	suspendAndResume(t, c)
 	if err := c.Delete(ctx, &bangerv1.DeleteVMRequest{Vm: "web", Force: true}, nil); err != nil {
 		t.Fatal(err)
 	}
 	_, err = c.VMs.GetVM(ctx, &bangerv1.GetVMRequest{Vm: "web"})
 	wantKind(t, err, fault.NotFound)
+}
+
+// suspendAndResume takes the running VM web there and back.
+func suspendAndResume(t *testing.T, c *client.Client) {
+	t.Helper()
+	ctx := t.Context()
+	_, err := c.Start(ctx, &bangerv1.StartVMRequest{Vm: "web", Resume: true}, nil)
+	wantKind(t, err, fault.Conflict)
+	var stages []string
+	sink := func(p *bangerv1.Progress) { stages = append(stages, p.GetStage()+p.GetMessage()) }
+	suspended, err := c.Suspend(ctx, &bangerv1.SuspendVMRequest{Vm: "web"}, sink)
+	if err != nil || suspended.GetState() != "suspended" || !slices.Contains(stages, "save") {
+		t.Fatalf("suspended: %v, %v, told %q", suspended, err, stages)
+	}
+	_, err = c.VMs.GetSSHEndpoint(ctx, &bangerv1.GetSSHEndpointRequest{Vm: "web", Wait: true})
+	wantKind(t, err, fault.Conflict)
+	if !strings.Contains(fault.HintOf(err), "vm resume web") {
+		t.Errorf("hint is %q", fault.HintOf(err))
+	}
+	resumed, err := c.Start(ctx, &bangerv1.StartVMRequest{Vm: "web", Resume: true}, nil)
+	if err != nil || resumed.GetState() != "running" {
+		t.Fatalf("resumed: %v, %v", resumed, err)
+	}
+	stages = nil
+	if _, err := c.Start(ctx, &bangerv1.StartVMRequest{Vm: "web", Cold: true}, sink); err != nil || !slices.Contains(stages, "cold") {
+		t.Errorf("a cold start: %v, told %q", err, stages)
+	}
+	_, err = c.Start(ctx, &bangerv1.StartVMRequest{Vm: "web", Cold: true, Resume: true}, nil)
+	wantKind(t, err, fault.Usage)
+	_, err = c.Suspend(ctx, &bangerv1.SuspendVMRequest{}, nil)
+	wantKind(t, err, fault.Usage)
 }
 
 func TestBadRequests(t *testing.T) {

@@ -62,7 +62,7 @@ func (s *service) running(ctx context.Context, ref string, wait bool) (vm.VM, er
 		case v.State == vm.Running:
 			return v, fault.New(fault.Conflict, "VM %s has no address", v.Spec.Name).
 				WithHint("banger vm exec %s works without a network", v.Spec.Name)
-		case v.State != vm.Starting || !wait:
+		case v.State != vm.Starting && v.State != vm.Resuming || !wait:
 			return v, notRunning(v)
 		}
 		if err := pause(ctx, sshPause); err != nil {
@@ -72,8 +72,11 @@ func (s *service) running(ctx context.Context, ref string, wait bool) (vm.VM, er
 }
 
 func notRunning(v vm.VM) error {
-	return fault.New(fault.Conflict, "VM %s is %s, not running", v.Spec.Name, v.State).
-		WithHint("start it with: banger vm start %s", v.Spec.Name)
+	err := fault.New(fault.Conflict, "VM %s is %s, not running", v.Spec.Name, v.State)
+	if v.State == vm.Suspended {
+		return err.WithHint("resume it: banger vm resume %s", v.Spec.Name)
+	}
+	return err.WithHint("start it with: banger vm start %s", v.Spec.Name)
 }
 
 // awaitSSH tries until the VM's SSH server sends its banner, the VM stops running, or ctx ends.

@@ -103,17 +103,41 @@ func named(ref string) error {
 
 // StartVM is rolled back when the client goes away.
 func (s vmService) StartVM(ctx context.Context, req *bangerv1.StartVMRequest, out *connect.ServerStream[bangerv1.StartVMResponse]) error {
+	start := s.Engine.Start
+	switch {
+	case req.GetCold() && req.GetResume():
+		return fault.New(fault.Usage, "a start is cold or resumes, not both")
+	case req.GetCold():
+		start = s.Engine.Boot
+	case req.GetResume():
+		start = s.Engine.Resume
+	}
 	v, err := s.change(ctx, req.GetVm(),
 		func(p *bangerv1.Progress) error {
 			return out.Send(&bangerv1.StartVMResponse{Event: &bangerv1.StartVMResponse_Progress{Progress: p}})
 		},
 		func(ctx context.Context, sink progress.Sink) (vm.VM, error) {
-			return s.Engine.Start(ctx, req.GetVm(), sink)
+			return start(ctx, req.GetVm(), sink)
 		})
 	if err != nil {
 		return err
 	}
 	return out.Send(&bangerv1.StartVMResponse{Event: &bangerv1.StartVMResponse_Vm{Vm: v}})
+}
+
+// SuspendVM lets the guest run on when the client goes away before its memory is saved.
+func (s vmService) SuspendVM(ctx context.Context, req *bangerv1.SuspendVMRequest, out *connect.ServerStream[bangerv1.SuspendVMResponse]) error {
+	v, err := s.change(ctx, req.GetVm(),
+		func(p *bangerv1.Progress) error {
+			return out.Send(&bangerv1.SuspendVMResponse{Event: &bangerv1.SuspendVMResponse_Progress{Progress: p}})
+		},
+		func(ctx context.Context, sink progress.Sink) (vm.VM, error) {
+			return s.Engine.Suspend(ctx, req.GetVm(), sink)
+		})
+	if err != nil {
+		return err
+	}
+	return out.Send(&bangerv1.SuspendVMResponse{Event: &bangerv1.SuspendVMResponse_Vm{Vm: v}})
 }
 
 // StopVM goes on when the client goes away: a half-stopped VM serves nobody.

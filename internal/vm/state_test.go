@@ -9,22 +9,30 @@ import (
 )
 
 var (
-	allStates = []State{Stopped, Starting, Running, Stopping, Paused, Suspended, Failed, Deleting, Gone}
-	allEvents = []Event{AskStart, AskStop, AskDelete, Booted, BootFailed, TakenDown, Exited, Died, Erased}
+	allStates = []State{Stopped, Starting, Running, Stopping, Paused, Suspending, Suspended, Resuming, Reverting, Failed, Deleting, Gone}
+	allEvents = []Event{
+		AskStart, AskBoot, AskResume, AskSuspend, AskStop, AskDelete, AskCopy, AskRevert,
+		Booted, BootFailed, TakenDown, Exited, Died, Erased, Saved, SaveFailed, Copied,
+	}
 )
 
 // The whole table, written a second time: what is not here is refused.
 func TestTable(t *testing.T) {
 	want := map[State]map[Event]string{
-		Stopped:  {AskStart: "starting/bring up", AskStop: "stopped/", AskDelete: "deleting/erase"},
-		Starting: {AskStart: "starting/", AskStop: "stopping/take down", Booted: "running/", BootFailed: "failed/", Died: "failed/take down", Exited: "stopping/take down"},
-		Running:  {AskStart: "running/", AskStop: "stopping/take down", Exited: "stopping/take down", Died: "failed/take down"},
-		Paused:   {AskStop: "stopping/take down", Exited: "stopping/take down", Died: "failed/take down"},
-		Stopping: {AskStop: "stopping/", TakenDown: "stopped/", Exited: "stopping/", Died: "stopping/"},
+		Stopped:    {AskStart: "starting/bring up", AskBoot: "starting/bring up", AskStop: "stopped/", AskDelete: "deleting/erase", AskCopy: "stopped/copy", AskRevert: "reverting/revert"},
+		Starting:   {AskStart: "starting/", AskBoot: "starting/", AskStop: "stopping/take down", Booted: "running/", BootFailed: "failed/", Died: "failed/take down", Exited: "stopping/take down"},
+		Running:    {AskStart: "running/", AskBoot: "running/", AskSuspend: "suspending/save", AskCopy: "paused/copy", AskRevert: "reverting/revert", AskStop: "stopping/take down", Exited: "stopping/take down", Died: "failed/take down"},
+		Reverting:  {TakenDown: "stopped/", Saved: "suspended/"},
+		Paused:     {Copied: "running/", AskStop: "stopping/take down", Exited: "stopping/take down", Died: "failed/take down"},
+		Suspending: {AskSuspend: "suspending/", Saved: "suspended/take down", SaveFailed: "running/", Died: "failed/take down"},
 		Suspended: {
-			AskStop: "stopped/take down", AskDelete: "deleting/erase",
+			AskStart: "resuming/restore", AskResume: "resuming/restore", AskBoot: "starting/bring up", AskSuspend: "suspended/",
+			AskStop: "stopped/take down", AskDelete: "deleting/erase", TakenDown: "suspended/",
+			AskCopy: "suspended/copy", AskRevert: "reverting/revert",
 		},
-		Failed:   {AskStart: "starting/bring up", AskStop: "stopped/take down", AskDelete: "deleting/erase", TakenDown: "failed/"},
+		Resuming: {AskStart: "resuming/", AskResume: "resuming/", Booted: "running/", BootFailed: "suspended/"},
+		Stopping: {AskStop: "stopping/", TakenDown: "stopped/", Exited: "stopping/", Died: "stopping/"},
+		Failed:   {AskStart: "starting/bring up", AskBoot: "starting/bring up", AskStop: "stopped/take down", AskDelete: "deleting/erase", TakenDown: "failed/", AskCopy: "failed/copy", AskRevert: "reverting/revert"},
 		Deleting: {AskDelete: "deleting/erase", Erased: "/"},
 	}
 	for _, s := range allStates {
@@ -56,7 +64,7 @@ func TestRandomWalks(t *testing.T) {
 				t.Fatalf("back from gone by %s: %s", event, to)
 			}
 			switch act {
-			case BringUp:
+			case BringUp, Restore:
 				if up {
 					t.Fatalf("brought up twice: %s + %s", state, event)
 				}
@@ -67,8 +75,16 @@ func TestRandomWalks(t *testing.T) {
 				}
 			}
 			// The owner takes down before it reports TakenDown, and after a failed boot.
-			if act == TakeDown || to == Stopped || event == BootFailed && err == nil {
+			if act == TakeDown || act == Revert || to == Stopped || event == BootFailed && err == nil {
 				up = false
+			}
+			switch {
+			case act == Save && !up:
+				t.Fatalf("saved without having been brought up: %s + %s", state, event)
+			case to == Resuming && state != Suspended && state != Resuming:
+				t.Fatalf("resumed without saved memory: %s + %s", state, event)
+			case to == Suspended && state != Suspended && state != Resuming && event != Saved:
+				t.Fatalf("suspended without having been saved: %s + %s", state, event)
 			}
 			if to == Running && !up {
 				t.Fatalf("running without having been brought up: %s + %s", state, event)
@@ -80,7 +96,9 @@ func TestRandomWalks(t *testing.T) {
 
 // Asking for what a state already holds does nothing and succeeds.
 func TestAskingTwiceIsHarmless(t *testing.T) {
-	for state, event := range map[State]Event{Stopped: AskStop, Starting: AskStart, Running: AskStart, Stopping: AskStop} {
+	for state, event := range map[State]Event{
+		Stopped: AskStop, Starting: AskStart, Running: AskStart, Stopping: AskStop, Suspending: AskSuspend, Suspended: AskSuspend, Resuming: AskResume,
+	} {
 		if to, act, err := Next(state, event); err != nil || act != Nothing || to != state {
 			t.Errorf("%s + %s = %s/%s, %v", state, event, to, act, err)
 		}

@@ -35,6 +35,7 @@ type Spec struct {
 	Units          Units    `json:"units"`
 	AuthorizedKeys []string `json:"authorized_keys,omitempty"`
 	Ephemeral      bool     `json:"ephemeral,omitempty"`
+	Cold           bool     `json:"cold,omitempty"` // its create boots it, also when a template is there
 }
 
 // VM is the persistent object: spec, identity and where it is in its life.

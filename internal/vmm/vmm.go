@@ -48,6 +48,10 @@ type Machine struct {
 	Cmdline     []string // kernel arguments; the driver appends those of its own machine
 	Disks       []Disk
 	NICs        []NIC
+
+	// MemoryFile, when set, is the file that the machine's memory lives in, shared: a machine that is saved to
+	// become a template. Absolute, or relative to Dir.
+	MemoryFile string
 }
 
 // Handle finds a machine again after the daemon restarted. It is stored in the VM's row.
@@ -61,6 +65,7 @@ type Handle struct {
 type Caps struct {
 	Accelerator   string   // kvm, tcg or fake
 	Version       string   // of the VMM binary
+	Build         string   // its exact version, with the distributor's: no other one restores what it saved
 	SlowReason    string   // why Accelerator is not kvm; empty when it is
 	KernelFormats []string // in order of preference: "elf", "bzimage", "image" (arm64)
 	Channel       string   // "virtio-serial" or "vsock"
@@ -84,6 +89,9 @@ const (
 type Exit struct {
 	Kind   ExitKind
 	Detail string // one line: signal, exit code, the line of the panic
+	// Emulation says of a panic that the emulated processor is to blame, and not the guest: the same boot may well
+	// succeed the next time.
+	Emulation bool
 }
 
 // Driver runs machines on one VMM. Machines outlive the daemon; Adopt finds one again. All
@@ -123,4 +131,48 @@ type Running interface {
 	Stop(context.Context) error
 	// Close lets go of the machine without touching it: connections closed, goroutines ended. Done then stays as it is.
 	Close() error
+}
+
+// Pauser is a Running that can halt its guest. Both calls succeed when it already is so.
+type Pauser interface {
+	Pause(context.Context) error
+	Resume(context.Context) error
+}
+
+// Files of a saved machine, below a directory of its own.
+const (
+	SavedManifest = "machine.json" // the driver's: version, layout, sizes; written last
+	SavedState    = "state"        // devices, and the memory unless there is a memory file
+	SavedMemory   = "memory"       // the memory of a machine with a MemoryFile of that name in that directory
+)
+
+// Saver is a Running whose memory and devices can be written to files.
+type Saver interface {
+	// Save writes a paused machine's state into dir, which exists; one that runs, or that was saved and not
+	// resumed since, is a Conflict. The machine stays paused and can be resumed. With Machine.MemoryFile set
+	// the memory is in that file already, which is dir's SavedMemory, and only the devices are written; as soon
+	// as the machine is resumed, the file changes and what was saved is void. On error (a full disk is a
+	// Precondition fault) what was written is removed.
+	Save(ctx context.Context, dir string) error
+}
+
+// Writer is a Saver that lets its guest go on early: when Write returns, a machine without a MemoryFile may be resumed;
+// what was written is whole when seal has returned, which flushes and sums it up. On error what was written is removed.
+type Writer interface {
+	Write(ctx context.Context, dir string) (seal func(context.Context) error, err error)
+}
+
+// Restorer is a Driver that starts machines from what a Saver wrote.
+type Restorer interface {
+	// CheckSaved finds what would keep the state in dir from being restored as m: another VMM version, another
+	// layout, missing or damaged files. It answers with a Precondition fault and changes nothing.
+	CheckSaved(ctx context.Context, m Machine, dir string) error
+	// Restore is Start from saved state; the guest runs when it returns. A state with a memory file is mapped
+	// privately: the files stay as they are, many machines share them, and they must not change while one
+	// lives. Only TAP devices, MACs and the paths of disks of m may differ from the saved machine, and writable
+	// disks may have grown, which the guest is told as for a disk that grows while it runs. Kernel, Initramfs and
+	// Cmdline are not looked at: they are in the memory. The network device still has the saved machine's MAC,
+	// and has announced nothing: the guest sets its own (virtio-net's CTRL_MAC_ADDR, that is, RTM_SETLINK with
+	// IFLA_ADDRESS) and announces it. On error nothing is left behind.
+	Restore(ctx context.Context, m Machine, dir string) (Running, error)
 }

@@ -31,7 +31,7 @@ func Spec(p *bangerv1.VMSpec, defaults vm.Spec) vm.Spec {
 	}
 	s.Units = or(vm.Units(p.GetUnits()), defaults.Units)
 	s.AuthorizedKeys = append([]string(nil), p.GetAuthorizedKeys()...)
-	s.Ephemeral = p.GetEphemeral()
+	s.Ephemeral, s.Cold = p.GetEphemeral(), p.GetCold()
 	return s
 }
 

@@ -129,7 +129,7 @@ func (x ShutdownRequest_Mode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ShutdownRequest_Mode.Descriptor instead.
 func (ShutdownRequest_Mode) EnumDescriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15, 0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19, 0}
 }
 
 // GuestConfig tells the guest's init what to be. It travels as proto JSON in the file
@@ -491,6 +491,206 @@ func (x *HostEntry) GetNames() []string {
 	return nil
 }
 
+type QuiesceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The guest will be restored as other VMs: caches are dropped, the journal is rotated, and what
+	// would tell one clone from another is not kept.
+	ForTemplate   bool `protobuf:"varint,1,opt,name=for_template,json=forTemplate,proto3" json:"for_template,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QuiesceRequest) Reset() {
+	*x = QuiesceRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QuiesceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QuiesceRequest) ProtoMessage() {}
+
+func (x *QuiesceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QuiesceRequest.ProtoReflect.Descriptor instead.
+func (*QuiesceRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *QuiesceRequest) GetForTemplate() bool {
+	if x != nil {
+		return x.ForTemplate
+	}
+	return false
+}
+
+type QuiesceResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *QuiesceResponse) Reset() {
+	*x = QuiesceResponse{}
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *QuiesceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*QuiesceResponse) ProtoMessage() {}
+
+func (x *QuiesceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use QuiesceResponse.ProtoReflect.Descriptor instead.
+func (*QuiesceResponse) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+}
+
+type AdoptRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Wall clock of the host, nanoseconds since the Unix epoch.
+	UnixNanos int64 `protobuf:"varint,1,opt,name=unix_nanos,json=unixNanos,proto3" json:"unix_nanos,omitempty"`
+	// At least 32 random bytes, credited to the kernel's entropy.
+	Entropy []byte `protobuf:"bytes,2,opt,name=entropy,proto3" json:"entropy,omitempty"`
+	// Set when the guest becomes another VM: who it is from now on. Its disks, modules and masked units
+	// are those of the saved guest and are not looked at.
+	Identity *GuestConfig `protobuf:"bytes,3,opt,name=identity,proto3" json:"identity,omitempty"`
+	// File systems grow to the size of their disks.
+	GrowDisks     bool `protobuf:"varint,4,opt,name=grow_disks,json=growDisks,proto3" json:"grow_disks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptRequest) Reset() {
+	*x = AdoptRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptRequest) ProtoMessage() {}
+
+func (x *AdoptRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptRequest.ProtoReflect.Descriptor instead.
+func (*AdoptRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *AdoptRequest) GetUnixNanos() int64 {
+	if x != nil {
+		return x.UnixNanos
+	}
+	return 0
+}
+
+func (x *AdoptRequest) GetEntropy() []byte {
+	if x != nil {
+		return x.Entropy
+	}
+	return nil
+}
+
+func (x *AdoptRequest) GetIdentity() *GuestConfig {
+	if x != nil {
+		return x.Identity
+	}
+	return nil
+}
+
+func (x *AdoptRequest) GetGrowDisks() bool {
+	if x != nil {
+		return x.GrowDisks
+	}
+	return false
+}
+
+type AdoptResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How far the clock was behind, nanoseconds.
+	StepNanos     int64 `protobuf:"varint,1,opt,name=step_nanos,json=stepNanos,proto3" json:"step_nanos,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdoptResponse) Reset() {
+	*x = AdoptResponse{}
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdoptResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdoptResponse) ProtoMessage() {}
+
+func (x *AdoptResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdoptResponse.ProtoReflect.Descriptor instead.
+func (*AdoptResponse) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *AdoptResponse) GetStepNanos() int64 {
+	if x != nil {
+		return x.StepNanos
+	}
+	return 0
+}
+
 type PingRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -499,7 +699,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -511,7 +711,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -524,7 +724,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 type PingResponse struct {
@@ -541,7 +741,7 @@ type PingResponse struct {
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -553,7 +753,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -566,7 +766,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PingResponse) GetBuild() string {
@@ -598,7 +798,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -610,7 +810,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -623,7 +823,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 type StatusResponse struct {
@@ -647,7 +847,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -659,7 +859,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -672,7 +872,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *StatusResponse) GetHostname() string {
@@ -756,7 +956,7 @@ type FilesystemUse struct {
 
 func (x *FilesystemUse) Reset() {
 	*x = FilesystemUse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -768,7 +968,7 @@ func (x *FilesystemUse) String() string {
 func (*FilesystemUse) ProtoMessage() {}
 
 func (x *FilesystemUse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -781,7 +981,7 @@ func (x *FilesystemUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FilesystemUse.ProtoReflect.Descriptor instead.
 func (*FilesystemUse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *FilesystemUse) GetMountPoint() string {
@@ -821,7 +1021,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -833,7 +1033,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -846,7 +1046,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ExecRequest) GetInput() isExecRequest_Input {
@@ -957,7 +1157,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -969,7 +1169,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -982,7 +1182,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExecStart) GetArgv() []string {
@@ -1037,7 +1237,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1049,7 +1249,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1062,7 +1262,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *TerminalSize) GetRows() uint32 {
@@ -1094,7 +1294,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1106,7 +1306,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1119,7 +1319,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ExecResponse) GetOutput() isExecResponse_Output {
@@ -1202,7 +1402,7 @@ type ExecStarted struct {
 
 func (x *ExecStarted) Reset() {
 	*x = ExecStarted{}
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1214,7 +1414,7 @@ func (x *ExecStarted) String() string {
 func (*ExecStarted) ProtoMessage() {}
 
 func (x *ExecStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1227,7 +1427,7 @@ func (x *ExecStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
 func (*ExecStarted) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ExecStarted) GetPid() int32 {
@@ -1252,7 +1452,7 @@ type ExecExited struct {
 
 func (x *ExecExited) Reset() {
 	*x = ExecExited{}
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1264,7 +1464,7 @@ func (x *ExecExited) String() string {
 func (*ExecExited) ProtoMessage() {}
 
 func (x *ExecExited) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1277,7 +1477,7 @@ func (x *ExecExited) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecExited.ProtoReflect.Descriptor instead.
 func (*ExecExited) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ExecExited) GetCode() int32 {
@@ -1310,7 +1510,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1322,7 +1522,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1335,7 +1535,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ShutdownRequest) GetMode() ShutdownRequest_Mode {
@@ -1353,7 +1553,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1365,7 +1565,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1378,7 +1578,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 type SetTimeRequest struct {
@@ -1390,7 +1590,7 @@ type SetTimeRequest struct {
 
 func (x *SetTimeRequest) Reset() {
 	*x = SetTimeRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1402,7 +1602,7 @@ func (x *SetTimeRequest) String() string {
 func (*SetTimeRequest) ProtoMessage() {}
 
 func (x *SetTimeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1415,7 +1615,7 @@ func (x *SetTimeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimeRequest.ProtoReflect.Descriptor instead.
 func (*SetTimeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SetTimeRequest) GetUnixNanos() int64 {
@@ -1435,7 +1635,7 @@ type SetTimeResponse struct {
 
 func (x *SetTimeResponse) Reset() {
 	*x = SetTimeResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1447,7 +1647,7 @@ func (x *SetTimeResponse) String() string {
 func (*SetTimeResponse) ProtoMessage() {}
 
 func (x *SetTimeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1460,7 +1660,7 @@ func (x *SetTimeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimeResponse.ProtoReflect.Descriptor instead.
 func (*SetTimeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SetTimeResponse) GetStepNanos() int64 {
@@ -1515,7 +1715,20 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x03mtu\x18\x04 \x01(\rR\x03mtu\";\n" +
 	"\tHostEntry\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
-	"\x05names\x18\x02 \x03(\tR\x05names\"\r\n" +
+	"\x05names\x18\x02 \x03(\tR\x05names\"3\n" +
+	"\x0eQuiesceRequest\x12!\n" +
+	"\ffor_template\x18\x01 \x01(\bR\vforTemplate\"\x11\n" +
+	"\x0fQuiesceResponse\"\x99\x01\n" +
+	"\fAdoptRequest\x12\x1d\n" +
+	"\n" +
+	"unix_nanos\x18\x01 \x01(\x03R\tunixNanos\x12\x18\n" +
+	"\aentropy\x18\x02 \x01(\fR\aentropy\x121\n" +
+	"\bidentity\x18\x03 \x01(\v2\x15.agent.v1.GuestConfigR\bidentity\x12\x1d\n" +
+	"\n" +
+	"grow_disks\x18\x04 \x01(\bR\tgrowDisks\".\n" +
+	"\rAdoptResponse\x12\x1d\n" +
+	"\n" +
+	"step_nanos\x18\x01 \x01(\x03R\tstepNanos\"\r\n" +
 	"\vPingRequest\"d\n" +
 	"\fPingResponse\x12\x14\n" +
 	"\x05build\x18\x01 \x01(\tR\x05build\x12\x17\n" +
@@ -1583,13 +1796,15 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"unix_nanos\x18\x01 \x01(\x03R\tunixNanos\"0\n" +
 	"\x0fSetTimeResponse\x12\x1d\n" +
 	"\n" +
-	"step_nanos\x18\x01 \x01(\x03R\tstepNanos2\xc0\x02\n" +
+	"step_nanos\x18\x01 \x01(\x03R\tstepNanos2\xba\x03\n" +
 	"\fAgentService\x125\n" +
 	"\x04Ping\x12\x15.agent.v1.PingRequest\x1a\x16.agent.v1.PingResponse\x12;\n" +
 	"\x06Status\x12\x17.agent.v1.StatusRequest\x1a\x18.agent.v1.StatusResponse\x129\n" +
 	"\x04Exec\x12\x15.agent.v1.ExecRequest\x1a\x16.agent.v1.ExecResponse(\x010\x01\x12A\n" +
 	"\bShutdown\x12\x19.agent.v1.ShutdownRequest\x1a\x1a.agent.v1.ShutdownResponse\x12>\n" +
-	"\aSetTime\x12\x18.agent.v1.SetTimeRequest\x1a\x19.agent.v1.SetTimeResponseB\x1dZ\x1bbanger/api/agent/v1;agentv1b\x06proto3"
+	"\aSetTime\x12\x18.agent.v1.SetTimeRequest\x1a\x19.agent.v1.SetTimeResponse\x12>\n" +
+	"\aQuiesce\x12\x18.agent.v1.QuiesceRequest\x1a\x19.agent.v1.QuiesceResponse\x128\n" +
+	"\x05Adopt\x12\x16.agent.v1.AdoptRequest\x1a\x17.agent.v1.AdoptResponseB\x1dZ\x1bbanger/api/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_agent_v1_agent_proto_rawDescOnce sync.Once
@@ -1604,7 +1819,7 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(Disk_Role)(0),            // 0: agent.v1.Disk.Role
 	(ShutdownRequest_Mode)(0), // 1: agent.v1.ShutdownRequest.Mode
@@ -1612,49 +1827,58 @@ var file_agent_v1_agent_proto_goTypes = []any{
 	(*Disk)(nil),              // 3: agent.v1.Disk
 	(*Interface)(nil),         // 4: agent.v1.Interface
 	(*HostEntry)(nil),         // 5: agent.v1.HostEntry
-	(*PingRequest)(nil),       // 6: agent.v1.PingRequest
-	(*PingResponse)(nil),      // 7: agent.v1.PingResponse
-	(*StatusRequest)(nil),     // 8: agent.v1.StatusRequest
-	(*StatusResponse)(nil),    // 9: agent.v1.StatusResponse
-	(*FilesystemUse)(nil),     // 10: agent.v1.FilesystemUse
-	(*ExecRequest)(nil),       // 11: agent.v1.ExecRequest
-	(*ExecStart)(nil),         // 12: agent.v1.ExecStart
-	(*TerminalSize)(nil),      // 13: agent.v1.TerminalSize
-	(*ExecResponse)(nil),      // 14: agent.v1.ExecResponse
-	(*ExecStarted)(nil),       // 15: agent.v1.ExecStarted
-	(*ExecExited)(nil),        // 16: agent.v1.ExecExited
-	(*ShutdownRequest)(nil),   // 17: agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),  // 18: agent.v1.ShutdownResponse
-	(*SetTimeRequest)(nil),    // 19: agent.v1.SetTimeRequest
-	(*SetTimeResponse)(nil),   // 20: agent.v1.SetTimeResponse
+	(*QuiesceRequest)(nil),    // 6: agent.v1.QuiesceRequest
+	(*QuiesceResponse)(nil),   // 7: agent.v1.QuiesceResponse
+	(*AdoptRequest)(nil),      // 8: agent.v1.AdoptRequest
+	(*AdoptResponse)(nil),     // 9: agent.v1.AdoptResponse
+	(*PingRequest)(nil),       // 10: agent.v1.PingRequest
+	(*PingResponse)(nil),      // 11: agent.v1.PingResponse
+	(*StatusRequest)(nil),     // 12: agent.v1.StatusRequest
+	(*StatusResponse)(nil),    // 13: agent.v1.StatusResponse
+	(*FilesystemUse)(nil),     // 14: agent.v1.FilesystemUse
+	(*ExecRequest)(nil),       // 15: agent.v1.ExecRequest
+	(*ExecStart)(nil),         // 16: agent.v1.ExecStart
+	(*TerminalSize)(nil),      // 17: agent.v1.TerminalSize
+	(*ExecResponse)(nil),      // 18: agent.v1.ExecResponse
+	(*ExecStarted)(nil),       // 19: agent.v1.ExecStarted
+	(*ExecExited)(nil),        // 20: agent.v1.ExecExited
+	(*ShutdownRequest)(nil),   // 21: agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),  // 22: agent.v1.ShutdownResponse
+	(*SetTimeRequest)(nil),    // 23: agent.v1.SetTimeRequest
+	(*SetTimeResponse)(nil),   // 24: agent.v1.SetTimeResponse
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
 	3,  // 0: agent.v1.GuestConfig.disks:type_name -> agent.v1.Disk
 	4,  // 1: agent.v1.GuestConfig.interfaces:type_name -> agent.v1.Interface
 	5,  // 2: agent.v1.GuestConfig.hosts:type_name -> agent.v1.HostEntry
 	0,  // 3: agent.v1.Disk.role:type_name -> agent.v1.Disk.Role
-	10, // 4: agent.v1.StatusResponse.filesystems:type_name -> agent.v1.FilesystemUse
-	12, // 5: agent.v1.ExecRequest.start:type_name -> agent.v1.ExecStart
-	13, // 6: agent.v1.ExecRequest.resize:type_name -> agent.v1.TerminalSize
-	13, // 7: agent.v1.ExecStart.terminal:type_name -> agent.v1.TerminalSize
-	15, // 8: agent.v1.ExecResponse.started:type_name -> agent.v1.ExecStarted
-	16, // 9: agent.v1.ExecResponse.exited:type_name -> agent.v1.ExecExited
-	1,  // 10: agent.v1.ShutdownRequest.mode:type_name -> agent.v1.ShutdownRequest.Mode
-	6,  // 11: agent.v1.AgentService.Ping:input_type -> agent.v1.PingRequest
-	8,  // 12: agent.v1.AgentService.Status:input_type -> agent.v1.StatusRequest
-	11, // 13: agent.v1.AgentService.Exec:input_type -> agent.v1.ExecRequest
-	17, // 14: agent.v1.AgentService.Shutdown:input_type -> agent.v1.ShutdownRequest
-	19, // 15: agent.v1.AgentService.SetTime:input_type -> agent.v1.SetTimeRequest
-	7,  // 16: agent.v1.AgentService.Ping:output_type -> agent.v1.PingResponse
-	9,  // 17: agent.v1.AgentService.Status:output_type -> agent.v1.StatusResponse
-	14, // 18: agent.v1.AgentService.Exec:output_type -> agent.v1.ExecResponse
-	18, // 19: agent.v1.AgentService.Shutdown:output_type -> agent.v1.ShutdownResponse
-	20, // 20: agent.v1.AgentService.SetTime:output_type -> agent.v1.SetTimeResponse
-	16, // [16:21] is the sub-list for method output_type
-	11, // [11:16] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	2,  // 4: agent.v1.AdoptRequest.identity:type_name -> agent.v1.GuestConfig
+	14, // 5: agent.v1.StatusResponse.filesystems:type_name -> agent.v1.FilesystemUse
+	16, // 6: agent.v1.ExecRequest.start:type_name -> agent.v1.ExecStart
+	17, // 7: agent.v1.ExecRequest.resize:type_name -> agent.v1.TerminalSize
+	17, // 8: agent.v1.ExecStart.terminal:type_name -> agent.v1.TerminalSize
+	19, // 9: agent.v1.ExecResponse.started:type_name -> agent.v1.ExecStarted
+	20, // 10: agent.v1.ExecResponse.exited:type_name -> agent.v1.ExecExited
+	1,  // 11: agent.v1.ShutdownRequest.mode:type_name -> agent.v1.ShutdownRequest.Mode
+	10, // 12: agent.v1.AgentService.Ping:input_type -> agent.v1.PingRequest
+	12, // 13: agent.v1.AgentService.Status:input_type -> agent.v1.StatusRequest
+	15, // 14: agent.v1.AgentService.Exec:input_type -> agent.v1.ExecRequest
+	21, // 15: agent.v1.AgentService.Shutdown:input_type -> agent.v1.ShutdownRequest
+	23, // 16: agent.v1.AgentService.SetTime:input_type -> agent.v1.SetTimeRequest
+	6,  // 17: agent.v1.AgentService.Quiesce:input_type -> agent.v1.QuiesceRequest
+	8,  // 18: agent.v1.AgentService.Adopt:input_type -> agent.v1.AdoptRequest
+	11, // 19: agent.v1.AgentService.Ping:output_type -> agent.v1.PingResponse
+	13, // 20: agent.v1.AgentService.Status:output_type -> agent.v1.StatusResponse
+	18, // 21: agent.v1.AgentService.Exec:output_type -> agent.v1.ExecResponse
+	22, // 22: agent.v1.AgentService.Shutdown:output_type -> agent.v1.ShutdownResponse
+	24, // 23: agent.v1.AgentService.SetTime:output_type -> agent.v1.SetTimeResponse
+	7,  // 24: agent.v1.AgentService.Quiesce:output_type -> agent.v1.QuiesceResponse
+	9,  // 25: agent.v1.AgentService.Adopt:output_type -> agent.v1.AdoptResponse
+	19, // [19:26] is the sub-list for method output_type
+	12, // [12:19] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -1662,14 +1886,14 @@ func file_agent_v1_agent_proto_init() {
 	if File_agent_v1_agent_proto != nil {
 		return
 	}
-	file_agent_v1_agent_proto_msgTypes[9].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[13].OneofWrappers = []any{
 		(*ExecRequest_Start)(nil),
 		(*ExecRequest_Stdin)(nil),
 		(*ExecRequest_StdinEof)(nil),
 		(*ExecRequest_Resize)(nil),
 		(*ExecRequest_Signal)(nil),
 	}
-	file_agent_v1_agent_proto_msgTypes[12].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[16].OneofWrappers = []any{
 		(*ExecResponse_Started)(nil),
 		(*ExecResponse_Stdout)(nil),
 		(*ExecResponse_Stderr)(nil),
@@ -1681,7 +1905,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   19,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -136,7 +136,7 @@ func (x ReadLogRequest_Source) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReadLogRequest_Source.Descriptor instead.
 func (ReadLogRequest_Source) EnumDescriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{25, 0}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{32, 0}
 }
 
 // Fault is the detail of every error: what kind, about which thing, what to do next.
@@ -222,7 +222,9 @@ type VMSpec struct {
 	// Further public SSH keys for root.
 	AuthorizedKeys []string `protobuf:"bytes,11,rep,name=authorized_keys,json=authorizedKeys,proto3" json:"authorized_keys,omitempty"`
 	// The VM is deleted when it stops.
-	Ephemeral     bool `protobuf:"varint,12,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	Ephemeral bool `protobuf:"varint,12,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	// The VM boots, also when a template is there that it could be restored from.
+	Cold          bool `protobuf:"varint,13,opt,name=cold,proto3" json:"cold,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -341,11 +343,18 @@ func (x *VMSpec) GetEphemeral() bool {
 	return false
 }
 
+func (x *VMSpec) GetCold() bool {
+	if x != nil {
+		return x.Cold
+	}
+	return false
+}
+
 type VM struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// stopped, starting, running, stopping, paused, suspended, failed or deleting.
+	// stopped, starting, running, stopping, paused, suspending, suspended, resuming, failed or deleting.
 	State  string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
 	Image  string `protobuf:"bytes,4,opt,name=image,proto3" json:"image,omitempty"`
 	Kernel string `protobuf:"bytes,5,opt,name=kernel,proto3" json:"kernel,omitempty"`
@@ -1039,8 +1048,12 @@ func (x *GetVMResponse) GetVm() *VM {
 }
 
 type StartVMRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vm    string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	// Boot a suspended VM anew: its saved memory is dropped, its disks stay.
+	Cold bool `protobuf:"varint,2,opt,name=cold,proto3" json:"cold,omitempty"`
+	// Only resume: a VM that is not suspended is a conflict.
+	Resume        bool `protobuf:"varint,3,opt,name=resume,proto3" json:"resume,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1080,6 +1093,20 @@ func (x *StartVMRequest) GetVm() string {
 		return x.Vm
 	}
 	return ""
+}
+
+func (x *StartVMRequest) GetCold() bool {
+	if x != nil {
+		return x.Cold
+	}
+	return false
+}
+
+func (x *StartVMRequest) GetResume() bool {
+	if x != nil {
+		return x.Resume
+	}
+	return false
 }
 
 type StartVMResponse struct {
@@ -1299,6 +1326,474 @@ func (*StopVMResponse_Progress) isStopVMResponse_Event() {}
 
 func (*StopVMResponse_Vm) isStopVMResponse_Event() {}
 
+type SuspendVMRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SuspendVMRequest) Reset() {
+	*x = SuspendVMRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SuspendVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SuspendVMRequest) ProtoMessage() {}
+
+func (x *SuspendVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SuspendVMRequest.ProtoReflect.Descriptor instead.
+func (*SuspendVMRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *SuspendVMRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+type SuspendVMResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*SuspendVMResponse_Progress
+	//	*SuspendVMResponse_Vm
+	Event         isSuspendVMResponse_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SuspendVMResponse) Reset() {
+	*x = SuspendVMResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SuspendVMResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SuspendVMResponse) ProtoMessage() {}
+
+func (x *SuspendVMResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SuspendVMResponse.ProtoReflect.Descriptor instead.
+func (*SuspendVMResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *SuspendVMResponse) GetEvent() isSuspendVMResponse_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *SuspendVMResponse) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Event.(*SuspendVMResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *SuspendVMResponse) GetVm() *VM {
+	if x != nil {
+		if x, ok := x.Event.(*SuspendVMResponse_Vm); ok {
+			return x.Vm
+		}
+	}
+	return nil
+}
+
+type isSuspendVMResponse_Event interface {
+	isSuspendVMResponse_Event()
+}
+
+type SuspendVMResponse_Progress struct {
+	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type SuspendVMResponse_Vm struct {
+	Vm *VM `protobuf:"bytes,2,opt,name=vm,proto3,oneof"`
+}
+
+func (*SuspendVMResponse_Progress) isSuspendVMResponse_Event() {}
+
+func (*SuspendVMResponse_Vm) isSuspendVMResponse_Event() {}
+
+type ForkVMRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vm    string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	// Of the first one; the others are NAME-2, NAME-3... Empty: the first free ones of VM-fork-1, VM-fork-2...
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// How many; 0 means 1.
+	Count int32 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	// They are deleted when they stop.
+	Ephemeral     bool `protobuf:"varint,4,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForkVMRequest) Reset() {
+	*x = ForkVMRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkVMRequest) ProtoMessage() {}
+
+func (x *ForkVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkVMRequest.ProtoReflect.Descriptor instead.
+func (*ForkVMRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ForkVMRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *ForkVMRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ForkVMRequest) GetCount() int32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *ForkVMRequest) GetEphemeral() bool {
+	if x != nil {
+		return x.Ephemeral
+	}
+	return false
+}
+
+type ForkVMResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*ForkVMResponse_Progress
+	//	*ForkVMResponse_Forked
+	Event         isForkVMResponse_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForkVMResponse) Reset() {
+	*x = ForkVMResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForkVMResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForkVMResponse) ProtoMessage() {}
+
+func (x *ForkVMResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForkVMResponse.ProtoReflect.Descriptor instead.
+func (*ForkVMResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ForkVMResponse) GetEvent() isForkVMResponse_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *ForkVMResponse) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Event.(*ForkVMResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *ForkVMResponse) GetForked() *Forked {
+	if x != nil {
+		if x, ok := x.Event.(*ForkVMResponse_Forked); ok {
+			return x.Forked
+		}
+	}
+	return nil
+}
+
+type isForkVMResponse_Event interface {
+	isForkVMResponse_Event()
+}
+
+type ForkVMResponse_Progress struct {
+	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type ForkVMResponse_Forked struct {
+	Forked *Forked `protobuf:"bytes,2,opt,name=forked,proto3,oneof"`
+}
+
+func (*ForkVMResponse_Progress) isForkVMResponse_Event() {}
+
+func (*ForkVMResponse_Forked) isForkVMResponse_Event() {}
+
+// Forked is what became of a fork.
+type Forked struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vms   []*VM                  `protobuf:"bytes,1,rep,name=vms,proto3" json:"vms,omitempty"`
+	// How long the source stood still.
+	PauseNanos    int64 `protobuf:"varint,2,opt,name=pause_nanos,json=pauseNanos,proto3" json:"pause_nanos,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Forked) Reset() {
+	*x = Forked{}
+	mi := &file_banger_v1_banger_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Forked) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Forked) ProtoMessage() {}
+
+func (x *Forked) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Forked.ProtoReflect.Descriptor instead.
+func (*Forked) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Forked) GetVms() []*VM {
+	if x != nil {
+		return x.Vms
+	}
+	return nil
+}
+
+func (x *Forked) GetPauseNanos() int64 {
+	if x != nil {
+		return x.PauseNanos
+	}
+	return 0
+}
+
+type CloneVMRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vm    string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	// Empty: the first free one of VM-clone-1, VM-clone-2...
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloneVMRequest) Reset() {
+	*x = CloneVMRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloneVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloneVMRequest) ProtoMessage() {}
+
+func (x *CloneVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloneVMRequest.ProtoReflect.Descriptor instead.
+func (*CloneVMRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *CloneVMRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *CloneVMRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type CloneVMResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*CloneVMResponse_Progress
+	//	*CloneVMResponse_Vm
+	Event         isCloneVMResponse_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CloneVMResponse) Reset() {
+	*x = CloneVMResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CloneVMResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CloneVMResponse) ProtoMessage() {}
+
+func (x *CloneVMResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CloneVMResponse.ProtoReflect.Descriptor instead.
+func (*CloneVMResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *CloneVMResponse) GetEvent() isCloneVMResponse_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *CloneVMResponse) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Event.(*CloneVMResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *CloneVMResponse) GetVm() *VM {
+	if x != nil {
+		if x, ok := x.Event.(*CloneVMResponse_Vm); ok {
+			return x.Vm
+		}
+	}
+	return nil
+}
+
+type isCloneVMResponse_Event interface {
+	isCloneVMResponse_Event()
+}
+
+type CloneVMResponse_Progress struct {
+	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type CloneVMResponse_Vm struct {
+	Vm *VM `protobuf:"bytes,2,opt,name=vm,proto3,oneof"`
+}
+
+func (*CloneVMResponse_Progress) isCloneVMResponse_Event() {}
+
+func (*CloneVMResponse_Vm) isCloneVMResponse_Event() {}
+
 type RestartVMRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
@@ -1308,7 +1803,7 @@ type RestartVMRequest struct {
 
 func (x *RestartVMRequest) Reset() {
 	*x = RestartVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[15]
+	mi := &file_banger_v1_banger_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1320,7 +1815,7 @@ func (x *RestartVMRequest) String() string {
 func (*RestartVMRequest) ProtoMessage() {}
 
 func (x *RestartVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[15]
+	mi := &file_banger_v1_banger_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1333,7 +1828,7 @@ func (x *RestartVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartVMRequest.ProtoReflect.Descriptor instead.
 func (*RestartVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{15}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RestartVMRequest) GetVm() string {
@@ -1356,7 +1851,7 @@ type RestartVMResponse struct {
 
 func (x *RestartVMResponse) Reset() {
 	*x = RestartVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[16]
+	mi := &file_banger_v1_banger_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1368,7 +1863,7 @@ func (x *RestartVMResponse) String() string {
 func (*RestartVMResponse) ProtoMessage() {}
 
 func (x *RestartVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[16]
+	mi := &file_banger_v1_banger_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1381,7 +1876,7 @@ func (x *RestartVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartVMResponse.ProtoReflect.Descriptor instead.
 func (*RestartVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{16}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RestartVMResponse) GetEvent() isRestartVMResponse_Event {
@@ -1436,7 +1931,7 @@ type DeleteVMRequest struct {
 
 func (x *DeleteVMRequest) Reset() {
 	*x = DeleteVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[17]
+	mi := &file_banger_v1_banger_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1448,7 +1943,7 @@ func (x *DeleteVMRequest) String() string {
 func (*DeleteVMRequest) ProtoMessage() {}
 
 func (x *DeleteVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[17]
+	mi := &file_banger_v1_banger_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1461,7 +1956,7 @@ func (x *DeleteVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVMRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{17}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DeleteVMRequest) GetVm() string {
@@ -1487,7 +1982,7 @@ type DeleteVMResponse struct {
 
 func (x *DeleteVMResponse) Reset() {
 	*x = DeleteVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[18]
+	mi := &file_banger_v1_banger_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1499,7 +1994,7 @@ func (x *DeleteVMResponse) String() string {
 func (*DeleteVMResponse) ProtoMessage() {}
 
 func (x *DeleteVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[18]
+	mi := &file_banger_v1_banger_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1512,7 +2007,7 @@ func (x *DeleteVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVMResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{18}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DeleteVMResponse) GetProgress() *Progress {
@@ -1531,7 +2026,7 @@ type PingVMRequest struct {
 
 func (x *PingVMRequest) Reset() {
 	*x = PingVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[19]
+	mi := &file_banger_v1_banger_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1543,7 +2038,7 @@ func (x *PingVMRequest) String() string {
 func (*PingVMRequest) ProtoMessage() {}
 
 func (x *PingVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[19]
+	mi := &file_banger_v1_banger_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1556,7 +2051,7 @@ func (x *PingVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingVMRequest.ProtoReflect.Descriptor instead.
 func (*PingVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{19}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PingVMRequest) GetVm() string {
@@ -1578,7 +2073,7 @@ type PingVMResponse struct {
 
 func (x *PingVMResponse) Reset() {
 	*x = PingVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[20]
+	mi := &file_banger_v1_banger_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1590,7 +2085,7 @@ func (x *PingVMResponse) String() string {
 func (*PingVMResponse) ProtoMessage() {}
 
 func (x *PingVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[20]
+	mi := &file_banger_v1_banger_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1603,7 +2098,7 @@ func (x *PingVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingVMResponse.ProtoReflect.Descriptor instead.
 func (*PingVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{20}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PingVMResponse) GetRoundTripNanos() int64 {
@@ -1647,7 +2142,7 @@ type ExecVMRequest struct {
 
 func (x *ExecVMRequest) Reset() {
 	*x = ExecVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[21]
+	mi := &file_banger_v1_banger_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1659,7 +2154,7 @@ func (x *ExecVMRequest) String() string {
 func (*ExecVMRequest) ProtoMessage() {}
 
 func (x *ExecVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[21]
+	mi := &file_banger_v1_banger_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1672,7 +2167,7 @@ func (x *ExecVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecVMRequest.ProtoReflect.Descriptor instead.
 func (*ExecVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{21}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ExecVMRequest) GetInput() isExecVMRequest_Input {
@@ -1726,7 +2221,7 @@ type ExecVMResponse struct {
 
 func (x *ExecVMResponse) Reset() {
 	*x = ExecVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[22]
+	mi := &file_banger_v1_banger_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1738,7 +2233,7 @@ func (x *ExecVMResponse) String() string {
 func (*ExecVMResponse) ProtoMessage() {}
 
 func (x *ExecVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[22]
+	mi := &file_banger_v1_banger_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1751,7 +2246,7 @@ func (x *ExecVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecVMResponse.ProtoReflect.Descriptor instead.
 func (*ExecVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{22}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ExecVMResponse) GetExec() *v1.ExecResponse {
@@ -1772,7 +2267,7 @@ type GetSSHEndpointRequest struct {
 
 func (x *GetSSHEndpointRequest) Reset() {
 	*x = GetSSHEndpointRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[23]
+	mi := &file_banger_v1_banger_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1784,7 +2279,7 @@ func (x *GetSSHEndpointRequest) String() string {
 func (*GetSSHEndpointRequest) ProtoMessage() {}
 
 func (x *GetSSHEndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[23]
+	mi := &file_banger_v1_banger_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1797,7 +2292,7 @@ func (x *GetSSHEndpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSSHEndpointRequest.ProtoReflect.Descriptor instead.
 func (*GetSSHEndpointRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{23}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetSSHEndpointRequest) GetVm() string {
@@ -1823,7 +2318,7 @@ type GetSSHEndpointResponse struct {
 
 func (x *GetSSHEndpointResponse) Reset() {
 	*x = GetSSHEndpointResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[24]
+	mi := &file_banger_v1_banger_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1835,7 +2330,7 @@ func (x *GetSSHEndpointResponse) String() string {
 func (*GetSSHEndpointResponse) ProtoMessage() {}
 
 func (x *GetSSHEndpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[24]
+	mi := &file_banger_v1_banger_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1848,7 +2343,7 @@ func (x *GetSSHEndpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSSHEndpointResponse.ProtoReflect.Descriptor instead.
 func (*GetSSHEndpointResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{24}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GetSSHEndpointResponse) GetEndpoint() *SSHEndpoint {
@@ -1871,7 +2366,7 @@ type ReadLogRequest struct {
 
 func (x *ReadLogRequest) Reset() {
 	*x = ReadLogRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[25]
+	mi := &file_banger_v1_banger_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1883,7 +2378,7 @@ func (x *ReadLogRequest) String() string {
 func (*ReadLogRequest) ProtoMessage() {}
 
 func (x *ReadLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[25]
+	mi := &file_banger_v1_banger_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1896,7 +2391,7 @@ func (x *ReadLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogRequest.ProtoReflect.Descriptor instead.
 func (*ReadLogRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{25}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ReadLogRequest) GetVm() string {
@@ -1936,7 +2431,7 @@ type ReadLogResponse struct {
 
 func (x *ReadLogResponse) Reset() {
 	*x = ReadLogResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[26]
+	mi := &file_banger_v1_banger_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1948,7 +2443,7 @@ func (x *ReadLogResponse) String() string {
 func (*ReadLogResponse) ProtoMessage() {}
 
 func (x *ReadLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[26]
+	mi := &file_banger_v1_banger_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1961,7 +2456,7 @@ func (x *ReadLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogResponse.ProtoReflect.Descriptor instead.
 func (*ReadLogResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{26}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ReadLogResponse) GetData() []byte {
@@ -1982,7 +2477,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[27]
+	mi := &file_banger_v1_banger_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1994,7 +2489,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[27]
+	mi := &file_banger_v1_banger_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2007,7 +2502,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{27}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ListEventsRequest) GetVm() string {
@@ -2033,7 +2528,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[28]
+	mi := &file_banger_v1_banger_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2045,7 +2540,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[28]
+	mi := &file_banger_v1_banger_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2058,7 +2553,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{28}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -2074,7 +2569,7 @@ type Event struct {
 	Id    int64                  `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
 	VmId  string                 `protobuf:"bytes,2,opt,name=vm_id,json=vmId,proto3" json:"vm_id,omitempty"`
 	At    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
-	// create, start, stop, restart, delete, reconcile or exit.
+	// create, start, stop, restart, suspend, resume, fork, clone, delete, reconcile or exit.
 	Operation     string `protobuf:"bytes,4,opt,name=operation,proto3" json:"operation,omitempty"`
 	Stage         string `protobuf:"bytes,5,opt,name=stage,proto3" json:"stage,omitempty"`
 	Message       string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
@@ -2085,7 +2580,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_banger_v1_banger_proto_msgTypes[29]
+	mi := &file_banger_v1_banger_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2097,7 +2592,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[29]
+	mi := &file_banger_v1_banger_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2110,7 +2605,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{29}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *Event) GetId() int64 {
@@ -2184,7 +2679,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_banger_v1_banger_proto_msgTypes[30]
+	mi := &file_banger_v1_banger_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2196,7 +2691,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[30]
+	mi := &file_banger_v1_banger_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2209,7 +2704,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{30}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Image) GetName() string {
@@ -2311,7 +2806,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_banger_v1_banger_proto_msgTypes[31]
+	mi := &file_banger_v1_banger_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2323,7 +2818,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[31]
+	mi := &file_banger_v1_banger_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2336,7 +2831,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{31}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Kernel) GetName() string {
@@ -2396,7 +2891,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[32]
+	mi := &file_banger_v1_banger_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2408,7 +2903,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[32]
+	mi := &file_banger_v1_banger_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2421,7 +2916,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{32}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{39}
 }
 
 type ListImagesResponse struct {
@@ -2433,7 +2928,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[33]
+	mi := &file_banger_v1_banger_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2445,7 +2940,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[33]
+	mi := &file_banger_v1_banger_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2458,7 +2953,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{33}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -2477,7 +2972,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[34]
+	mi := &file_banger_v1_banger_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2489,7 +2984,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[34]
+	mi := &file_banger_v1_banger_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2502,7 +2997,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{34}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *GetImageRequest) GetName() string {
@@ -2521,7 +3016,7 @@ type GetImageResponse struct {
 
 func (x *GetImageResponse) Reset() {
 	*x = GetImageResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[35]
+	mi := &file_banger_v1_banger_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2533,7 +3028,7 @@ func (x *GetImageResponse) String() string {
 func (*GetImageResponse) ProtoMessage() {}
 
 func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[35]
+	mi := &file_banger_v1_banger_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2546,7 +3041,7 @@ func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageResponse.ProtoReflect.Descriptor instead.
 func (*GetImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{35}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetImageResponse) GetImage() *Image {
@@ -2564,7 +3059,7 @@ type ListKernelsRequest struct {
 
 func (x *ListKernelsRequest) Reset() {
 	*x = ListKernelsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[36]
+	mi := &file_banger_v1_banger_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2576,7 +3071,7 @@ func (x *ListKernelsRequest) String() string {
 func (*ListKernelsRequest) ProtoMessage() {}
 
 func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[36]
+	mi := &file_banger_v1_banger_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2589,7 +3084,7 @@ func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsRequest.ProtoReflect.Descriptor instead.
 func (*ListKernelsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{36}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{43}
 }
 
 type ListKernelsResponse struct {
@@ -2601,7 +3096,7 @@ type ListKernelsResponse struct {
 
 func (x *ListKernelsResponse) Reset() {
 	*x = ListKernelsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[37]
+	mi := &file_banger_v1_banger_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2613,7 +3108,7 @@ func (x *ListKernelsResponse) String() string {
 func (*ListKernelsResponse) ProtoMessage() {}
 
 func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[37]
+	mi := &file_banger_v1_banger_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2626,7 +3121,7 @@ func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsResponse.ProtoReflect.Descriptor instead.
 func (*ListKernelsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{37}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ListKernelsResponse) GetKernels() []*Kernel {
@@ -2646,7 +3141,7 @@ type SetupRequest struct {
 
 func (x *SetupRequest) Reset() {
 	*x = SetupRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[38]
+	mi := &file_banger_v1_banger_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2658,7 +3153,7 @@ func (x *SetupRequest) String() string {
 func (*SetupRequest) ProtoMessage() {}
 
 func (x *SetupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[38]
+	mi := &file_banger_v1_banger_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2671,7 +3166,7 @@ func (x *SetupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupRequest.ProtoReflect.Descriptor instead.
 func (*SetupRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{38}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *SetupRequest) GetRebuild() bool {
@@ -2694,7 +3189,7 @@ type SetupResponse struct {
 
 func (x *SetupResponse) Reset() {
 	*x = SetupResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[39]
+	mi := &file_banger_v1_banger_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2706,7 +3201,7 @@ func (x *SetupResponse) String() string {
 func (*SetupResponse) ProtoMessage() {}
 
 func (x *SetupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[39]
+	mi := &file_banger_v1_banger_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2719,7 +3214,7 @@ func (x *SetupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupResponse.ProtoReflect.Descriptor instead.
 func (*SetupResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{39}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SetupResponse) GetEvent() isSetupResponse_Event {
@@ -2775,7 +3270,7 @@ type SetupResult struct {
 
 func (x *SetupResult) Reset() {
 	*x = SetupResult{}
-	mi := &file_banger_v1_banger_proto_msgTypes[40]
+	mi := &file_banger_v1_banger_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2787,7 +3282,7 @@ func (x *SetupResult) String() string {
 func (*SetupResult) ProtoMessage() {}
 
 func (x *SetupResult) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[40]
+	mi := &file_banger_v1_banger_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2800,7 +3295,7 @@ func (x *SetupResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupResult.ProtoReflect.Descriptor instead.
 func (*SetupResult) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{40}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SetupResult) GetImage() *Image {
@@ -2824,6 +3319,438 @@ func (x *SetupResult) GetAlreadyDone() bool {
 	return false
 }
 
+// Template is a VM booted once and saved with memory and disks, which creates are restored from.
+type Template struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Hash of everything that went in: sixteen lower-case hex digits.
+	Key         string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Image       string `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`
+	Kernel      string `protobuf:"bytes,3,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	Vmm         string `protobuf:"bytes,4,opt,name=vmm,proto3" json:"vmm,omitempty"`
+	Cpus        int32  `protobuf:"varint,5,opt,name=cpus,proto3" json:"cpus,omitempty"`
+	MemoryBytes int64  `protobuf:"varint,6,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	Units       string `protobuf:"bytes,7,opt,name=units,proto3" json:"units,omitempty"`
+	// What its files take on disk.
+	SizeBytes  int64                  `protobuf:"varint,8,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	CreatedAt  *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	LastUsedAt *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=last_used_at,json=lastUsedAt,proto3" json:"last_used_at,omitempty"`
+	Uses       int64                  `protobuf:"varint,11,opt,name=uses,proto3" json:"uses,omitempty"`
+	// Why it is not used; empty when all is well.
+	Problem       string `protobuf:"bytes,12,opt,name=problem,proto3" json:"problem,omitempty"`
+	Directory     string `protobuf:"bytes,13,opt,name=directory,proto3" json:"directory,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Template) Reset() {
+	*x = Template{}
+	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Template) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Template) ProtoMessage() {}
+
+func (x *Template) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Template.ProtoReflect.Descriptor instead.
+func (*Template) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *Template) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Template) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *Template) GetKernel() string {
+	if x != nil {
+		return x.Kernel
+	}
+	return ""
+}
+
+func (x *Template) GetVmm() string {
+	if x != nil {
+		return x.Vmm
+	}
+	return ""
+}
+
+func (x *Template) GetCpus() int32 {
+	if x != nil {
+		return x.Cpus
+	}
+	return 0
+}
+
+func (x *Template) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
+func (x *Template) GetUnits() string {
+	if x != nil {
+		return x.Units
+	}
+	return ""
+}
+
+func (x *Template) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *Template) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *Template) GetLastUsedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastUsedAt
+	}
+	return nil
+}
+
+func (x *Template) GetUses() int64 {
+	if x != nil {
+		return x.Uses
+	}
+	return 0
+}
+
+func (x *Template) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *Template) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
+type ListTemplatesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTemplatesRequest) Reset() {
+	*x = ListTemplatesRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTemplatesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTemplatesRequest) ProtoMessage() {}
+
+func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTemplatesRequest.ProtoReflect.Descriptor instead.
+func (*ListTemplatesRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{49}
+}
+
+type ListTemplatesResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Templates     []*Template            `protobuf:"bytes,1,rep,name=templates,proto3" json:"templates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTemplatesResponse) Reset() {
+	*x = ListTemplatesResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTemplatesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTemplatesResponse) ProtoMessage() {}
+
+func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTemplatesResponse.ProtoReflect.Descriptor instead.
+func (*ListTemplatesResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *ListTemplatesResponse) GetTemplates() []*Template {
+	if x != nil {
+		return x.Templates
+	}
+	return nil
+}
+
+type DeleteTemplateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A key, or the beginning of one that no other has.
+	Key           string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteTemplateRequest) Reset() {
+	*x = DeleteTemplateRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteTemplateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteTemplateRequest) ProtoMessage() {}
+
+func (x *DeleteTemplateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteTemplateRequest.ProtoReflect.Descriptor instead.
+func (*DeleteTemplateRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *DeleteTemplateRequest) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+type DeleteTemplateResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteTemplateResponse) Reset() {
+	*x = DeleteTemplateResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteTemplateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteTemplateResponse) ProtoMessage() {}
+
+func (x *DeleteTemplateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteTemplateResponse.ProtoReflect.Descriptor instead.
+func (*DeleteTemplateResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{52}
+}
+
+type WarmTemplateRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name and what does not belong to the shape are not looked at.
+	Spec          *VMSpec `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WarmTemplateRequest) Reset() {
+	*x = WarmTemplateRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WarmTemplateRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WarmTemplateRequest) ProtoMessage() {}
+
+func (x *WarmTemplateRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WarmTemplateRequest.ProtoReflect.Descriptor instead.
+func (*WarmTemplateRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *WarmTemplateRequest) GetSpec() *VMSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+type WarmTemplateResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*WarmTemplateResponse_Progress
+	//	*WarmTemplateResponse_Template
+	Event         isWarmTemplateResponse_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WarmTemplateResponse) Reset() {
+	*x = WarmTemplateResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WarmTemplateResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WarmTemplateResponse) ProtoMessage() {}
+
+func (x *WarmTemplateResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WarmTemplateResponse.ProtoReflect.Descriptor instead.
+func (*WarmTemplateResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *WarmTemplateResponse) GetEvent() isWarmTemplateResponse_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *WarmTemplateResponse) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Event.(*WarmTemplateResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *WarmTemplateResponse) GetTemplate() *Template {
+	if x != nil {
+		if x, ok := x.Event.(*WarmTemplateResponse_Template); ok {
+			return x.Template
+		}
+	}
+	return nil
+}
+
+type isWarmTemplateResponse_Event interface {
+	isWarmTemplateResponse_Event()
+}
+
+type WarmTemplateResponse_Progress struct {
+	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type WarmTemplateResponse_Template struct {
+	Template *Template `protobuf:"bytes,2,opt,name=template,proto3,oneof"`
+}
+
+func (*WarmTemplateResponse_Progress) isWarmTemplateResponse_Event() {}
+
+func (*WarmTemplateResponse_Template) isWarmTemplateResponse_Event() {}
+
 type GetStatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2832,7 +3759,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[41]
+	mi := &file_banger_v1_banger_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2844,7 +3771,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[41]
+	mi := &file_banger_v1_banger_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2857,7 +3784,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{41}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{55}
 }
 
 type GetStatusResponse struct {
@@ -2884,7 +3811,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[42]
+	mi := &file_banger_v1_banger_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2896,7 +3823,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[42]
+	mi := &file_banger_v1_banger_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2909,7 +3836,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{42}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *GetStatusResponse) GetApiVersion() int32 {
@@ -3016,7 +3943,7 @@ type Driver struct {
 
 func (x *Driver) Reset() {
 	*x = Driver{}
-	mi := &file_banger_v1_banger_proto_msgTypes[43]
+	mi := &file_banger_v1_banger_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3028,7 +3955,7 @@ func (x *Driver) String() string {
 func (*Driver) ProtoMessage() {}
 
 func (x *Driver) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[43]
+	mi := &file_banger_v1_banger_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3041,7 +3968,7 @@ func (x *Driver) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Driver.ProtoReflect.Descriptor instead.
 func (*Driver) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{43}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *Driver) GetName() string {
@@ -3087,7 +4014,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[44]
+	mi := &file_banger_v1_banger_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3099,7 +4026,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[44]
+	mi := &file_banger_v1_banger_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3112,7 +4039,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{44}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{58}
 }
 
 type ShutdownResponse struct {
@@ -3123,7 +4050,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[45]
+	mi := &file_banger_v1_banger_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3135,7 +4062,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[45]
+	mi := &file_banger_v1_banger_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3148,7 +4075,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{45}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{59}
 }
 
 var File_banger_v1_banger_proto protoreflect.FileDescriptor
@@ -3159,7 +4086,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x05Fault\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint\"\xd6\x02\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint\"\xea\x02\n" +
 	"\x06VMSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x16\n" +
@@ -3174,7 +4101,8 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x05units\x18\n" +
 	" \x01(\tR\x05units\x12'\n" +
 	"\x0fauthorized_keys\x18\v \x03(\tR\x0eauthorizedKeys\x12\x1c\n" +
-	"\tephemeral\x18\f \x01(\bR\tephemeralB\x06\n" +
+	"\tephemeral\x18\f \x01(\bR\tephemeral\x12\x12\n" +
+	"\x04cold\x18\r \x01(\bR\x04coldB\x06\n" +
 	"\x04_nat\"\xfe\x04\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
@@ -3239,9 +4167,11 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\fGetVMRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\".\n" +
 	"\rGetVMResponse\x12\x1d\n" +
-	"\x02vm\x18\x01 \x01(\v2\r.banger.v1.VMR\x02vm\" \n" +
+	"\x02vm\x18\x01 \x01(\v2\r.banger.v1.VMR\x02vm\"L\n" +
 	"\x0eStartVMRequest\x12\x0e\n" +
-	"\x02vm\x18\x01 \x01(\tR\x02vm\"n\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
+	"\x04cold\x18\x02 \x01(\bR\x04cold\x12\x16\n" +
+	"\x06resume\x18\x03 \x01(\bR\x06resume\"n\n" +
 	"\x0fStartVMResponse\x121\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.banger.v1.ProgressH\x00R\bprogress\x12\x1f\n" +
 	"\x02vm\x18\x02 \x01(\v2\r.banger.v1.VMH\x00R\x02vmB\a\n" +
@@ -3250,6 +4180,32 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"m\n" +
 	"\x0eStopVMResponse\x121\n" +
+	"\bprogress\x18\x01 \x01(\v2\x13.banger.v1.ProgressH\x00R\bprogress\x12\x1f\n" +
+	"\x02vm\x18\x02 \x01(\v2\r.banger.v1.VMH\x00R\x02vmB\a\n" +
+	"\x05event\"\"\n" +
+	"\x10SuspendVMRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\"p\n" +
+	"\x11SuspendVMResponse\x121\n" +
+	"\bprogress\x18\x01 \x01(\v2\x13.banger.v1.ProgressH\x00R\bprogress\x12\x1f\n" +
+	"\x02vm\x18\x02 \x01(\v2\r.banger.v1.VMH\x00R\x02vmB\a\n" +
+	"\x05event\"g\n" +
+	"\rForkVMRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\x05R\x05count\x12\x1c\n" +
+	"\tephemeral\x18\x04 \x01(\bR\tephemeral\"y\n" +
+	"\x0eForkVMResponse\x121\n" +
+	"\bprogress\x18\x01 \x01(\v2\x13.banger.v1.ProgressH\x00R\bprogress\x12+\n" +
+	"\x06forked\x18\x02 \x01(\v2\x11.banger.v1.ForkedH\x00R\x06forkedB\a\n" +
+	"\x05event\"J\n" +
+	"\x06Forked\x12\x1f\n" +
+	"\x03vms\x18\x01 \x03(\v2\r.banger.v1.VMR\x03vms\x12\x1f\n" +
+	"\vpause_nanos\x18\x02 \x01(\x03R\n" +
+	"pauseNanos\"4\n" +
+	"\x0eCloneVMRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\"n\n" +
+	"\x0fCloneVMResponse\x121\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.banger.v1.ProgressH\x00R\bprogress\x12\x1f\n" +
 	"\x02vm\x18\x02 \x01(\v2\r.banger.v1.VMH\x00R\x02vmB\a\n" +
 	"\x05event\"\"\n" +
@@ -3355,7 +4311,37 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\vSetupResult\x12&\n" +
 	"\x05image\x18\x01 \x01(\v2\x10.banger.v1.ImageR\x05image\x12)\n" +
 	"\x06kernel\x18\x02 \x01(\v2\x11.banger.v1.KernelR\x06kernel\x12!\n" +
-	"\falready_done\x18\x03 \x01(\bR\valreadyDone\"\x12\n" +
+	"\falready_done\x18\x03 \x01(\bR\valreadyDone\"\x8d\x03\n" +
+	"\bTemplate\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05image\x18\x02 \x01(\tR\x05image\x12\x16\n" +
+	"\x06kernel\x18\x03 \x01(\tR\x06kernel\x12\x10\n" +
+	"\x03vmm\x18\x04 \x01(\tR\x03vmm\x12\x12\n" +
+	"\x04cpus\x18\x05 \x01(\x05R\x04cpus\x12!\n" +
+	"\fmemory_bytes\x18\x06 \x01(\x03R\vmemoryBytes\x12\x14\n" +
+	"\x05units\x18\a \x01(\tR\x05units\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\b \x01(\x03R\tsizeBytes\x129\n" +
+	"\n" +
+	"created_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12<\n" +
+	"\flast_used_at\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"lastUsedAt\x12\x12\n" +
+	"\x04uses\x18\v \x01(\x03R\x04uses\x12\x18\n" +
+	"\aproblem\x18\f \x01(\tR\aproblem\x12\x1c\n" +
+	"\tdirectory\x18\r \x01(\tR\tdirectory\"\x16\n" +
+	"\x14ListTemplatesRequest\"J\n" +
+	"\x15ListTemplatesResponse\x121\n" +
+	"\ttemplates\x18\x01 \x03(\v2\x13.banger.v1.TemplateR\ttemplates\")\n" +
+	"\x15DeleteTemplateRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\"\x18\n" +
+	"\x16DeleteTemplateResponse\"<\n" +
+	"\x13WarmTemplateRequest\x12%\n" +
+	"\x04spec\x18\x01 \x01(\v2\x11.banger.v1.VMSpecR\x04spec\"\x85\x01\n" +
+	"\x14WarmTemplateResponse\x121\n" +
+	"\bprogress\x18\x01 \x01(\v2\x13.banger.v1.ProgressH\x00R\bprogress\x121\n" +
+	"\btemplate\x18\x02 \x01(\v2\x13.banger.v1.TemplateH\x00R\btemplateB\a\n" +
+	"\x05event\"\x12\n" +
 	"\x10GetStatusRequest\"\xcc\x03\n" +
 	"\x11GetStatusResponse\x12\x1f\n" +
 	"\vapi_version\x18\x01 \x01(\x05R\n" +
@@ -3384,7 +4370,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\vaccelerator\x18\x04 \x01(\tR\vaccelerator\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x11\n" +
 	"\x0fShutdownRequest\"\x12\n" +
-	"\x10ShutdownResponse2\xce\x06\n" +
+	"\x10ShutdownResponse2\x9d\b\n" +
 	"\tVMService\x12E\n" +
 	"\bCreateVM\x12\x1a.banger.v1.CreateVMRequest\x1a\x1b.banger.v1.CreateVMResponse0\x01\x12@\n" +
 	"\aListVMs\x12\x19.banger.v1.ListVMsRequest\x1a\x1a.banger.v1.ListVMsResponse\x12:\n" +
@@ -3392,7 +4378,10 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\aStartVM\x12\x19.banger.v1.StartVMRequest\x1a\x1a.banger.v1.StartVMResponse0\x01\x12?\n" +
 	"\x06StopVM\x12\x18.banger.v1.StopVMRequest\x1a\x19.banger.v1.StopVMResponse0\x01\x12H\n" +
 	"\tRestartVM\x12\x1b.banger.v1.RestartVMRequest\x1a\x1c.banger.v1.RestartVMResponse0\x01\x12E\n" +
-	"\bDeleteVM\x12\x1a.banger.v1.DeleteVMRequest\x1a\x1b.banger.v1.DeleteVMResponse0\x01\x12=\n" +
+	"\bDeleteVM\x12\x1a.banger.v1.DeleteVMRequest\x1a\x1b.banger.v1.DeleteVMResponse0\x01\x12H\n" +
+	"\tSuspendVM\x12\x1b.banger.v1.SuspendVMRequest\x1a\x1c.banger.v1.SuspendVMResponse0\x01\x12?\n" +
+	"\x06ForkVM\x12\x18.banger.v1.ForkVMRequest\x1a\x19.banger.v1.ForkVMResponse0\x01\x12B\n" +
+	"\aCloneVM\x12\x19.banger.v1.CloneVMRequest\x1a\x1a.banger.v1.CloneVMResponse0\x01\x12=\n" +
 	"\x06PingVM\x12\x18.banger.v1.PingVMRequest\x1a\x19.banger.v1.PingVMResponse\x12A\n" +
 	"\x06ExecVM\x12\x18.banger.v1.ExecVMRequest\x1a\x19.banger.v1.ExecVMResponse(\x010\x01\x12U\n" +
 	"\x0eGetSSHEndpoint\x12 .banger.v1.GetSSHEndpointRequest\x1a!.banger.v1.GetSSHEndpointResponse\x12B\n" +
@@ -3404,7 +4393,11 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"ListImages\x12\x1c.banger.v1.ListImagesRequest\x1a\x1d.banger.v1.ListImagesResponse\x12C\n" +
 	"\bGetImage\x12\x1a.banger.v1.GetImageRequest\x1a\x1b.banger.v1.GetImageResponse\x12L\n" +
 	"\vListKernels\x12\x1d.banger.v1.ListKernelsRequest\x1a\x1e.banger.v1.ListKernelsResponse\x12<\n" +
-	"\x05Setup\x12\x17.banger.v1.SetupRequest\x1a\x18.banger.v1.SetupResponse0\x012\x9c\x01\n" +
+	"\x05Setup\x12\x17.banger.v1.SetupRequest\x1a\x18.banger.v1.SetupResponse0\x012\x8f\x02\n" +
+	"\x0fTemplateService\x12R\n" +
+	"\rListTemplates\x12\x1f.banger.v1.ListTemplatesRequest\x1a .banger.v1.ListTemplatesResponse\x12U\n" +
+	"\x0eDeleteTemplate\x12 .banger.v1.DeleteTemplateRequest\x1a!.banger.v1.DeleteTemplateResponse\x12Q\n" +
+	"\fWarmTemplate\x12\x1e.banger.v1.WarmTemplateRequest\x1a\x1f.banger.v1.WarmTemplateResponse0\x012\x9c\x01\n" +
 	"\rDaemonService\x12F\n" +
 	"\tGetStatus\x12\x1b.banger.v1.GetStatusRequest\x1a\x1c.banger.v1.GetStatusResponse\x12C\n" +
 	"\bShutdown\x12\x1a.banger.v1.ShutdownRequest\x1a\x1b.banger.v1.ShutdownResponseB\x1fZ\x1dbanger/api/banger/v1;bangerv1b\x06proto3"
@@ -3422,7 +4415,7 @@ func file_banger_v1_banger_proto_rawDescGZIP() []byte {
 }
 
 var file_banger_v1_banger_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_banger_v1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_banger_v1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_banger_v1_banger_proto_goTypes = []any{
 	(Progress_Status)(0),           // 0: banger.v1.Progress.Status
 	(ReadLogRequest_Source)(0),     // 1: banger.v1.ReadLogRequest.Source
@@ -3441,44 +4434,58 @@ var file_banger_v1_banger_proto_goTypes = []any{
 	(*StartVMResponse)(nil),        // 14: banger.v1.StartVMResponse
 	(*StopVMRequest)(nil),          // 15: banger.v1.StopVMRequest
 	(*StopVMResponse)(nil),         // 16: banger.v1.StopVMResponse
-	(*RestartVMRequest)(nil),       // 17: banger.v1.RestartVMRequest
-	(*RestartVMResponse)(nil),      // 18: banger.v1.RestartVMResponse
-	(*DeleteVMRequest)(nil),        // 19: banger.v1.DeleteVMRequest
-	(*DeleteVMResponse)(nil),       // 20: banger.v1.DeleteVMResponse
-	(*PingVMRequest)(nil),          // 21: banger.v1.PingVMRequest
-	(*PingVMResponse)(nil),         // 22: banger.v1.PingVMResponse
-	(*ExecVMRequest)(nil),          // 23: banger.v1.ExecVMRequest
-	(*ExecVMResponse)(nil),         // 24: banger.v1.ExecVMResponse
-	(*GetSSHEndpointRequest)(nil),  // 25: banger.v1.GetSSHEndpointRequest
-	(*GetSSHEndpointResponse)(nil), // 26: banger.v1.GetSSHEndpointResponse
-	(*ReadLogRequest)(nil),         // 27: banger.v1.ReadLogRequest
-	(*ReadLogResponse)(nil),        // 28: banger.v1.ReadLogResponse
-	(*ListEventsRequest)(nil),      // 29: banger.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),     // 30: banger.v1.ListEventsResponse
-	(*Event)(nil),                  // 31: banger.v1.Event
-	(*Image)(nil),                  // 32: banger.v1.Image
-	(*Kernel)(nil),                 // 33: banger.v1.Kernel
-	(*ListImagesRequest)(nil),      // 34: banger.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),     // 35: banger.v1.ListImagesResponse
-	(*GetImageRequest)(nil),        // 36: banger.v1.GetImageRequest
-	(*GetImageResponse)(nil),       // 37: banger.v1.GetImageResponse
-	(*ListKernelsRequest)(nil),     // 38: banger.v1.ListKernelsRequest
-	(*ListKernelsResponse)(nil),    // 39: banger.v1.ListKernelsResponse
-	(*SetupRequest)(nil),           // 40: banger.v1.SetupRequest
-	(*SetupResponse)(nil),          // 41: banger.v1.SetupResponse
-	(*SetupResult)(nil),            // 42: banger.v1.SetupResult
-	(*GetStatusRequest)(nil),       // 43: banger.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),      // 44: banger.v1.GetStatusResponse
-	(*Driver)(nil),                 // 45: banger.v1.Driver
-	(*ShutdownRequest)(nil),        // 46: banger.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),       // 47: banger.v1.ShutdownResponse
-	(*timestamppb.Timestamp)(nil),  // 48: google.protobuf.Timestamp
-	(*v1.ExecRequest)(nil),         // 49: agent.v1.ExecRequest
-	(*v1.ExecResponse)(nil),        // 50: agent.v1.ExecResponse
+	(*SuspendVMRequest)(nil),       // 17: banger.v1.SuspendVMRequest
+	(*SuspendVMResponse)(nil),      // 18: banger.v1.SuspendVMResponse
+	(*ForkVMRequest)(nil),          // 19: banger.v1.ForkVMRequest
+	(*ForkVMResponse)(nil),         // 20: banger.v1.ForkVMResponse
+	(*Forked)(nil),                 // 21: banger.v1.Forked
+	(*CloneVMRequest)(nil),         // 22: banger.v1.CloneVMRequest
+	(*CloneVMResponse)(nil),        // 23: banger.v1.CloneVMResponse
+	(*RestartVMRequest)(nil),       // 24: banger.v1.RestartVMRequest
+	(*RestartVMResponse)(nil),      // 25: banger.v1.RestartVMResponse
+	(*DeleteVMRequest)(nil),        // 26: banger.v1.DeleteVMRequest
+	(*DeleteVMResponse)(nil),       // 27: banger.v1.DeleteVMResponse
+	(*PingVMRequest)(nil),          // 28: banger.v1.PingVMRequest
+	(*PingVMResponse)(nil),         // 29: banger.v1.PingVMResponse
+	(*ExecVMRequest)(nil),          // 30: banger.v1.ExecVMRequest
+	(*ExecVMResponse)(nil),         // 31: banger.v1.ExecVMResponse
+	(*GetSSHEndpointRequest)(nil),  // 32: banger.v1.GetSSHEndpointRequest
+	(*GetSSHEndpointResponse)(nil), // 33: banger.v1.GetSSHEndpointResponse
+	(*ReadLogRequest)(nil),         // 34: banger.v1.ReadLogRequest
+	(*ReadLogResponse)(nil),        // 35: banger.v1.ReadLogResponse
+	(*ListEventsRequest)(nil),      // 36: banger.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),     // 37: banger.v1.ListEventsResponse
+	(*Event)(nil),                  // 38: banger.v1.Event
+	(*Image)(nil),                  // 39: banger.v1.Image
+	(*Kernel)(nil),                 // 40: banger.v1.Kernel
+	(*ListImagesRequest)(nil),      // 41: banger.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),     // 42: banger.v1.ListImagesResponse
+	(*GetImageRequest)(nil),        // 43: banger.v1.GetImageRequest
+	(*GetImageResponse)(nil),       // 44: banger.v1.GetImageResponse
+	(*ListKernelsRequest)(nil),     // 45: banger.v1.ListKernelsRequest
+	(*ListKernelsResponse)(nil),    // 46: banger.v1.ListKernelsResponse
+	(*SetupRequest)(nil),           // 47: banger.v1.SetupRequest
+	(*SetupResponse)(nil),          // 48: banger.v1.SetupResponse
+	(*SetupResult)(nil),            // 49: banger.v1.SetupResult
+	(*Template)(nil),               // 50: banger.v1.Template
+	(*ListTemplatesRequest)(nil),   // 51: banger.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),  // 52: banger.v1.ListTemplatesResponse
+	(*DeleteTemplateRequest)(nil),  // 53: banger.v1.DeleteTemplateRequest
+	(*DeleteTemplateResponse)(nil), // 54: banger.v1.DeleteTemplateResponse
+	(*WarmTemplateRequest)(nil),    // 55: banger.v1.WarmTemplateRequest
+	(*WarmTemplateResponse)(nil),   // 56: banger.v1.WarmTemplateResponse
+	(*GetStatusRequest)(nil),       // 57: banger.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),      // 58: banger.v1.GetStatusResponse
+	(*Driver)(nil),                 // 59: banger.v1.Driver
+	(*ShutdownRequest)(nil),        // 60: banger.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),       // 61: banger.v1.ShutdownResponse
+	(*timestamppb.Timestamp)(nil),  // 62: google.protobuf.Timestamp
+	(*v1.ExecRequest)(nil),         // 63: agent.v1.ExecRequest
+	(*v1.ExecResponse)(nil),        // 64: agent.v1.ExecResponse
 }
 var file_banger_v1_banger_proto_depIdxs = []int32{
-	48, // 0: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	48, // 1: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	62, // 0: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	62, // 1: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
 	0,  // 2: banger.v1.Progress.status:type_name -> banger.v1.Progress.Status
 	3,  // 3: banger.v1.CreateVMRequest.spec:type_name -> banger.v1.VMSpec
 	6,  // 4: banger.v1.CreateVMResponse.progress:type_name -> banger.v1.Progress
@@ -3489,66 +4496,91 @@ var file_banger_v1_banger_proto_depIdxs = []int32{
 	4,  // 9: banger.v1.StartVMResponse.vm:type_name -> banger.v1.VM
 	6,  // 10: banger.v1.StopVMResponse.progress:type_name -> banger.v1.Progress
 	4,  // 11: banger.v1.StopVMResponse.vm:type_name -> banger.v1.VM
-	6,  // 12: banger.v1.RestartVMResponse.progress:type_name -> banger.v1.Progress
-	4,  // 13: banger.v1.RestartVMResponse.vm:type_name -> banger.v1.VM
-	6,  // 14: banger.v1.DeleteVMResponse.progress:type_name -> banger.v1.Progress
-	49, // 15: banger.v1.ExecVMRequest.exec:type_name -> agent.v1.ExecRequest
-	50, // 16: banger.v1.ExecVMResponse.exec:type_name -> agent.v1.ExecResponse
-	5,  // 17: banger.v1.GetSSHEndpointResponse.endpoint:type_name -> banger.v1.SSHEndpoint
-	1,  // 18: banger.v1.ReadLogRequest.source:type_name -> banger.v1.ReadLogRequest.Source
-	31, // 19: banger.v1.ListEventsResponse.events:type_name -> banger.v1.Event
-	48, // 20: banger.v1.Event.at:type_name -> google.protobuf.Timestamp
-	48, // 21: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	32, // 22: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
-	32, // 23: banger.v1.GetImageResponse.image:type_name -> banger.v1.Image
-	33, // 24: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
-	6,  // 25: banger.v1.SetupResponse.progress:type_name -> banger.v1.Progress
-	42, // 26: banger.v1.SetupResponse.result:type_name -> banger.v1.SetupResult
-	32, // 27: banger.v1.SetupResult.image:type_name -> banger.v1.Image
-	33, // 28: banger.v1.SetupResult.kernel:type_name -> banger.v1.Kernel
-	48, // 29: banger.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	45, // 30: banger.v1.GetStatusResponse.drivers:type_name -> banger.v1.Driver
-	7,  // 31: banger.v1.VMService.CreateVM:input_type -> banger.v1.CreateVMRequest
-	9,  // 32: banger.v1.VMService.ListVMs:input_type -> banger.v1.ListVMsRequest
-	11, // 33: banger.v1.VMService.GetVM:input_type -> banger.v1.GetVMRequest
-	13, // 34: banger.v1.VMService.StartVM:input_type -> banger.v1.StartVMRequest
-	15, // 35: banger.v1.VMService.StopVM:input_type -> banger.v1.StopVMRequest
-	17, // 36: banger.v1.VMService.RestartVM:input_type -> banger.v1.RestartVMRequest
-	19, // 37: banger.v1.VMService.DeleteVM:input_type -> banger.v1.DeleteVMRequest
-	21, // 38: banger.v1.VMService.PingVM:input_type -> banger.v1.PingVMRequest
-	23, // 39: banger.v1.VMService.ExecVM:input_type -> banger.v1.ExecVMRequest
-	25, // 40: banger.v1.VMService.GetSSHEndpoint:input_type -> banger.v1.GetSSHEndpointRequest
-	27, // 41: banger.v1.VMService.ReadLog:input_type -> banger.v1.ReadLogRequest
-	29, // 42: banger.v1.VMService.ListEvents:input_type -> banger.v1.ListEventsRequest
-	34, // 43: banger.v1.ImageService.ListImages:input_type -> banger.v1.ListImagesRequest
-	36, // 44: banger.v1.ImageService.GetImage:input_type -> banger.v1.GetImageRequest
-	38, // 45: banger.v1.ImageService.ListKernels:input_type -> banger.v1.ListKernelsRequest
-	40, // 46: banger.v1.ImageService.Setup:input_type -> banger.v1.SetupRequest
-	43, // 47: banger.v1.DaemonService.GetStatus:input_type -> banger.v1.GetStatusRequest
-	46, // 48: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	8,  // 49: banger.v1.VMService.CreateVM:output_type -> banger.v1.CreateVMResponse
-	10, // 50: banger.v1.VMService.ListVMs:output_type -> banger.v1.ListVMsResponse
-	12, // 51: banger.v1.VMService.GetVM:output_type -> banger.v1.GetVMResponse
-	14, // 52: banger.v1.VMService.StartVM:output_type -> banger.v1.StartVMResponse
-	16, // 53: banger.v1.VMService.StopVM:output_type -> banger.v1.StopVMResponse
-	18, // 54: banger.v1.VMService.RestartVM:output_type -> banger.v1.RestartVMResponse
-	20, // 55: banger.v1.VMService.DeleteVM:output_type -> banger.v1.DeleteVMResponse
-	22, // 56: banger.v1.VMService.PingVM:output_type -> banger.v1.PingVMResponse
-	24, // 57: banger.v1.VMService.ExecVM:output_type -> banger.v1.ExecVMResponse
-	26, // 58: banger.v1.VMService.GetSSHEndpoint:output_type -> banger.v1.GetSSHEndpointResponse
-	28, // 59: banger.v1.VMService.ReadLog:output_type -> banger.v1.ReadLogResponse
-	30, // 60: banger.v1.VMService.ListEvents:output_type -> banger.v1.ListEventsResponse
-	35, // 61: banger.v1.ImageService.ListImages:output_type -> banger.v1.ListImagesResponse
-	37, // 62: banger.v1.ImageService.GetImage:output_type -> banger.v1.GetImageResponse
-	39, // 63: banger.v1.ImageService.ListKernels:output_type -> banger.v1.ListKernelsResponse
-	41, // 64: banger.v1.ImageService.Setup:output_type -> banger.v1.SetupResponse
-	44, // 65: banger.v1.DaemonService.GetStatus:output_type -> banger.v1.GetStatusResponse
-	47, // 66: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	49, // [49:67] is the sub-list for method output_type
-	31, // [31:49] is the sub-list for method input_type
-	31, // [31:31] is the sub-list for extension type_name
-	31, // [31:31] is the sub-list for extension extendee
-	0,  // [0:31] is the sub-list for field type_name
+	6,  // 12: banger.v1.SuspendVMResponse.progress:type_name -> banger.v1.Progress
+	4,  // 13: banger.v1.SuspendVMResponse.vm:type_name -> banger.v1.VM
+	6,  // 14: banger.v1.ForkVMResponse.progress:type_name -> banger.v1.Progress
+	21, // 15: banger.v1.ForkVMResponse.forked:type_name -> banger.v1.Forked
+	4,  // 16: banger.v1.Forked.vms:type_name -> banger.v1.VM
+	6,  // 17: banger.v1.CloneVMResponse.progress:type_name -> banger.v1.Progress
+	4,  // 18: banger.v1.CloneVMResponse.vm:type_name -> banger.v1.VM
+	6,  // 19: banger.v1.RestartVMResponse.progress:type_name -> banger.v1.Progress
+	4,  // 20: banger.v1.RestartVMResponse.vm:type_name -> banger.v1.VM
+	6,  // 21: banger.v1.DeleteVMResponse.progress:type_name -> banger.v1.Progress
+	63, // 22: banger.v1.ExecVMRequest.exec:type_name -> agent.v1.ExecRequest
+	64, // 23: banger.v1.ExecVMResponse.exec:type_name -> agent.v1.ExecResponse
+	5,  // 24: banger.v1.GetSSHEndpointResponse.endpoint:type_name -> banger.v1.SSHEndpoint
+	1,  // 25: banger.v1.ReadLogRequest.source:type_name -> banger.v1.ReadLogRequest.Source
+	38, // 26: banger.v1.ListEventsResponse.events:type_name -> banger.v1.Event
+	62, // 27: banger.v1.Event.at:type_name -> google.protobuf.Timestamp
+	62, // 28: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	39, // 29: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
+	39, // 30: banger.v1.GetImageResponse.image:type_name -> banger.v1.Image
+	40, // 31: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
+	6,  // 32: banger.v1.SetupResponse.progress:type_name -> banger.v1.Progress
+	49, // 33: banger.v1.SetupResponse.result:type_name -> banger.v1.SetupResult
+	39, // 34: banger.v1.SetupResult.image:type_name -> banger.v1.Image
+	40, // 35: banger.v1.SetupResult.kernel:type_name -> banger.v1.Kernel
+	62, // 36: banger.v1.Template.created_at:type_name -> google.protobuf.Timestamp
+	62, // 37: banger.v1.Template.last_used_at:type_name -> google.protobuf.Timestamp
+	50, // 38: banger.v1.ListTemplatesResponse.templates:type_name -> banger.v1.Template
+	3,  // 39: banger.v1.WarmTemplateRequest.spec:type_name -> banger.v1.VMSpec
+	6,  // 40: banger.v1.WarmTemplateResponse.progress:type_name -> banger.v1.Progress
+	50, // 41: banger.v1.WarmTemplateResponse.template:type_name -> banger.v1.Template
+	62, // 42: banger.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	59, // 43: banger.v1.GetStatusResponse.drivers:type_name -> banger.v1.Driver
+	7,  // 44: banger.v1.VMService.CreateVM:input_type -> banger.v1.CreateVMRequest
+	9,  // 45: banger.v1.VMService.ListVMs:input_type -> banger.v1.ListVMsRequest
+	11, // 46: banger.v1.VMService.GetVM:input_type -> banger.v1.GetVMRequest
+	13, // 47: banger.v1.VMService.StartVM:input_type -> banger.v1.StartVMRequest
+	15, // 48: banger.v1.VMService.StopVM:input_type -> banger.v1.StopVMRequest
+	24, // 49: banger.v1.VMService.RestartVM:input_type -> banger.v1.RestartVMRequest
+	26, // 50: banger.v1.VMService.DeleteVM:input_type -> banger.v1.DeleteVMRequest
+	17, // 51: banger.v1.VMService.SuspendVM:input_type -> banger.v1.SuspendVMRequest
+	19, // 52: banger.v1.VMService.ForkVM:input_type -> banger.v1.ForkVMRequest
+	22, // 53: banger.v1.VMService.CloneVM:input_type -> banger.v1.CloneVMRequest
+	28, // 54: banger.v1.VMService.PingVM:input_type -> banger.v1.PingVMRequest
+	30, // 55: banger.v1.VMService.ExecVM:input_type -> banger.v1.ExecVMRequest
+	32, // 56: banger.v1.VMService.GetSSHEndpoint:input_type -> banger.v1.GetSSHEndpointRequest
+	34, // 57: banger.v1.VMService.ReadLog:input_type -> banger.v1.ReadLogRequest
+	36, // 58: banger.v1.VMService.ListEvents:input_type -> banger.v1.ListEventsRequest
+	41, // 59: banger.v1.ImageService.ListImages:input_type -> banger.v1.ListImagesRequest
+	43, // 60: banger.v1.ImageService.GetImage:input_type -> banger.v1.GetImageRequest
+	45, // 61: banger.v1.ImageService.ListKernels:input_type -> banger.v1.ListKernelsRequest
+	47, // 62: banger.v1.ImageService.Setup:input_type -> banger.v1.SetupRequest
+	51, // 63: banger.v1.TemplateService.ListTemplates:input_type -> banger.v1.ListTemplatesRequest
+	53, // 64: banger.v1.TemplateService.DeleteTemplate:input_type -> banger.v1.DeleteTemplateRequest
+	55, // 65: banger.v1.TemplateService.WarmTemplate:input_type -> banger.v1.WarmTemplateRequest
+	57, // 66: banger.v1.DaemonService.GetStatus:input_type -> banger.v1.GetStatusRequest
+	60, // 67: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	8,  // 68: banger.v1.VMService.CreateVM:output_type -> banger.v1.CreateVMResponse
+	10, // 69: banger.v1.VMService.ListVMs:output_type -> banger.v1.ListVMsResponse
+	12, // 70: banger.v1.VMService.GetVM:output_type -> banger.v1.GetVMResponse
+	14, // 71: banger.v1.VMService.StartVM:output_type -> banger.v1.StartVMResponse
+	16, // 72: banger.v1.VMService.StopVM:output_type -> banger.v1.StopVMResponse
+	25, // 73: banger.v1.VMService.RestartVM:output_type -> banger.v1.RestartVMResponse
+	27, // 74: banger.v1.VMService.DeleteVM:output_type -> banger.v1.DeleteVMResponse
+	18, // 75: banger.v1.VMService.SuspendVM:output_type -> banger.v1.SuspendVMResponse
+	20, // 76: banger.v1.VMService.ForkVM:output_type -> banger.v1.ForkVMResponse
+	23, // 77: banger.v1.VMService.CloneVM:output_type -> banger.v1.CloneVMResponse
+	29, // 78: banger.v1.VMService.PingVM:output_type -> banger.v1.PingVMResponse
+	31, // 79: banger.v1.VMService.ExecVM:output_type -> banger.v1.ExecVMResponse
+	33, // 80: banger.v1.VMService.GetSSHEndpoint:output_type -> banger.v1.GetSSHEndpointResponse
+	35, // 81: banger.v1.VMService.ReadLog:output_type -> banger.v1.ReadLogResponse
+	37, // 82: banger.v1.VMService.ListEvents:output_type -> banger.v1.ListEventsResponse
+	42, // 83: banger.v1.ImageService.ListImages:output_type -> banger.v1.ListImagesResponse
+	44, // 84: banger.v1.ImageService.GetImage:output_type -> banger.v1.GetImageResponse
+	46, // 85: banger.v1.ImageService.ListKernels:output_type -> banger.v1.ListKernelsResponse
+	48, // 86: banger.v1.ImageService.Setup:output_type -> banger.v1.SetupResponse
+	52, // 87: banger.v1.TemplateService.ListTemplates:output_type -> banger.v1.ListTemplatesResponse
+	54, // 88: banger.v1.TemplateService.DeleteTemplate:output_type -> banger.v1.DeleteTemplateResponse
+	56, // 89: banger.v1.TemplateService.WarmTemplate:output_type -> banger.v1.WarmTemplateResponse
+	58, // 90: banger.v1.DaemonService.GetStatus:output_type -> banger.v1.GetStatusResponse
+	61, // 91: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	68, // [68:92] is the sub-list for method output_type
+	44, // [44:68] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_banger_v1_banger_proto_init() }
@@ -3571,16 +4603,32 @@ func file_banger_v1_banger_proto_init() {
 		(*StopVMResponse_Vm)(nil),
 	}
 	file_banger_v1_banger_proto_msgTypes[16].OneofWrappers = []any{
+		(*SuspendVMResponse_Progress)(nil),
+		(*SuspendVMResponse_Vm)(nil),
+	}
+	file_banger_v1_banger_proto_msgTypes[18].OneofWrappers = []any{
+		(*ForkVMResponse_Progress)(nil),
+		(*ForkVMResponse_Forked)(nil),
+	}
+	file_banger_v1_banger_proto_msgTypes[21].OneofWrappers = []any{
+		(*CloneVMResponse_Progress)(nil),
+		(*CloneVMResponse_Vm)(nil),
+	}
+	file_banger_v1_banger_proto_msgTypes[23].OneofWrappers = []any{
 		(*RestartVMResponse_Progress)(nil),
 		(*RestartVMResponse_Vm)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[21].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[28].OneofWrappers = []any{
 		(*ExecVMRequest_Vm)(nil),
 		(*ExecVMRequest_Exec)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[39].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[46].OneofWrappers = []any{
 		(*SetupResponse_Progress)(nil),
 		(*SetupResponse_Result)(nil),
+	}
+	file_banger_v1_banger_proto_msgTypes[54].OneofWrappers = []any{
+		(*WarmTemplateResponse_Progress)(nil),
+		(*WarmTemplateResponse_Template)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -3588,9 +4636,9 @@ func file_banger_v1_banger_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_banger_proto_rawDesc), len(file_banger_v1_banger_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   46,
+			NumMessages:   60,
 			NumExtensions: 0,
-			NumServices:   3,
+			NumServices:   4,
 		},
 		GoTypes:           file_banger_v1_banger_proto_goTypes,
 		DependencyIndexes: file_banger_v1_banger_proto_depIdxs,

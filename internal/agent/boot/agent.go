@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/agent/identity"
 )
 
 // installAgent makes the program of the initramfs reachable from the new root. It is mounted, not
@@ -60,7 +62,7 @@ func startAgent(port string) (starting, error) {
 	}
 	pid := p.Pid
 	_ = p.Release() // nothing to fail: whoever is its parent then reaps it
-	return starting{pid, gate}, write("/", strings.TrimPrefix(PIDFile, "/"), strconv.Itoa(pid)+"\n", 0o644)
+	return starting{pid, gate}, identity.File("/", strings.TrimPrefix(PIDFile, "/"), strconv.Itoa(pid)+"\n", 0o644)
 }
 
 // AwaitRelease waits, in the agent, until it may answer.

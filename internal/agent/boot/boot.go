@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 
 	agentv1 "banger/api/agent/v1"
+	"banger/internal/agent/identity"
 )
 
 // Where the agent lives in a running guest.
@@ -25,14 +26,16 @@ const (
 	Dir       = "/run/banger"
 	AgentPath = Dir + "/agent"
 	PIDFile   = Dir + "/agent.pid"
+
+	// OverlayDir is where the overlay disk's own ext4 is mounted, when there is one.
+	OverlayDir = keepDir + "/overlay"
 )
 
 // keepDir holds what lives as long as the machine: systemd leaves mounts below /run/initramfs alone
 // when it shuts down.
 const (
-	keepDir    = "/run/initramfs"
-	overlayDir = keepDir + "/overlay" // the overlay disk's own ext4
-	agentFile  = keepDir + "/agent"   // the program, a link to which is AgentPath
+	keepDir   = "/run/initramfs"
+	agentFile = keepDir + "/agent" // the program, a link to which is AgentPath
 )
 
 // configFile holds the guest config in the initramfs.
@@ -132,10 +135,10 @@ func settle(plan diskPlan, cfg *agentv1.GuestConfig) error {
 	if err := unix.Sethostname([]byte(cfg.GetHostname())); err != nil {
 		return fmt.Errorf("set the host name: %w", err)
 	}
-	if err := writeIdentity("/", cfg); err != nil {
+	if err := identity.Write("/", cfg); err != nil {
 		warn(err)
 	}
-	return configureNetwork(cfg.GetInterfaces())
+	return identity.ConfigureNetwork(cfg.GetInterfaces())
 }
 
 // handOver lets the agent answer and becomes the image's init.

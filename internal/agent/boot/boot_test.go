@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	agentv1 "banger/api/agent/v1"
+	"banger/internal/agent/identity"
 )
 
 func TestPlanDisks(t *testing.T) {
@@ -84,7 +85,7 @@ func TestFindInit(t *testing.T) {
 		t.Errorf("an empty image has the init %q", got)
 	}
 	for name, mode := range map[string]os.FileMode{"usr/lib/systemd/systemd": 0o755, "sbin/init": 0o644, "bin/mine": 0o755} {
-		if err := write(root, name, "x", mode); err != nil {
+		if err := identity.File(root, name, "x", mode); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -148,10 +148,10 @@ func mountRoot(p diskPlan) error {
 	if err := mountRun(); err != nil {
 		return err
 	}
-	if err := os.Mkdir("/newroot"+overlayDir, 0o755); err != nil {
+	if err := os.Mkdir("/newroot"+OverlayDir, 0o755); err != nil {
 		return err
 	}
-	if err := unix.Mount("/overlay", "/newroot"+overlayDir, "", unix.MS_MOVE, ""); err != nil {
+	if err := unix.Mount("/overlay", "/newroot"+OverlayDir, "", unix.MS_MOVE, ""); err != nil {
 		return fmt.Errorf("move the overlay disk: %w", err)
 	}
 	return nil
@@ -225,7 +225,7 @@ func mountRest(p diskPlan, plainDirs []string, modules string) error {
 		return nil
 	}
 	for _, dir := range plainDirs {
-		if err := bindPlain(overlayDir+"/plain", dir); err != nil {
+		if err := bindPlain(OverlayDir+"/plain", dir); err != nil {
 			warn(err) // it stays on the overlay, where what needs more than that does not work
 		}
 	}

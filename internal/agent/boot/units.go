@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	agentv1 "banger/api/agent/v1"
+	"banger/internal/agent/identity"
 )
 
 const (
@@ -57,11 +58,11 @@ func writeUnits(root string, cfg *agentv1.GuestConfig) error {
 		unitDir + "/ssh.service.d/50-banger.conf":  sshUnit,
 		"run/systemd/system.conf.d/50-banger.conf": managerConf,
 	} {
-		if err := write(root, name, text, 0o644); err != nil {
+		if err := identity.File(root, name, text, 0o644); err != nil {
 			return err
 		}
 	}
-	if err := link(root, unitDir+"/multi-user.target.wants/banger-agent.service", "../banger-agent.service"); err != nil {
+	if err := identity.Link(root, unitDir+"/multi-user.target.wants/banger-agent.service", "../banger-agent.service"); err != nil {
 		return err
 	}
 	return mask(root, cfg.GetMaskedUnits())
@@ -79,7 +80,7 @@ func mask(root string, names []string) error {
 		if strings.HasSuffix(name, "-generator") {
 			dir = generatorDir
 		}
-		if err := link(root, filepath.Join(dir, name), "/dev/null"); err != nil {
+		if err := identity.Link(root, filepath.Join(dir, name), "/dev/null"); err != nil {
 			return err
 		}
 	}

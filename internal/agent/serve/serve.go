@@ -6,6 +6,7 @@ package serve
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"net"
@@ -35,7 +36,12 @@ type Options struct {
 	SetTime func(time.Time) (step time.Duration, err error)
 	// Status looks at the guest from inside.
 	Status func(context.Context) (*agentv1.StatusResponse, error)
-	// BootID is that of the running kernel.
+	// Quiesce makes the guest ready to be saved. It heeds its context, also when a disk does not answer.
+	Quiesce func(context.Context, *agentv1.QuiesceRequest) error
+	// Adopt makes a guest that was restored from memory what the request says, and tells how far the clock
+	// was behind.
+	Adopt func(context.Context, *agentv1.AdoptRequest) (step time.Duration, err error)
+	// BootID is that of the running kernel, as programs see it; empty: the kernel's is read at each Ping.
 	BootID string
 	// Ready, when set, returns once the guest is far enough for programs to be started in it, or ctx ends.
 	Ready func(context.Context)
@@ -44,7 +50,8 @@ type Options struct {
 // Runner runs programs.
 type Runner interface {
 	// Run runs p to its end and returns when all its output has been written. When ctx ends, the program is
-	// hung up on and soon killed. After Run returned, Stdin may still be read until ctx ends; nothing else of p is used.
+	// hung up on and soon killed: its caller has gone, also when the guest was saved meanwhile and goes on in another
+	// process. What is to live on is started in a session of its own, as under SSH. After Run returned, Stdin may still be read until ctx ends; nothing else of p is used.
 	Run(ctx context.Context, p Program) Exit
 }
 
@@ -107,8 +114,20 @@ func unimplemented() error {
 // Ping answers.
 func (s *service) Ping(context.Context, *agentv1.PingRequest) (*agentv1.PingResponse, error) {
 	return &agentv1.PingResponse{
-		Build: build.ID(), BootId: s.o.BootID, UptimeSeconds: uptime(),
+		Build: build.ID(), BootId: s.bootID(), UptimeSeconds: uptime(),
 	}, nil
+}
+
+// bootID is read each time unless it is given: a restored guest gets another one.
+func (s *service) bootID() string {
+	if s.o.BootID != "" {
+		return s.o.BootID
+	}
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "" // no kernel of ours to ask: nothing that a ping would fail for
+	}
+	return strings.TrimSpace(string(b))
 }
 
 // uptime returns the seconds since the kernel started; 0 when it does not say.
@@ -162,4 +181,47 @@ func (s *service) SetTime(_ context.Context, r *agentv1.SetTimeRequest) (*agentv
 		return nil, connect.NewError(connect.CodeInternal, err)
 	}
 	return &agentv1.SetTimeResponse{StepNanos: int64(step)}, nil
+}
+
+// minEntropy is how many random bytes a restored guest gets at least: fewer would leave it guessable.
+const minEntropy = 32
+
+// Quiesce makes the guest ready to be saved.
+func (s *service) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) (*agentv1.QuiesceResponse, error) {
+	if s.o.Quiesce == nil {
+		return nil, unimplemented()
+	}
+	if err := s.o.Quiesce(ctx, r); err != nil {
+		return nil, failed(err)
+	}
+	return &agentv1.QuiesceResponse{}, nil
+}
+
+// Adopt is the first word to a restored guest.
+func (s *service) Adopt(ctx context.Context, r *agentv1.AdoptRequest) (*agentv1.AdoptResponse, error) {
+	if r.GetUnixNanos() <= 0 {
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("no time given"))
+	}
+	if len(r.GetEntropy()) < minEntropy {
+		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("%d bytes of entropy are less than %d", len(r.GetEntropy()), minEntropy))
+	}
+	if s.o.Adopt == nil {
+		return nil, unimplemented()
+	}
+	step, err := s.o.Adopt(ctx, r)
+	if err != nil {
+		return nil, failed(err)
+	}
+	return &agentv1.AdoptResponse{StepNanos: int64(step)}, nil
+}
+
+// failed tells a deadline from a failure.
+func failed(err error) error {
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return connect.NewError(connect.CodeDeadlineExceeded, err)
+	case errors.Is(err, context.Canceled):
+		return connect.NewError(connect.CodeCanceled, err)
+	}
+	return connect.NewError(connect.CodeInternal, err)
 }

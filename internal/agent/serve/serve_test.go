@@ -108,6 +108,51 @@ func TestUnary(t *testing.T) {
 	}
 }
 
+func TestSaveAndRestore(t *testing.T) {
+	hang := false
+	client, _ := start(t, serve.Options{
+		Quiesce: func(ctx context.Context, r *agentv1.QuiesceRequest) error {
+			if hang {
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			if r.GetForTemplate() {
+				return errors.New("not now")
+			}
+			return nil
+		},
+		Adopt: func(_ context.Context, r *agentv1.AdoptRequest) (time.Duration, error) {
+			return time.Duration(len(r.GetEntropy())), nil
+		},
+	})
+	ctx := within(t)
+	if _, err := client.Quiesce(ctx, &agentv1.QuiesceRequest{}); err != nil {
+		t.Errorf("quiesce: %v", err)
+	}
+	if _, err := client.Quiesce(ctx, &agentv1.QuiesceRequest{ForTemplate: true}); connect.CodeOf(err) != connect.CodeInternal {
+		t.Errorf("quiesce that fails: %v", err)
+	}
+	hang = true
+	short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	if _, err := client.Quiesce(short, &agentv1.QuiesceRequest{}); connect.CodeOf(err) != connect.CodeDeadlineExceeded {
+		t.Errorf("quiesce that hangs: %v", err)
+	}
+	entropy := make([]byte, 64)
+	if r, err := client.Adopt(ctx, &agentv1.AdoptRequest{UnixNanos: 1, Entropy: entropy}); err != nil || r.StepNanos != 64 {
+		t.Errorf("adopt: %v, %v", r, err)
+	}
+	for _, bad := range []*agentv1.AdoptRequest{{Entropy: entropy}, {UnixNanos: 1}, {UnixNanos: 1, Entropy: entropy[:31]}} {
+		if _, err := client.Adopt(ctx, bad); connect.CodeOf(err) != connect.CodeInvalidArgument {
+			t.Errorf("adopt of %v: %v", bad, err)
+		}
+	}
+	bare, _ := start(t, serve.Options{})
+	if _, err := bare.Adopt(ctx, &agentv1.AdoptRequest{UnixNanos: 1, Entropy: entropy}); connect.CodeOf(err) != connect.CodeUnimplemented {
+		t.Errorf("adopt by an agent that cannot: %v", err)
+	}
+}
+
 func TestExec(t *testing.T) {
 	client, _ := start(t, serve.Options{Runner: runner(func(ctx context.Context, p serve.Program) serve.Exit {
 		p.Started(77)

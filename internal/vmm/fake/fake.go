@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,7 +38,19 @@ type Driver struct {
 	command []string
 }
 
-var _ vmm.Driver = (*Driver)(nil)
+var (
+	_ vmm.Driver   = (*Driver)(nil)
+	_ vmm.Restorer = (*Driver)(nil)
+)
+
+// leftovers are the files that mean a running process.
+var leftovers = []string{vmm.GuestSocket, controlSocket, exitFile}
+
+// Of Caps.
+const (
+	accelerator = "fake"
+	build       = "1"
+)
 
 // New returns a driver that starts command, with Argument and more arguments added; the program
 // passes what follows Argument to Main. Without a command it is our own executable.
@@ -58,7 +71,7 @@ func (d *Driver) Name() string { return Name }
 // Caps needs nothing of the host.
 func (d *Driver) Caps(context.Context) (vmm.Caps, error) {
 	return vmm.Caps{
-		Accelerator: "fake", Version: "1", SlowReason: "no virtual machine at all: the fake driver is for tests",
+		Accelerator: accelerator, Version: build, Build: build, SlowReason: "no virtual machine at all: the fake driver is for tests",
 		KernelFormats: []string{"elf", "bzimage", "image"}, Channel: "virtio-serial", MaxCPUs: 64,
 	}, nil
 }
@@ -71,14 +84,26 @@ func (d *Driver) Start(ctx context.Context, m vmm.Machine) (vmm.Running, error) 
 	if err := d.Check(ctx, m); err != nil {
 		return nil, err
 	}
+	args := slices.Clone(m.Cmdline)
+	if m.MemoryFile != "" {
+		args = append(args, argMemoryFile+machine.Absolute(m.Dir, m.MemoryFile))
+	}
+	return d.start(ctx, m, args)
+}
+
+// start starts the process with the arguments of its guest.
+func (d *Driver) start(ctx context.Context, m vmm.Machine, args []string) (*running, error) {
 	lock, err := machine.Lock(m.Dir)
 	if err != nil {
 		return nil, err
 	}
 	defer lock.Close()
-	machine.RemoveSockets(m.Dir, []string{vmm.GuestSocket, exitFile})
+	machine.RemoveSockets(m.Dir, leftovers)
 	argv := append(append([]string{}, d.command...), Argument, m.Name)
-	argv = append(argv, m.Cmdline...)
+	argv = append(argv, args...)
+	if err := machine.WriteFacts(m, accelerator, layout(m)); err != nil {
+		return nil, err
+	}
 	if err := machine.WriteCommand(m.Dir, argv); err != nil {
 		return nil, err
 	}
@@ -97,11 +122,11 @@ func (d *Driver) Start(ctx context.Context, m vmm.Machine) (vmm.Running, error) 
 	}
 	if err := waitReady(ctx, ready); err != nil {
 		machine.Kill(p)
-		machine.RemoveSockets(m.Dir, []string{vmm.GuestSocket, exitFile}) // the lock is still ours
+		machine.RemoveSockets(m.Dir, leftovers) // the lock is still ours
 		return nil, fault.Wrap(fault.KindOf(err), err, "the fake machine %s did not start: %s",
 			m.Name, strings.Join(machine.Tail(filepath.Join(m.Dir, vmm.VMMLog), 3), "; "))
 	}
-	return running(m, p), nil
+	return newRunning(m, p), nil
 }
 
 // waitReady waits for the byte that the process writes when it listens.
@@ -130,17 +155,17 @@ func waitReady(ctx context.Context, ready *os.File) error {
 func (d *Driver) Adopt(_ context.Context, m vmm.Machine, h vmm.Handle) (vmm.Running, error) {
 	p, err := machine.Find(m.Dir, h)
 	if fault.KindOf(err) == fault.NotFound {
-		machine.RemoveIfUnlocked(m.Dir, []string{vmm.GuestSocket, exitFile})
+		machine.RemoveIfUnlocked(m.Dir, leftovers)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return running(m, p), nil
+	return newRunning(m, p), nil
 }
 
-func running(m vmm.Machine, p *system.Process) vmm.Running {
-	return machine.New(machine.Options{
-		Dir: m.Dir, Process: p, Sockets: []string{vmm.GuestSocket, exitFile},
+func newRunning(m vmm.Machine, p *system.Process) *running {
+	r := machine.New(machine.Options{
+		Dir: m.Dir, Process: p, Sockets: leftovers,
 		Dial: func(ctx context.Context) (net.Conn, error) {
 			return system.DialUnixIn(ctx, m.Dir, vmm.GuestSocket)
 		},
@@ -149,6 +174,7 @@ func running(m vmm.Machine, p *system.Process) vmm.Running {
 			return p.Signal(powerButton)
 		},
 	})
+	return &running{Machine: r, name: m.Name, dir: m.Dir, facts: machine.ReadFacts(m.Dir)}
 }
 
 // classify believes the guest's own word first.

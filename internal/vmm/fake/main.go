@@ -22,11 +22,16 @@ import (
 
 // Faults that a kernel argument of the machine brings about.
 const (
-	ArgHangBoot   = "fake.hang-boot"  // the guest never answers
-	ArgPanic      = "fake.panic"      // the guest panics right after its start
-	ArgRefuse     = "fake.refuse"     // the VMM fails before the machine runs
-	ArgSlowBoot   = "fake.slow-boot=" // a duration until the agent answers
-	ArgDieAfter   = "fake.die-after=" // a duration until the VMM crashes
+	ArgHangBoot = "fake.hang-boot"  // the guest never answers
+	ArgPanic    = "fake.panic"      // the guest panics right after its start
+	ArgRefuse   = "fake.refuse"     // the VMM fails before the machine runs
+	ArgSlowBoot = "fake.slow-boot=" // a duration until the agent answers
+	ArgDieAfter = "fake.die-after=" // a duration until the VMM crashes
+
+	ArgHangQuiesce = "fake.hang-quiesce" // the agent never answers a Quiesce
+	ArgFailSave    = "fake.fail-save"    // the VMM cannot save the machine: its disk is full
+	ArgSlowSave    = "fake.slow-save="   // a duration that saving takes
+
 	panicLine     = "Kernel panic - not syncing: asked for by " + ArgPanic
 	orphanCheck   = 10 * time.Second // how often the process looks whether its directory is still there
 	powerButton   = syscall.SIGUSR1
@@ -36,8 +41,13 @@ const (
 )
 
 type knobs struct {
-	hang, panics, refuse bool
-	slowBoot, dieAfter   time.Duration
+	hang, panics, refuse         bool
+	hangQuiesce, failSave        bool
+	slowBoot, dieAfter, slowSave time.Duration
+
+	// The driver's own.
+	restore    string // directory of a saved machine
+	memoryFile string
 }
 
 func parseKnobs(args []string) (knobs, error) {
@@ -51,6 +61,16 @@ func parseKnobs(args []string) (knobs, error) {
 			k.panics = true
 		case a == ArgRefuse:
 			k.refuse = true
+		case a == ArgHangQuiesce:
+			k.hangQuiesce = true
+		case a == ArgFailSave:
+			k.failSave = true
+		case strings.HasPrefix(a, argRestore):
+			k.restore = strings.TrimPrefix(a, argRestore)
+		case strings.HasPrefix(a, argMemoryFile):
+			k.memoryFile = strings.TrimPrefix(a, argMemoryFile)
+		case strings.HasPrefix(a, ArgSlowSave):
+			k.slowSave, err = time.ParseDuration(strings.TrimPrefix(a, ArgSlowSave))
 		case strings.HasPrefix(a, ArgSlowBoot):
 			k.slowBoot, err = time.ParseDuration(strings.TrimPrefix(a, ArgSlowBoot))
 		case strings.HasPrefix(a, ArgDieAfter):
@@ -78,7 +98,9 @@ func Main(args []string) int {
 		fmt.Fprintln(os.Stderr, "fake machine:", err)
 		return 1
 	}
-	m := &guestMachine{name: args[0], knobs: k, end: make(chan ending, 1), signals: make(chan os.Signal, 4)}
+	m := &guestMachine{
+		name: args[0], knobs: k, end: make(chan ending, 1), signals: make(chan os.Signal, 4), clock: newClock(),
+	}
 	signal.Notify(m.signals, syscall.SIGTERM, syscall.SIGINT, powerButton)
 	if err := m.boot(args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "fake machine:", err)
@@ -99,6 +121,8 @@ type guestMachine struct {
 	end     chan ending
 	signals chan os.Signal
 	serial  *os.File
+	clock   *clock
+	memory  *memory
 }
 
 func (m *guestMachine) boot(cmdline []string) error {
@@ -107,18 +131,53 @@ func (m *guestMachine) boot(cmdline []string) error {
 		return err
 	}
 	m.serial = serial
-	fmt.Fprintf(serial, "[    0.000000] Linux version fake\n[    0.000000] Command line: %s\n", strings.Join(cmdline, " "))
-	l, err := net.Listen("unix", vmm.GuestSocket)
+	if err := m.load(cmdline); err != nil {
+		return err
+	}
+	l, err := listen(vmm.GuestSocket)
 	if err != nil {
 		return err
 	}
-	if err := os.Chmod(vmm.GuestSocket, 0o600); err != nil {
+	control, err := listen(controlSocket)
+	if err != nil {
 		return err
 	}
-	go m.guest(newPort(l))
+	go m.serveControl(control)
+	go m.guest(newPort(l, m.clock))
 	ready := os.NewFile(readyFD, "ready")
 	_, err = ready.Write([]byte{1})
 	return errors.Join(err, ready.Close())
+}
+
+func listen(name string) (net.Listener, error) {
+	l, err := net.Listen("unix", name)
+	if err != nil {
+		return nil, err
+	}
+	return l, os.Chmod(name, 0o600)
+}
+
+// load fills the memory: that of a new boot, or what was saved.
+func (m *guestMachine) load(cmdline []string) error {
+	if m.knobs.restore == "" {
+		fmt.Fprintf(m.serial, "[    0.000000] Linux version fake\n[    0.000000] Command line: %s\n", strings.Join(cmdline, " "))
+		memory, err := newMemory(m.name, cmdline)
+		if err == nil && m.knobs.memoryFile != "" {
+			err = os.WriteFile(m.knobs.memoryFile, nil, 0o600)
+		}
+		m.memory = memory
+		return err
+	}
+	memory, err := readMemory(m.knobs.restore)
+	if err != nil {
+		return err
+	}
+	m.memory = memory
+	// What the kernel was started with is in the memory; the guest has booted long ago.
+	m.knobs, err = parseKnobs(memory.Cmdline)
+	m.knobs.memoryFile, m.knobs.slowBoot, m.knobs.dieAfter = "", 0, 0
+	m.clock.set(true) // until the driver lets it run
+	return err
 }
 
 // guest is what happens inside.
@@ -135,13 +194,16 @@ func (m *guestMachine) guest(p io.ReadWriteCloser) {
 		return
 	}
 	time.Sleep(m.knobs.slowBoot)
-	fmt.Fprintf(m.serial, "[    0.200000] Run /init as init process\n%s login: \n", m.name)
-	bootID, err := os.ReadFile("/proc/sys/kernel/random/uuid")
-	if err != nil {
-		fmt.Fprintln(m.serial, err)
+	fmt.Fprintf(m.serial, "[    0.200000] Run /init as init process\n%s login: \n", m.memory.hostname())
+	if err := serve.Serve(context.Background(), channel.Listen(p), serve.New(m.agent())); err != nil {
+		fmt.Fprintln(m.serial, "agent:", err)
 	}
-	handler := serve.New(serve.Options{
-		Runner: runner{name: m.name},
+}
+
+// agent says how the guest's agent does its work.
+func (m *guestMachine) agent() serve.Options {
+	return serve.Options{
+		Runner: runner{memory: m.memory},
 		Shutdown: func(_ context.Context, mode agentv1.ShutdownRequest_Mode) error {
 			m.shutdown(mode)
 			return nil
@@ -150,15 +212,22 @@ func (m *guestMachine) guest(p io.ReadWriteCloser) {
 		SetTime: func(t time.Time) (time.Duration, error) { return time.Until(t), nil },
 		Status: func(context.Context) (*agentv1.StatusResponse, error) {
 			return &agentv1.StatusResponse{
-				Hostname: m.name, KernelRelease: "fake", SystemState: "running",
+				Hostname: m.memory.hostname(), KernelRelease: "fake", SystemState: "running",
 				MemoryTotalBytes: 512 << 20, MemoryAvailableBytes: 400 << 20, SshListening: false,
 				UnixNanos: time.Now().UnixNano(),
 			}, nil
 		},
-		BootID: strings.TrimSpace(string(bootID)),
-	})
-	if err := serve.Serve(context.Background(), channel.Listen(p), handler); err != nil {
-		fmt.Fprintln(m.serial, "agent:", err)
+		Quiesce: func(ctx context.Context, _ *agentv1.QuiesceRequest) error {
+			if m.knobs.hangQuiesce {
+				<-ctx.Done()
+				return ctx.Err()
+			}
+			return nil
+		},
+		Adopt: func(_ context.Context, r *agentv1.AdoptRequest) (time.Duration, error) {
+			return time.Until(time.Unix(0, r.GetUnixNanos())), m.memory.adopt(r)
+		},
+		BootID: m.memory.BootID,
 	}
 }
 
@@ -223,12 +292,13 @@ func (m *guestMachine) leave(e ending) int {
 // at a time is connected; the next one waits. Reading waits for a host; what is written without
 // one is lost.
 type port struct {
-	l    net.Listener
-	mu   sync.Mutex
-	conn net.Conn
+	l     net.Listener
+	clock *clock
+	mu    sync.Mutex
+	conn  net.Conn
 }
 
-func newPort(l net.Listener) *port { return &port{l: l} }
+func newPort(l net.Listener, c *clock) *port { return &port{l: l, clock: c} }
 
 func (p *port) current() net.Conn {
 	p.mu.Lock()
@@ -250,6 +320,7 @@ func (p *port) Read(b []byte) (int, error) {
 			continue
 		}
 		n, err := c.Read(b)
+		p.clock.wait() // a paused guest sees nothing
 		if n > 0 || err == nil {
 			return n, nil
 		}
@@ -258,6 +329,7 @@ func (p *port) Read(b []byte) (int, error) {
 }
 
 func (p *port) Write(b []byte) (int, error) {
+	p.clock.wait()
 	if c := p.current(); c != nil {
 		if _, err := c.Write(b); err != nil {
 			p.drop(c)

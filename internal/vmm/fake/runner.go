@@ -22,17 +22,17 @@ import (
 const rootDir = "fake-root"
 
 // runner plays the programs of a guest.
-type runner struct{ name string }
+type runner struct{ memory *memory }
 
 var _ serve.Runner = runner{}
 
 // call is one program that runs.
 type call struct {
-	ctx  context.Context
-	name string // of the machine
-	p    serve.Program
-	args []string
-	end  syscall.Signal // the signal that ended it
+	ctx    context.Context
+	memory *memory // of the machine
+	p      serve.Program
+	args   []string
+	end    syscall.Signal // the signal that ended it
 }
 
 var programs map[string]func(*call) int
@@ -42,7 +42,7 @@ func init() {
 		"true": func(*call) int { return 0 }, "false": func(*call) int { return 1 },
 		"echo": echo, "cat": cat, "env": env, "exit": exit, "hostname": hostname, "sleep": sleep,
 		"sync": func(*call) int { return 0 }, "touch": touch, "write": write, "rm": remove, "sh": shell,
-		"warn": warn,
+		"warn": warn, "count": count, "chatter": chatter, "identity": identity,
 	}
 }
 
@@ -57,7 +57,7 @@ func (r runner) Run(ctx context.Context, p serve.Program) serve.Exit {
 		return serve.Exit{Code: 127, Error: argv[0] + ": no such program in the fake guest"}
 	}
 	p.Started(1000)
-	c := &call{ctx: ctx, name: r.name, p: p}
+	c := &call{ctx: ctx, memory: r.memory, p: p}
 	code := c.play(argv)
 	return serve.Exit{Code: code, Signal: c.end}
 }
@@ -96,7 +96,30 @@ func echo(c *call) int { return c.print(strings.Join(c.args, " ") + "\n") }
 
 func warn(c *call) int { return c.fail(0, errors.New(strings.Join(c.args, " "))) }
 
-func hostname(c *call) int { return c.print(c.name + "\n") }
+func hostname(c *call) int { return c.print(c.memory.hostname() + "\n") }
+
+// count says how often it was called since the boot.
+func count(c *call) int { return c.print(strconv.Itoa(c.memory.count()) + "\n") }
+
+// chatter talks until nobody listens.
+func chatter(c *call) int {
+	for c.ctx.Err() == nil {
+		if c.print("chatter chatter chatter\n") != 0 {
+			return 1
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return 1
+}
+
+// identity shows the identity that the guest was given last, as JSON of a GuestConfig.
+func identity(c *call) int {
+	text := c.memory.identity()
+	if text == "" {
+		return c.fail(1, errors.New("identity: it is what it was booted as"))
+	}
+	return c.print(text + "\n")
+}
 
 func env(c *call) int {
 	vars := append([]string{"HOME=/root", "PATH=/usr/bin", "USER=root"}, c.p.Env...)

@@ -34,9 +34,7 @@ func CheckFiles(m vmm.Machine) error {
 }
 
 func checkFile(dir, path string) error {
-	if !filepath.IsAbs(path) {
-		path = filepath.Join(dir, path)
-	}
+	path = Absolute(dir, path)
 	f, err := os.Open(path)
 	if err != nil {
 		return err

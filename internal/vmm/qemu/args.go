@@ -2,9 +2,12 @@ package qemu
 
 import (
 	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -59,16 +62,69 @@ var platforms = map[string]platform{
 	},
 }
 
-// arguments returns QEMU's command line for m. The working directory is m.Dir.
+// memory says where a machine's memory lives.
+type memory struct {
+	file   string // absolute or relative to the machine's directory; "" is ordinary memory
+	shared bool   // what the guest writes goes to the file
+}
+
+// arguments returns QEMU's command line to boot m. The working directory is m.Dir.
 func arguments(p platform, accelerator string, m vmm.Machine) ([]string, error) {
+	args, err := devices(p, accelerator, m, memory{file: m.MemoryFile, shared: true})
+	if err != nil {
+		return nil, err
+	}
+	args = append(args, "-kernel", m.Kernel)
+	if m.Initramfs != "" {
+		args = append(args, "-initrd", m.Initramfs)
+	}
+	line := append(append([]string{}, p.kernelArgs...), m.Cmdline...)
+	return append(args, "-append", strings.Join(line, " ")), nil
+}
+
+// restoreArguments returns the command line that waits for m's saved state. The kernel is part of it.
+func restoreArguments(p platform, accelerator string, m vmm.Machine, mem memory) ([]string, error) {
+	args, err := devices(p, accelerator, m, mem)
+	if err != nil {
+		return nil, err
+	}
+	return append(args, "-incoming", "defer"), nil
+}
+
+// layout is a hash of what must be the same for saved state to fit: the devices and their places, without
+// what may differ between the machines restored from one.
+func layout(p platform, accelerator string, m vmm.Machine) (string, error) {
+	m.Name = "name"
+	m.NICs, m.Disks = slices.Clone(m.NICs), slices.Clone(m.Disks)
+	for i := range m.NICs {
+		m.NICs[i] = vmm.NIC{TAP: "tap", MAC: "mac"}
+	}
+	for i := range m.Disks {
+		m.Disks[i].Path = "path"
+	}
+	args, err := devices(p, accelerator, m, memory{})
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256([]byte(strings.Join(args, "\n")))
+	return hex.EncodeToString(sum[:]), nil
+}
+
+// devices describes the machine without what it boots.
+func devices(p platform, accelerator string, m vmm.Machine, mem memory) ([]string, error) {
 	accel, cpu := "tcg,thread="+cmp.Or(p.softwareThreads, "multi"), p.softwareCPU
 	if accelerator == "kvm" {
 		accel, cpu = "kvm", "host"
 	}
+	ram, err := backend(m.MemoryBytes, mem)
+	if err != nil {
+		return nil, err
+	}
 	args := []string{
 		"-name", m.Name,
 		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-		"-machine", p.machine, "-accel", accel, "-cpu", cpu,
+		"-object", ram,
+		"-machine", p.machine + ",memory-backend=" + memoryID, "-accel", accel, "-cpu", cpu,
 		"-smp", strconv.Itoa(m.CPUs), "-m", fmt.Sprintf("%dK", m.MemoryBytes>>10),
 		"-chardev", "socket,id=monitor,path=" + MonitorSocket + ",server=on,wait=off",
 		"-mon", "chardev=monitor,mode=control",
@@ -92,12 +148,27 @@ func arguments(p platform, accelerator string, m vmm.Machine) ([]string, error) 
 		args = append(args, "-blockdev", drive,
 			"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,write-cache=on,addr=%#x", d.Role, slotFirstDisk+i))
 	}
-	args = append(args, "-kernel", m.Kernel)
-	if m.Initramfs != "" {
-		args = append(args, "-initrd", m.Initramfs)
+	return args, nil
+}
+
+// memoryID names the memory in saved state, so it is the same wherever the memory lives.
+const memoryID = "ram0"
+
+// backend describes the memory. It is JSON because a path may hold a comma.
+func backend(bytes int64, mem memory) (string, error) {
+	type object struct {
+		Type  string `json:"qom-type"`
+		ID    string `json:"id"`
+		Size  int64  `json:"size"`
+		Path  string `json:"mem-path,omitempty"`
+		Share bool   `json:"share"`
 	}
-	line := append(append([]string{}, p.kernelArgs...), m.Cmdline...)
-	return append(args, "-append", strings.Join(line, " ")), nil
+	o := object{Type: "memory-backend-ram", ID: memoryID, Size: bytes >> 10 << 10}
+	if mem.file != "" {
+		o.Type, o.Path, o.Share = "memory-backend-file", mem.file, mem.shared
+	}
+	text, err := json.Marshal(o)
+	return string(text), err
 }
 
 // blockdev describes a drive. A guest's flush reaches the disk (no-flush is off); what the guest trims
@@ -125,6 +196,14 @@ func blockdev(d vmm.Disk) (string, error) {
 	return string(text), err
 }
 
+// checkBoot finds what cannot be booted.
+func checkBoot(m vmm.Machine) error {
+	if !filepath.IsAbs(m.Kernel) {
+		return fault.New(fault.Usage, "machine %s: the kernel's path %q is not absolute", m.Name, m.Kernel)
+	}
+	return checkMachine(m)
+}
+
 // checkMachine finds what QEMU's command line cannot say.
 func checkMachine(m vmm.Machine) error {
 	bad := func(format string, args ...any) error {
@@ -139,8 +218,6 @@ func checkMachine(m vmm.Machine) error {
 		return bad("%d network interfaces, the most is %d", len(m.NICs), maxNICs)
 	case len(m.Disks) > maxDisks:
 		return bad("%d disks, the most is %d", len(m.Disks), maxDisks)
-	case !filepath.IsAbs(m.Kernel):
-		return bad("the kernel's path %q is not absolute", m.Kernel)
 	}
 	// QEMU splits its options at commas.
 	words := []string{m.Name}

@@ -27,7 +27,8 @@ func TestArguments(t *testing.T) {
 -no-user-config
 -no-reboot
 -display none
--machine q35,usb=off,vmport=off,sata=off,smbus=off
+-object {"qom-type":"memory-backend-ram","id":"ram0","size":536870912,"share":false}
+-machine q35,usb=off,vmport=off,sata=off,smbus=off,memory-backend=ram0
 -accel tcg,thread=multi
 -cpu max,-cx16
 -smp 2
@@ -64,7 +65,7 @@ func TestArguments(t *testing.T) {
 }
 
 func TestCheckMachine(t *testing.T) {
-	if err := checkMachine(sample()); err != nil {
+	if err := checkBoot(sample()); err != nil {
 		t.Fatal(err)
 	}
 	for name, spoil := range map[string]func(*vmm.Machine){
@@ -80,7 +81,7 @@ func TestCheckMachine(t *testing.T) {
 	} {
 		m := sample()
 		spoil(&m)
-		if err := checkMachine(m); fault.KindOf(err) != fault.Usage {
+		if err := checkBoot(m); fault.KindOf(err) != fault.Usage {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -4,7 +4,6 @@ package qemu
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net"
@@ -12,6 +11,7 @@ import (
 	"regexp"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -47,7 +47,10 @@ type Driver struct {
 	filter []string // arguments that confine QEMU, when it can be
 }
 
-var _ vmm.Driver = (*Driver)(nil)
+var (
+	_ vmm.Driver   = (*Driver)(nil)
+	_ vmm.Restorer = (*Driver)(nil)
+)
 
 // New returns the driver for this host's architecture. It looks at nothing yet.
 func New(o Options) *Driver {
@@ -82,12 +85,12 @@ func (d *Driver) Caps(ctx context.Context) (vmm.Caps, error) {
 		}
 		binary = found
 	}
-	version, err := versionOf(ctx, binary)
+	version, build, err := versionOf(ctx, binary)
 	if err != nil {
 		return vmm.Caps{}, err
 	}
 	caps := vmm.Caps{
-		Accelerator: "kvm", Version: version, KernelFormats: d.platform.kernelFormats,
+		Accelerator: "kvm", Version: version, Build: build, KernelFormats: d.platform.kernelFormats,
 		Channel: "virtio-serial", MaxCPUs: maxCPUs,
 	}
 	if r := probeKVM(); !r.Usable {
@@ -97,8 +100,6 @@ func (d *Driver) Caps(ctx context.Context) (vmm.Caps, error) {
 	d.probed, d.binary, d.filter = &caps, binary, filterOf(ctx, binary)
 	return caps, nil
 }
-
-var versionPattern = regexp.MustCompile(`version (\d+\.\d+(\.\d+)?)`)
 
 // threads tells how software emulation may run a guest's CPUs. Before 8.1, with a thread for each, one CPU may run
 // code that another is patching, as Linux patches its own: guests panic with "int3" now and then.
@@ -110,20 +111,29 @@ func threads(version string) string {
 	return "multi"
 }
 
-func versionOf(ctx context.Context, binary string) (string, error) {
+// versionPattern matches "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)".
+var versionPattern = regexp.MustCompile(`version (\d+\.\d+(?:\.\d+)?)(?: \((.*)\))?`)
+
+func versionOf(ctx context.Context, binary string) (version, build string, err error) {
 	out, err := system.Run(ctx, system.Command{Path: binary, Args: []string{"--version"}, Timeout: 10 * time.Second})
 	if ctx.Err() != nil {
-		return "", ctx.Err()
+		return "", "", ctx.Err()
 	}
 	if err != nil {
-		return "", fault.Wrap(fault.Precondition, err, "QEMU does not run").WithHint(
+		return "", "", fault.Wrap(fault.Precondition, err, "QEMU does not run").WithHint(
 			"see whether %s --version works", binary)
 	}
 	found := versionPattern.FindSubmatch(out)
 	if found == nil {
-		return "", fault.New(fault.Precondition, "%s does not say its version", binary)
+		return "", "", fault.New(fault.Precondition, "%s does not say its version", binary)
 	}
-	return string(found[1]), nil
+	version = string(found[1])
+	return version, buildName(version, string(found[2])), nil
+}
+
+// buildName names a build in the same way whether the binary tells of it or a running QEMU does.
+func buildName(version, distribution string) string {
+	return strings.TrimSpace(version + " " + strings.Trim(distribution, " ()"))
 }
 
 // sandbox has QEMU give up, by a filter of system calls, what a guest that took it over would want: programs,
@@ -145,9 +155,14 @@ func (d *Driver) Check(ctx context.Context, m vmm.Machine) error {
 	if _, err := d.Caps(ctx); err != nil {
 		return err
 	}
-	if err := checkMachine(m); err != nil {
+	if err := checkBoot(m); err != nil {
 		return err
 	}
+	return checkHost(m)
+}
+
+// checkHost finds what of the machine this host lacks.
+func checkHost(m vmm.Machine) error {
 	if err := machine.CheckFiles(m); err != nil {
 		return err
 	}
@@ -162,11 +177,6 @@ func (d *Driver) Check(ctx context.Context, m vmm.Machine) error {
 
 // sockets are QEMU's files that mean a running process.
 var sockets = []string{vmm.GuestSocket, MonitorSocket}
-
-// extra is what a handle says beside the process.
-type extra struct {
-	Accelerator string `json:"accelerator"`
-}
 
 // Adopt takes hold of a QEMU started earlier.
 func (d *Driver) Adopt(ctx context.Context, m vmm.Machine, h vmm.Handle) (vmm.Running, error) {
@@ -187,18 +197,27 @@ func (d *Driver) Adopt(ctx context.Context, m vmm.Machine, h vmm.Handle) (vmm.Ru
 		// It is ours and it lives: whoever adopts it can still stop it, by signals.
 		d.log.WarnContext(ctx, "adopted a QEMU whose monitor does not answer", "machine", m.Name, "pid", p.PID(), "error", err)
 	}
-	return d.running(m, p, mon, h.Extra), nil
+	if mon != nil && halfRestored(ctx, mon) {
+		mon.close()
+		machine.Kill(p)
+		machine.RemoveIfUnlocked(m.Dir, sockets)
+		return nil, fault.New(fault.NotFound, "QEMU of %s was cut off while it was restored, and has been ended", m.Name)
+	}
+	return d.running(m, p, mon), nil
 }
 
-func (d *Driver) running(m vmm.Machine, p *system.Process, mon *monitor, extra json.RawMessage) vmm.Running {
+func (d *Driver) running(m vmm.Machine, p *system.Process, mon *monitor) vmm.Running {
+	facts := machine.ReadFacts(m.Dir)
 	untrim := d.trim.watch(filepath.Join(m.Dir, vmm.SerialLog), filepath.Join(m.Dir, vmm.VMMLog))
 	o := machine.Options{
-		Dir: m.Dir, Process: p, Extra: extra, Sockets: sockets,
+		Dir: m.Dir, Process: p, Sockets: sockets,
 		Dial: func(ctx context.Context) (net.Conn, error) {
 			return system.DialUnixIn(ctx, m.Dir, vmm.GuestSocket)
 		},
-		Classify: func(s system.ExitStatus, stopped bool) vmm.Exit { return classify(m.Dir, mon, s, stopped) },
-		Release:  untrim,
+		Classify: func(s system.ExitStatus, stopped bool) vmm.Exit {
+			return classify(m.Dir, facts.Accelerator == "tcg", mon, s, stopped)
+		},
+		Release: untrim,
 	}
 	if mon != nil {
 		o.Ask = &machine.Step{Grace: 2 * time.Second, Do: func(ctx context.Context) error {
@@ -207,7 +226,7 @@ func (d *Driver) running(m vmm.Machine, p *system.Process, mon *monitor, extra j
 		o.PowerButton = func(ctx context.Context) error { return mon.callFor(ctx, "system_powerdown", nil) }
 		o.Release = func() { untrim(); mon.close() }
 	}
-	return machine.New(o)
+	return &running{Machine: machine.New(o), name: m.Name, mon: mon, facts: facts}
 }
 
 // ended tells whether a process whose sockets fail ends as well, within a moment.

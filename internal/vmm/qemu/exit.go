@@ -18,12 +18,17 @@ const (
 	restartText  = "reboot: Restarting system"
 )
 
+// patchedText is what a kernel says of a breakpoint that it did not expect. It sets some for a moment while it
+// patches its code, and QEMU before 8.1 keeps a translation of them now and then when it emulates more than one
+// processor: one that another processor changed while it was being translated.
+const patchedText = "int3: 0000 [#"
+
 // lastWords is how long the monitor may take to deliver its last event after the process has ended.
 const lastWords = time.Second
 
-// classify says how a machine ended: by the monitor's word; where there is none, because nobody was
+// classify says how a machine ended, which had software for processors or KVM: by the monitor's word; where there is none, because nobody was
 // connected, by the last lines of the console.
-func classify(dir string, mon *monitor, s system.ExitStatus, stopped bool) vmm.Exit {
+func classify(dir string, software bool, mon *monitor, s system.ExitStatus, stopped bool) vmm.Exit {
 	reason := ""
 	if mon != nil {
 		select {
@@ -33,7 +38,19 @@ func classify(dir string, mon *monitor, s system.ExitStatus, stopped bool) vmm.E
 		reason = mon.shutdownReason()
 	}
 	console := machine.Tail(filepath.Join(dir, vmm.SerialLog), 500)
-	return judge(reason, console, s, stopped)
+	return blame(judge(reason, console, s, stopped), console, software)
+}
+
+// blame tells a panic of the emulation's making from one of the guest's.
+func blame(e vmm.Exit, console []string, software bool) vmm.Exit {
+	if e.Kind != vmm.ExitPanic || !software {
+		return e
+	}
+	if _, ok := last(console, patchedText); ok {
+		e.Emulation = true
+		e.Detail += " (int3: QEMU without KVM ran code that was being patched)"
+	}
+	return e
 }
 
 // judge weighs the reason of QEMU's SHUTDOWN event (qapi/run-state.json: ShutdownCause) and the console.

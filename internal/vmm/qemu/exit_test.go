@@ -51,6 +51,33 @@ func TestJudge(t *testing.T) {
 	}
 }
 
+// TestBlame: a panic at code that was being patched is the emulation's, unless the processors are real.
+func TestBlame(t *testing.T) {
+	patched := []string{
+		"[    3.3] Oops: int3: 0000 [#1] PREEMPT SMP NOPTI", "[    3.3] RIP: 0010:sched_clock_cpu+0x1a/0xd0",
+		"[    3.4] Kernel panic - not syncing: Fatal exception in interrupt",
+	}
+	other := []string{"[    1.0] Oops: 0002 [#1] PREEMPT SMP NOPTI", patched[2]}
+	for name, c := range map[string]struct {
+		console  []string
+		software bool
+		want     bool
+	}{
+		"patched":           {patched, true, true},
+		"patched, on KVM":   {patched, false, false},
+		"another exception": {other, true, false},
+	} {
+		e := blame(judge("guest-reset", c.console, system.ExitStatus{Known: true}, false), c.console, c.software)
+		if e.Kind != vmm.ExitPanic || e.Emulation != c.want || !strings.HasPrefix(e.Detail, panicText) {
+			t.Errorf("%s: %+v", name, e)
+		}
+	}
+	down := append(patched, "[    9.0] reboot: Power down")
+	if e := blame(judge("guest-shutdown", down, system.ExitStatus{Known: true}, false), down, true); e.Emulation {
+		t.Errorf("a guest that survived: %+v", e)
+	}
+}
+
 func TestTrim(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "serial.log")
 	log, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)

@@ -52,6 +52,45 @@ import (
 func main() { os.Stdout.WriteString(strings.Join(os.Args[1:], " ") + "\n") }
 `
 
+// countSource counts how often it was called, in memory.
+const countSource = `package main
+
+import (
+	"fmt"
+	"os"
+)
+
+func main() {
+	n := 0
+	if text, err := os.ReadFile("/tmp/count"); err == nil {
+		fmt.Sscan(string(text), &n)
+	}
+	n++
+	fmt.Println(n)
+	if err := os.WriteFile("/tmp/count", []byte(fmt.Sprint(n)), 0o600); err != nil {
+		panic(err)
+	}
+}
+`
+
+// chatterSource talks until nobody listens.
+const chatterSource = `package main
+
+import (
+	"os"
+	"time"
+)
+
+func main() {
+	for {
+		if _, err := os.Stdout.WriteString("chatter chatter chatter\n"); err != nil {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+`
+
 // initSource is the guest's init: there is no disk and no other init, so the agent supervises.
 const initSource = `package main
 
@@ -71,12 +110,19 @@ func main() {
 }
 `
 
-// testInitramfs holds an init, the agent and echo.
-func testInitramfs(t testing.TB) string {
+// testInitramfs holds an init, the agent, the programs that the suite calls, and one called tool if its source
+// is given.
+func testInitramfs(t testing.TB, tool ...string) string {
 	t.Helper()
 	dir := t.TempDir()
 	programs := map[string]string{"run/banger/agent": "banger/cmd/banger-agent"}
-	for name, source := range map[string]string{"init": initSource, "bin/echo": echoSource} {
+	sources := map[string]string{
+		"init": initSource, "bin/echo": echoSource, "bin/count": countSource, "bin/chatter": chatterSource,
+	}
+	for _, source := range tool {
+		sources["bin/tool"] = source
+	}
+	for name, source := range sources {
 		programs[name] = filepath.Join(dir, filepath.Base(name)+".go")
 		if err := os.WriteFile(programs[name], []byte(source), 0o600); err != nil {
 			t.Fatal(err)

@@ -7,8 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"banger/internal/fault"
 )
@@ -110,42 +113,89 @@ func (m *monitor) read(greeted chan<- struct{}) {
 	}
 }
 
+// command is one request to QEMU.
+type command struct {
+	name string
+	args any           // nil: none
+	file *os.File      // handed over with it; nil: none
+	most time.Duration // until the answer; 0: qmpTimeout
+}
+
 // callFor runs a command without arguments and decodes its answer into result, unless that is nil.
-func (m *monitor) callFor(ctx context.Context, command string, result any) error {
-	ctx, cancel := context.WithTimeout(ctx, qmpTimeout)
+func (m *monitor) callFor(ctx context.Context, name string, result any) error {
+	return m.call(ctx, command{name: name}, result)
+}
+
+// call runs a command and decodes its answer into result, unless that is nil.
+func (m *monitor) call(ctx context.Context, c command, result any) error {
+	if c.most == 0 {
+		c.most = qmpTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.most)
 	defer cancel()
 	select {
 	case <-m.turn:
 		defer func() { m.turn <- struct{}{} }()
 	case <-ctx.Done():
-		return m.failed(command, ctx.Err())
+		return m.failed(c.name, ctx.Err())
 	case <-m.done:
-		return m.failed(command, m.err)
+		return m.failed(c.name, m.err)
 	}
 	m.id++
-	id := m.id
-	request, err := json.Marshal(map[string]any{"execute": command, "id": id})
+	err := m.send(ctx, c, m.id)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = context.DeadlineExceeded
+	}
+	if err != nil {
+		return m.failed(c.name, err)
+	}
+	return m.await(ctx, c.name, m.id, result)
+}
+
+// send writes one request.
+func (m *monitor) send(ctx context.Context, c command, id uint64) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	request := map[string]any{"execute": c.name, "id": id}
+	if c.args != nil {
+		request["arguments"] = c.args
+	}
+	text, err := json.Marshal(request)
 	if err != nil {
 		return err
 	}
 	deadline, _ := ctx.Deadline()
 	if err := m.conn.SetWriteDeadline(deadline); err != nil {
-		return m.failed(command, err)
+		return err
 	}
-	if _, err := m.conn.Write(append(request, '\n')); err != nil {
-		return m.failed(command, err)
+	text = append(text, '\n')
+	if c.file == nil {
+		_, err = m.conn.Write(text)
+		return err
 	}
+	conn, ok := m.conn.(*net.UnixConn)
+	if !ok {
+		return errors.New("files cannot be handed over on this connection")
+	}
+	// A request is shorter than the socket's buffer: it goes out whole, with the descriptor.
+	_, _, err = conn.WriteMsgUnix(text, unix.UnixRights(int(c.file.Fd())), nil)
+	return err
+}
+
+// await waits for the answer to request id.
+func (m *monitor) await(ctx context.Context, name string, id uint64, result any) error {
 	for {
 		select {
 		case msg := <-m.replies:
 			if msg.ID != id {
 				continue // the late answer to a call that was given up
 			}
-			return m.answer(command, msg, result)
+			return m.answer(name, msg, result)
 		case <-m.done:
-			return m.failed(command, m.err)
+			return m.failed(name, m.err)
 		case <-ctx.Done():
-			return m.failed(command, ctx.Err())
+			return m.failed(name, ctx.Err())
 		}
 	}
 }

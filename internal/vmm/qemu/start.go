@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"context"
-	"encoding/json"
 	"os"
 	"path/filepath"
 	"slices"
@@ -18,7 +17,7 @@ import (
 // Bounds of a start.
 const (
 	startTimeout = 20 * time.Second     // until the monitor answers
-	connectPause = 5 * time.Millisecond // between looks for the monitor's socket
+	connectPause = 2 * time.Millisecond // between looks for the monitor's socket
 	adoptTimeout = 5 * time.Second
 )
 
@@ -38,26 +37,39 @@ func (d *Driver) Start(ctx context.Context, m vmm.Machine) (vmm.Running, error) 
 	if err != nil {
 		return nil, err
 	}
-	note, err := json.Marshal(extra{Accelerator: caps.Accelerator})
-	if err != nil {
-		return nil, err
-	}
-	p, err := d.launch(m, append(slices.Clone(d.filter), args...))
+	return d.bringUp(ctx, m, caps.Accelerator, args, nil, func(context.Context, *monitor) error { return nil })
+}
+
+// bringUp starts QEMU and makes it ready once its monitor answers. On error nothing is left behind. The
+// state, when there is one, becomes descriptor stateFD.
+func (d *Driver) bringUp(ctx context.Context, m vmm.Machine, accelerator string, args []string, state *os.File,
+	ready func(context.Context, *monitor) error,
+) (vmm.Running, error) {
+	p, err := d.launch(m, accelerator, append(slices.Clone(d.filter), args...), state)
 	if err != nil {
 		return nil, err
 	}
 	mon, err := connect(ctx, startTimeout, m.Dir, p)
-	if err != nil {
-		died := ended(p, lastWords)
-		machine.Kill(p)
-		machine.RemoveIfUnlocked(m.Dir, sockets)
-		return nil, explain(m, err, died)
+	if err == nil {
+		if err = ready(ctx, mon); err == nil {
+			return d.running(m, p, mon), nil
+		}
 	}
-	return d.running(m, p, mon, note), nil
+	died := ctx.Err() == nil && ended(p, lastWords)
+	machine.Kill(p)
+	if mon != nil {
+		mon.close()
+	}
+	machine.RemoveIfUnlocked(m.Dir, sockets)
+	return nil, explain(m, err, died)
 }
 
 // launch starts the process, which holds the machine's lock from then on.
-func (d *Driver) launch(m vmm.Machine, args []string) (*system.Process, error) {
+func (d *Driver) launch(m vmm.Machine, accelerator string, args []string, state *os.File) (*system.Process, error) {
+	places, err := layout(d.platform, accelerator, m)
+	if err != nil {
+		return nil, err
+	}
 	lock, err := machine.Lock(m.Dir)
 	if err != nil {
 		return nil, err
@@ -67,9 +79,16 @@ func (d *Driver) launch(m vmm.Machine, args []string) (*system.Process, error) {
 	if err := prepareLogs(m.Dir, append([]string{d.binary}, args...)); err != nil {
 		return nil, err
 	}
+	if err := machine.WriteFacts(m, accelerator, places); err != nil {
+		return nil, err
+	}
+	files := []*os.File{lock}
+	if state != nil {
+		files = append(files, state)
+	}
 	return system.Start(system.StartOptions{
 		Path: d.binary, Args: args, Dir: m.Dir, NewSession: true,
-		Log: filepath.Join(m.Dir, vmm.VMMLog), ExtraFiles: []*os.File{lock},
+		Log: filepath.Join(m.Dir, vmm.VMMLog), ExtraFiles: files,
 	})
 }
 
@@ -129,6 +148,7 @@ var hints = []struct {
 	{"invalid kernel header", fault.Precondition, "the kernel is damaged: banger setup makes it again"},
 	{"Permission denied", fault.Precondition, "your user cannot open a file of this VM: see its owner and mode"},
 	{"No such file or directory", fault.Precondition, "a file of this VM is missing: see banger doctor"},
+	{"load of migration failed", fault.Precondition, "what was saved does not fit or is damaged: it can only be booted anew"},
 	{"annot allocate memory", fault.Precondition, "the host has too little free memory: give the VM less, or stop another one"},
 	{"cannot set up guest memory", fault.Precondition, "the host has too little free memory: give the VM less, or stop another one"},
 }

@@ -23,7 +23,8 @@ import (
 type Target struct {
 	// New returns a new driver value each time, as a restarted daemon has.
 	New func(testing.TB) vmm.Driver
-	// Machine describes a new machine in dir, which exists and is empty. Its guest's agent answers.
+	// Machine describes a new machine in dir, which exists and is empty. Its guest's agent answers. The guest has
+	// the programs echo, count (says how often it was called since the boot) and chatter (never stops talking).
 	Machine func(t testing.TB, dir string) vmm.Machine
 	// BootTimeout bounds the wait for the agent, from Start.
 	BootTimeout time.Duration
@@ -59,6 +60,11 @@ func Run(t *testing.T, target Target) {
 		{"StartRefused", testStartRefused},
 		{"StartCancelled", testStartCancelled},
 		{"Missing", testMissing},
+		{"Saved", testSaved},
+		{"SavedMapped", testSavedMapped},
+		{"SavedUnfit", testSavedUnfit},
+		{"SaveFails", testSaveFails},
+		{"SaveKilled", testSaveKilled},
 	}
 	known := map[string]bool{}
 	for _, p := range parts {

@@ -45,6 +45,10 @@ const (
 	AgentServiceShutdownProcedure = "/agent.v1.AgentService/Shutdown"
 	// AgentServiceSetTimeProcedure is the fully-qualified name of the AgentService's SetTime RPC.
 	AgentServiceSetTimeProcedure = "/agent.v1.AgentService/SetTime"
+	// AgentServiceQuiesceProcedure is the fully-qualified name of the AgentService's Quiesce RPC.
+	AgentServiceQuiesceProcedure = "/agent.v1.AgentService/Quiesce"
+	// AgentServiceAdoptProcedure is the fully-qualified name of the AgentService's Adopt RPC.
+	AgentServiceAdoptProcedure = "/agent.v1.AgentService/Adopt"
 )
 
 // AgentServiceClient is a client for the agent.v1.AgentService service.
@@ -59,6 +63,10 @@ type AgentServiceClient interface {
 	Shutdown(context.Context, *v1.ShutdownRequest) (*v1.ShutdownResponse, error)
 	// SetTime steps the guest's wall clock.
 	SetTime(context.Context, *v1.SetTimeRequest) (*v1.SetTimeResponse, error)
+	// Quiesce makes the guest ready to be saved: what programs wrote is on its disks.
+	Quiesce(context.Context, *v1.QuiesceRequest) (*v1.QuiesceResponse, error)
+	// Adopt is the first word to a guest that was restored from memory. It returns when all of it holds.
+	Adopt(context.Context, *v1.AdoptRequest) (*v1.AdoptResponse, error)
 }
 
 // NewAgentServiceClient constructs a client for the agent.v1.AgentService service. By default, it
@@ -102,6 +110,18 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(agentServiceMethods.ByName("SetTime")),
 			connect.WithClientOptions(opts...),
 		),
+		quiesce: connect.NewClient[v1.QuiesceRequest, v1.QuiesceResponse](
+			httpClient,
+			baseURL+AgentServiceQuiesceProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("Quiesce")),
+			connect.WithClientOptions(opts...),
+		),
+		adopt: connect.NewClient[v1.AdoptRequest, v1.AdoptResponse](
+			httpClient,
+			baseURL+AgentServiceAdoptProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("Adopt")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -112,6 +132,8 @@ type agentServiceClient struct {
 	exec     *connect.Client[v1.ExecRequest, v1.ExecResponse]
 	shutdown *connect.Client[v1.ShutdownRequest, v1.ShutdownResponse]
 	setTime  *connect.Client[v1.SetTimeRequest, v1.SetTimeResponse]
+	quiesce  *connect.Client[v1.QuiesceRequest, v1.QuiesceResponse]
+	adopt    *connect.Client[v1.AdoptRequest, v1.AdoptResponse]
 }
 
 // Ping calls agent.v1.AgentService.Ping.
@@ -155,6 +177,24 @@ func (c *agentServiceClient) SetTime(ctx context.Context, req *v1.SetTimeRequest
 	return nil, err
 }
 
+// Quiesce calls agent.v1.AgentService.Quiesce.
+func (c *agentServiceClient) Quiesce(ctx context.Context, req *v1.QuiesceRequest) (*v1.QuiesceResponse, error) {
+	response, err := c.quiesce.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Adopt calls agent.v1.AgentService.Adopt.
+func (c *agentServiceClient) Adopt(ctx context.Context, req *v1.AdoptRequest) (*v1.AdoptResponse, error) {
+	response, err := c.adopt.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // AgentServiceHandler is an implementation of the agent.v1.AgentService service.
 type AgentServiceHandler interface {
 	// Ping answers as soon as the guest channel works.
@@ -167,6 +207,10 @@ type AgentServiceHandler interface {
 	Shutdown(context.Context, *v1.ShutdownRequest) (*v1.ShutdownResponse, error)
 	// SetTime steps the guest's wall clock.
 	SetTime(context.Context, *v1.SetTimeRequest) (*v1.SetTimeResponse, error)
+	// Quiesce makes the guest ready to be saved: what programs wrote is on its disks.
+	Quiesce(context.Context, *v1.QuiesceRequest) (*v1.QuiesceResponse, error)
+	// Adopt is the first word to a guest that was restored from memory. It returns when all of it holds.
+	Adopt(context.Context, *v1.AdoptRequest) (*v1.AdoptResponse, error)
 }
 
 // NewAgentServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -206,6 +250,18 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(agentServiceMethods.ByName("SetTime")),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServiceQuiesceHandler := connect.NewUnaryHandlerSimple(
+		AgentServiceQuiesceProcedure,
+		svc.Quiesce,
+		connect.WithSchema(agentServiceMethods.ByName("Quiesce")),
+		connect.WithHandlerOptions(opts...),
+	)
+	agentServiceAdoptHandler := connect.NewUnaryHandlerSimple(
+		AgentServiceAdoptProcedure,
+		svc.Adopt,
+		connect.WithSchema(agentServiceMethods.ByName("Adopt")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/agent.v1.AgentService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AgentServicePingProcedure:
@@ -218,6 +274,10 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 			agentServiceShutdownHandler.ServeHTTP(w, r)
 		case AgentServiceSetTimeProcedure:
 			agentServiceSetTimeHandler.ServeHTTP(w, r)
+		case AgentServiceQuiesceProcedure:
+			agentServiceQuiesceHandler.ServeHTTP(w, r)
+		case AgentServiceAdoptProcedure:
+			agentServiceAdoptHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -245,4 +305,12 @@ func (UnimplementedAgentServiceHandler) Shutdown(context.Context, *v1.ShutdownRe
 
 func (UnimplementedAgentServiceHandler) SetTime(context.Context, *v1.SetTimeRequest) (*v1.SetTimeResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("agent.v1.AgentService.SetTime is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) Quiesce(context.Context, *v1.QuiesceRequest) (*v1.QuiesceResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("agent.v1.AgentService.Quiesce is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) Adopt(context.Context, *v1.AdoptRequest) (*v1.AdoptResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("agent.v1.AgentService.Adopt is not implemented"))
 }

@@ -29,6 +29,8 @@ const (
 	VMServiceName = "banger.v1.VMService"
 	// ImageServiceName is the fully-qualified name of the ImageService service.
 	ImageServiceName = "banger.v1.ImageService"
+	// TemplateServiceName is the fully-qualified name of the TemplateService service.
+	TemplateServiceName = "banger.v1.TemplateService"
 	// DaemonServiceName is the fully-qualified name of the DaemonService service.
 	DaemonServiceName = "banger.v1.DaemonService"
 )
@@ -55,6 +57,12 @@ const (
 	VMServiceRestartVMProcedure = "/banger.v1.VMService/RestartVM"
 	// VMServiceDeleteVMProcedure is the fully-qualified name of the VMService's DeleteVM RPC.
 	VMServiceDeleteVMProcedure = "/banger.v1.VMService/DeleteVM"
+	// VMServiceSuspendVMProcedure is the fully-qualified name of the VMService's SuspendVM RPC.
+	VMServiceSuspendVMProcedure = "/banger.v1.VMService/SuspendVM"
+	// VMServiceForkVMProcedure is the fully-qualified name of the VMService's ForkVM RPC.
+	VMServiceForkVMProcedure = "/banger.v1.VMService/ForkVM"
+	// VMServiceCloneVMProcedure is the fully-qualified name of the VMService's CloneVM RPC.
+	VMServiceCloneVMProcedure = "/banger.v1.VMService/CloneVM"
 	// VMServicePingVMProcedure is the fully-qualified name of the VMService's PingVM RPC.
 	VMServicePingVMProcedure = "/banger.v1.VMService/PingVM"
 	// VMServiceExecVMProcedure is the fully-qualified name of the VMService's ExecVM RPC.
@@ -75,6 +83,15 @@ const (
 	ImageServiceListKernelsProcedure = "/banger.v1.ImageService/ListKernels"
 	// ImageServiceSetupProcedure is the fully-qualified name of the ImageService's Setup RPC.
 	ImageServiceSetupProcedure = "/banger.v1.ImageService/Setup"
+	// TemplateServiceListTemplatesProcedure is the fully-qualified name of the TemplateService's
+	// ListTemplates RPC.
+	TemplateServiceListTemplatesProcedure = "/banger.v1.TemplateService/ListTemplates"
+	// TemplateServiceDeleteTemplateProcedure is the fully-qualified name of the TemplateService's
+	// DeleteTemplate RPC.
+	TemplateServiceDeleteTemplateProcedure = "/banger.v1.TemplateService/DeleteTemplate"
+	// TemplateServiceWarmTemplateProcedure is the fully-qualified name of the TemplateService's
+	// WarmTemplate RPC.
+	TemplateServiceWarmTemplateProcedure = "/banger.v1.TemplateService/WarmTemplate"
 	// DaemonServiceGetStatusProcedure is the fully-qualified name of the DaemonService's GetStatus RPC.
 	DaemonServiceGetStatusProcedure = "/banger.v1.DaemonService/GetStatus"
 	// DaemonServiceShutdownProcedure is the fully-qualified name of the DaemonService's Shutdown RPC.
@@ -90,6 +107,13 @@ type VMServiceClient interface {
 	StopVM(context.Context, *v1.StopVMRequest) (*connect.ServerStreamForClient[v1.StopVMResponse], error)
 	RestartVM(context.Context, *v1.RestartVMRequest) (*connect.ServerStreamForClient[v1.RestartVMResponse], error)
 	DeleteVM(context.Context, *v1.DeleteVMRequest) (*connect.ServerStreamForClient[v1.DeleteVMResponse], error)
+	// SuspendVM writes the memory of a running VM to disk and ends its process. StartVM resumes it.
+	SuspendVM(context.Context, *v1.SuspendVMRequest) (*connect.ServerStreamForClient[v1.SuspendVMResponse], error)
+	// ForkVM makes further VMs of a running one, with its programs at work and an identity of their own each. The
+	// source stands still for a moment and runs on. On failure there is none of them.
+	ForkVM(context.Context, *v1.ForkVMRequest) (*connect.ServerStreamForClient[v1.ForkVMResponse], error)
+	// CloneVM makes another VM of a stopped one: with copies of its disks, stopped.
+	CloneVM(context.Context, *v1.CloneVMRequest) (*connect.ServerStreamForClient[v1.CloneVMResponse], error)
 	// PingVM asks the agent over the guest channel.
 	PingVM(context.Context, *v1.PingVMRequest) (*v1.PingVMResponse, error)
 	// ExecVM runs a program in the guest. The first request names the VM.
@@ -155,6 +179,24 @@ func NewVMServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 			connect.WithSchema(vMServiceMethods.ByName("DeleteVM")),
 			connect.WithClientOptions(opts...),
 		),
+		suspendVM: connect.NewClient[v1.SuspendVMRequest, v1.SuspendVMResponse](
+			httpClient,
+			baseURL+VMServiceSuspendVMProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("SuspendVM")),
+			connect.WithClientOptions(opts...),
+		),
+		forkVM: connect.NewClient[v1.ForkVMRequest, v1.ForkVMResponse](
+			httpClient,
+			baseURL+VMServiceForkVMProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("ForkVM")),
+			connect.WithClientOptions(opts...),
+		),
+		cloneVM: connect.NewClient[v1.CloneVMRequest, v1.CloneVMResponse](
+			httpClient,
+			baseURL+VMServiceCloneVMProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("CloneVM")),
+			connect.WithClientOptions(opts...),
+		),
 		pingVM: connect.NewClient[v1.PingVMRequest, v1.PingVMResponse](
 			httpClient,
 			baseURL+VMServicePingVMProcedure,
@@ -197,6 +239,9 @@ type vMServiceClient struct {
 	stopVM         *connect.Client[v1.StopVMRequest, v1.StopVMResponse]
 	restartVM      *connect.Client[v1.RestartVMRequest, v1.RestartVMResponse]
 	deleteVM       *connect.Client[v1.DeleteVMRequest, v1.DeleteVMResponse]
+	suspendVM      *connect.Client[v1.SuspendVMRequest, v1.SuspendVMResponse]
+	forkVM         *connect.Client[v1.ForkVMRequest, v1.ForkVMResponse]
+	cloneVM        *connect.Client[v1.CloneVMRequest, v1.CloneVMResponse]
 	pingVM         *connect.Client[v1.PingVMRequest, v1.PingVMResponse]
 	execVM         *connect.Client[v1.ExecVMRequest, v1.ExecVMResponse]
 	getSSHEndpoint *connect.Client[v1.GetSSHEndpointRequest, v1.GetSSHEndpointResponse]
@@ -247,6 +292,21 @@ func (c *vMServiceClient) DeleteVM(ctx context.Context, req *v1.DeleteVMRequest)
 	return c.deleteVM.CallServerStream(ctx, connect.NewRequest(req))
 }
 
+// SuspendVM calls banger.v1.VMService.SuspendVM.
+func (c *vMServiceClient) SuspendVM(ctx context.Context, req *v1.SuspendVMRequest) (*connect.ServerStreamForClient[v1.SuspendVMResponse], error) {
+	return c.suspendVM.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// ForkVM calls banger.v1.VMService.ForkVM.
+func (c *vMServiceClient) ForkVM(ctx context.Context, req *v1.ForkVMRequest) (*connect.ServerStreamForClient[v1.ForkVMResponse], error) {
+	return c.forkVM.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// CloneVM calls banger.v1.VMService.CloneVM.
+func (c *vMServiceClient) CloneVM(ctx context.Context, req *v1.CloneVMRequest) (*connect.ServerStreamForClient[v1.CloneVMResponse], error) {
+	return c.cloneVM.CallServerStream(ctx, connect.NewRequest(req))
+}
+
 // PingVM calls banger.v1.VMService.PingVM.
 func (c *vMServiceClient) PingVM(ctx context.Context, req *v1.PingVMRequest) (*v1.PingVMResponse, error) {
 	response, err := c.pingVM.CallUnary(ctx, connect.NewRequest(req))
@@ -293,6 +353,13 @@ type VMServiceHandler interface {
 	StopVM(context.Context, *v1.StopVMRequest, *connect.ServerStream[v1.StopVMResponse]) error
 	RestartVM(context.Context, *v1.RestartVMRequest, *connect.ServerStream[v1.RestartVMResponse]) error
 	DeleteVM(context.Context, *v1.DeleteVMRequest, *connect.ServerStream[v1.DeleteVMResponse]) error
+	// SuspendVM writes the memory of a running VM to disk and ends its process. StartVM resumes it.
+	SuspendVM(context.Context, *v1.SuspendVMRequest, *connect.ServerStream[v1.SuspendVMResponse]) error
+	// ForkVM makes further VMs of a running one, with its programs at work and an identity of their own each. The
+	// source stands still for a moment and runs on. On failure there is none of them.
+	ForkVM(context.Context, *v1.ForkVMRequest, *connect.ServerStream[v1.ForkVMResponse]) error
+	// CloneVM makes another VM of a stopped one: with copies of its disks, stopped.
+	CloneVM(context.Context, *v1.CloneVMRequest, *connect.ServerStream[v1.CloneVMResponse]) error
 	// PingVM asks the agent over the guest channel.
 	PingVM(context.Context, *v1.PingVMRequest) (*v1.PingVMResponse, error)
 	// ExecVM runs a program in the guest. The first request names the VM.
@@ -354,6 +421,24 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 		connect.WithSchema(vMServiceMethods.ByName("DeleteVM")),
 		connect.WithHandlerOptions(opts...),
 	)
+	vMServiceSuspendVMHandler := connect.NewServerStreamHandlerSimple(
+		VMServiceSuspendVMProcedure,
+		svc.SuspendVM,
+		connect.WithSchema(vMServiceMethods.ByName("SuspendVM")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceForkVMHandler := connect.NewServerStreamHandlerSimple(
+		VMServiceForkVMProcedure,
+		svc.ForkVM,
+		connect.WithSchema(vMServiceMethods.ByName("ForkVM")),
+		connect.WithHandlerOptions(opts...),
+	)
+	vMServiceCloneVMHandler := connect.NewServerStreamHandlerSimple(
+		VMServiceCloneVMProcedure,
+		svc.CloneVM,
+		connect.WithSchema(vMServiceMethods.ByName("CloneVM")),
+		connect.WithHandlerOptions(opts...),
+	)
 	vMServicePingVMHandler := connect.NewUnaryHandlerSimple(
 		VMServicePingVMProcedure,
 		svc.PingVM,
@@ -400,6 +485,12 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 			vMServiceRestartVMHandler.ServeHTTP(w, r)
 		case VMServiceDeleteVMProcedure:
 			vMServiceDeleteVMHandler.ServeHTTP(w, r)
+		case VMServiceSuspendVMProcedure:
+			vMServiceSuspendVMHandler.ServeHTTP(w, r)
+		case VMServiceForkVMProcedure:
+			vMServiceForkVMHandler.ServeHTTP(w, r)
+		case VMServiceCloneVMProcedure:
+			vMServiceCloneVMHandler.ServeHTTP(w, r)
 		case VMServicePingVMProcedure:
 			vMServicePingVMHandler.ServeHTTP(w, r)
 		case VMServiceExecVMProcedure:
@@ -445,6 +536,18 @@ func (UnimplementedVMServiceHandler) RestartVM(context.Context, *v1.RestartVMReq
 
 func (UnimplementedVMServiceHandler) DeleteVM(context.Context, *v1.DeleteVMRequest, *connect.ServerStream[v1.DeleteVMResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.DeleteVM is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) SuspendVM(context.Context, *v1.SuspendVMRequest, *connect.ServerStream[v1.SuspendVMResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.SuspendVM is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) ForkVM(context.Context, *v1.ForkVMRequest, *connect.ServerStream[v1.ForkVMResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.ForkVM is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) CloneVM(context.Context, *v1.CloneVMRequest, *connect.ServerStream[v1.CloneVMResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.CloneVM is not implemented"))
 }
 
 func (UnimplementedVMServiceHandler) PingVM(context.Context, *v1.PingVMRequest) (*v1.PingVMResponse, error) {
@@ -627,6 +730,138 @@ func (UnimplementedImageServiceHandler) ListKernels(context.Context, *v1.ListKer
 
 func (UnimplementedImageServiceHandler) Setup(context.Context, *v1.SetupRequest, *connect.ServerStream[v1.SetupResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Setup is not implemented"))
+}
+
+// TemplateServiceClient is a client for the banger.v1.TemplateService service.
+type TemplateServiceClient interface {
+	ListTemplates(context.Context, *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error)
+	DeleteTemplate(context.Context, *v1.DeleteTemplateRequest) (*v1.DeleteTemplateResponse, error)
+	// WarmTemplate makes the template of a shape, unless it is there.
+	WarmTemplate(context.Context, *v1.WarmTemplateRequest) (*connect.ServerStreamForClient[v1.WarmTemplateResponse], error)
+}
+
+// NewTemplateServiceClient constructs a client for the banger.v1.TemplateService service. By
+// default, it uses the Connect protocol with the binary Protobuf Codec, asks for gzipped responses,
+// and sends uncompressed requests. To use the gRPC or gRPC-Web protocols, supply the
+// connect.WithGRPC() or connect.WithGRPCWeb() options.
+//
+// The URL supplied here should be the base URL for the Connect or gRPC server (for example,
+// http://api.acme.com or https://acme.com/grpc).
+func NewTemplateServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...connect.ClientOption) TemplateServiceClient {
+	baseURL = strings.TrimRight(baseURL, "/")
+	templateServiceMethods := v1.File_banger_v1_banger_proto.Services().ByName("TemplateService").Methods()
+	return &templateServiceClient{
+		listTemplates: connect.NewClient[v1.ListTemplatesRequest, v1.ListTemplatesResponse](
+			httpClient,
+			baseURL+TemplateServiceListTemplatesProcedure,
+			connect.WithSchema(templateServiceMethods.ByName("ListTemplates")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteTemplate: connect.NewClient[v1.DeleteTemplateRequest, v1.DeleteTemplateResponse](
+			httpClient,
+			baseURL+TemplateServiceDeleteTemplateProcedure,
+			connect.WithSchema(templateServiceMethods.ByName("DeleteTemplate")),
+			connect.WithClientOptions(opts...),
+		),
+		warmTemplate: connect.NewClient[v1.WarmTemplateRequest, v1.WarmTemplateResponse](
+			httpClient,
+			baseURL+TemplateServiceWarmTemplateProcedure,
+			connect.WithSchema(templateServiceMethods.ByName("WarmTemplate")),
+			connect.WithClientOptions(opts...),
+		),
+	}
+}
+
+// templateServiceClient implements TemplateServiceClient.
+type templateServiceClient struct {
+	listTemplates  *connect.Client[v1.ListTemplatesRequest, v1.ListTemplatesResponse]
+	deleteTemplate *connect.Client[v1.DeleteTemplateRequest, v1.DeleteTemplateResponse]
+	warmTemplate   *connect.Client[v1.WarmTemplateRequest, v1.WarmTemplateResponse]
+}
+
+// ListTemplates calls banger.v1.TemplateService.ListTemplates.
+func (c *templateServiceClient) ListTemplates(ctx context.Context, req *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error) {
+	response, err := c.listTemplates.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DeleteTemplate calls banger.v1.TemplateService.DeleteTemplate.
+func (c *templateServiceClient) DeleteTemplate(ctx context.Context, req *v1.DeleteTemplateRequest) (*v1.DeleteTemplateResponse, error) {
+	response, err := c.deleteTemplate.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// WarmTemplate calls banger.v1.TemplateService.WarmTemplate.
+func (c *templateServiceClient) WarmTemplate(ctx context.Context, req *v1.WarmTemplateRequest) (*connect.ServerStreamForClient[v1.WarmTemplateResponse], error) {
+	return c.warmTemplate.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// TemplateServiceHandler is an implementation of the banger.v1.TemplateService service.
+type TemplateServiceHandler interface {
+	ListTemplates(context.Context, *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error)
+	DeleteTemplate(context.Context, *v1.DeleteTemplateRequest) (*v1.DeleteTemplateResponse, error)
+	// WarmTemplate makes the template of a shape, unless it is there.
+	WarmTemplate(context.Context, *v1.WarmTemplateRequest, *connect.ServerStream[v1.WarmTemplateResponse]) error
+}
+
+// NewTemplateServiceHandler builds an HTTP handler from the service implementation. It returns the
+// path on which to mount the handler and the handler itself.
+//
+// By default, handlers support the Connect, gRPC, and gRPC-Web protocols with the binary Protobuf
+// and JSON codecs. They also support gzip compression.
+func NewTemplateServiceHandler(svc TemplateServiceHandler, opts ...connect.HandlerOption) (string, http.Handler) {
+	templateServiceMethods := v1.File_banger_v1_banger_proto.Services().ByName("TemplateService").Methods()
+	templateServiceListTemplatesHandler := connect.NewUnaryHandlerSimple(
+		TemplateServiceListTemplatesProcedure,
+		svc.ListTemplates,
+		connect.WithSchema(templateServiceMethods.ByName("ListTemplates")),
+		connect.WithHandlerOptions(opts...),
+	)
+	templateServiceDeleteTemplateHandler := connect.NewUnaryHandlerSimple(
+		TemplateServiceDeleteTemplateProcedure,
+		svc.DeleteTemplate,
+		connect.WithSchema(templateServiceMethods.ByName("DeleteTemplate")),
+		connect.WithHandlerOptions(opts...),
+	)
+	templateServiceWarmTemplateHandler := connect.NewServerStreamHandlerSimple(
+		TemplateServiceWarmTemplateProcedure,
+		svc.WarmTemplate,
+		connect.WithSchema(templateServiceMethods.ByName("WarmTemplate")),
+		connect.WithHandlerOptions(opts...),
+	)
+	return "/banger.v1.TemplateService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case TemplateServiceListTemplatesProcedure:
+			templateServiceListTemplatesHandler.ServeHTTP(w, r)
+		case TemplateServiceDeleteTemplateProcedure:
+			templateServiceDeleteTemplateHandler.ServeHTTP(w, r)
+		case TemplateServiceWarmTemplateProcedure:
+			templateServiceWarmTemplateHandler.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// UnimplementedTemplateServiceHandler returns CodeUnimplemented from all methods.
+type UnimplementedTemplateServiceHandler struct{}
+
+func (UnimplementedTemplateServiceHandler) ListTemplates(context.Context, *v1.ListTemplatesRequest) (*v1.ListTemplatesResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.TemplateService.ListTemplates is not implemented"))
+}
+
+func (UnimplementedTemplateServiceHandler) DeleteTemplate(context.Context, *v1.DeleteTemplateRequest) (*v1.DeleteTemplateResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.TemplateService.DeleteTemplate is not implemented"))
+}
+
+func (UnimplementedTemplateServiceHandler) WarmTemplate(context.Context, *v1.WarmTemplateRequest, *connect.ServerStream[v1.WarmTemplateResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.TemplateService.WarmTemplate is not implemented"))
 }
 
 // DaemonServiceClient is a client for the banger.v1.DaemonService service.

@@ -1,4 +1,4 @@
-package boot
+package identity
 
 import (
 	"errors"
@@ -17,7 +17,7 @@ func tree(t *testing.T, files map[string]string) string {
 	t.Helper()
 	root := t.TempDir()
 	for name, text := range files {
-		if err := write(root, name, text, 0o644); err != nil {
+		if err := File(root, name, text, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -62,19 +62,20 @@ func TestIdentity(t *testing.T) {
 		"usr/share/zoneinfo/Europe/Berlin": "zone",
 		"run/systemd/resolve/stub":         "stub",
 		"etc/ssh/ssh_host_ed25519_key":     "from the image",
+		"var/lib/dbus/machine-id":          strings.Repeat("cd", 16) + "\n",
 	})
 	if err := os.Symlink("../run/systemd/resolve/stub", filepath.Join(root, "etc/resolv.conf")); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 { // a second start changes nothing
-		if err := writeIdentity(root, config); err != nil {
+		if err := Write(root, config); err != nil {
 			t.Fatal(err)
 		}
 	}
 	block := func(lines string) string { return blockBegin + "\n" + lines + blockEnd + "\n" }
 	for name, want := range map[string]string{
 		"etc/hostname":   "web\n",
-		"etc/machine-id": strings.Repeat("ab", 16) + "\n",
+		"etc/machine-id": strings.Repeat("ab", 16) + "\n", "var/lib/dbus/machine-id": strings.Repeat("ab", 16) + "\n",
 		"etc/hosts": "127.0.0.1 localhost\n10.9.9.9 mine\n" + block("127.0.0.1 localhost\n"+
 			"::1 localhost ip6-localhost ip6-loopback\n172.30.0.2 web.vm web\n172.30.0.3 db.vm db\n"),
 		"etc/resolv.conf":                      "nameserver 172.30.0.1\n",
@@ -107,7 +108,7 @@ func TestIdentity(t *testing.T) {
 
 func TestIdentityOfAnEmptyImage(t *testing.T) {
 	root := t.TempDir()
-	if err := writeIdentity(root, config); err != nil {
+	if err := Write(root, config); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Lstat(filepath.Join(root, "etc/localtime")); err == nil {
@@ -126,7 +127,7 @@ func TestIdentityInSpiteOfObstacles(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	err := writeIdentity(root, config)
+	err := Write(root, config)
 	if err == nil {
 		t.Fatal("nothing was said")
 	}
@@ -200,34 +201,5 @@ func TestBlockCutOff(t *testing.T) {
 func TestBlockHasNoForeignLines(t *testing.T) {
 	if got := withBlock("", []string{"a\n" + blockEnd + "\nevil"}); strings.Count(got, "\n") != 3 {
 		t.Errorf("a key with a line break got out of the block: %q", got)
-	}
-}
-
-func TestUnits(t *testing.T) {
-	root := t.TempDir()
-	for range 2 {
-		if err := writeUnits(root, config); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for name, want := range map[string]string{
-		"run/systemd/system/apt-daily.timer":                              "/dev/null",
-		"run/systemd/system-generators/systemd-gpt-auto-generator":        "/dev/null",
-		"run/systemd/system/multi-user.target.wants/banger-agent.service": "../banger-agent.service",
-	} {
-		if got, err := os.Readlink(filepath.Join(root, name)); got != want {
-			t.Errorf("%s points to %q, %v; want %q", name, got, err, want)
-		}
-	}
-	if unit := text(t, root, "run/systemd/system/banger-agent.service"); !strings.Contains(unit, "adopt banger.agent.0\n") {
-		t.Errorf("the unit does not name the port:\n%s", unit)
-	}
-}
-
-func TestMaskRefusesPaths(t *testing.T) {
-	for _, name := range []string{"", "../../etc/passwd", "a/b", ".", ".."} {
-		if err := mask(t.TempDir(), []string{name}); err == nil {
-			t.Errorf("%q was masked", name)
-		}
 	}
 }

@@ -1,4 +1,4 @@
-package boot
+package identity
 
 import (
 	"bytes"
@@ -16,8 +16,8 @@ const (
 	linkPoll = 5 * time.Millisecond
 )
 
-// configureNetwork gives the interfaces their static addresses.
-func configureNetwork(interfaces []*agentv1.Interface) error {
+// ConfigureNetwork gives the interfaces their static addresses.
+func ConfigureNetwork(interfaces []*agentv1.Interface) error {
 	lo, err := netlink.LinkByName("lo")
 	if err != nil {
 		return fmt.Errorf("find the loopback interface: %w", err)
@@ -42,8 +42,16 @@ func configureInterface(i *agentv1.Interface) error {
 	if err != nil {
 		return err
 	}
-	if mtu := i.GetMtu(); mtu != 0 {
-		if err := netlink.LinkSetMTU(link, int(mtu)); err != nil {
+	if err := prepare(link, i); err != nil {
+		return err
+	}
+	return raise(link, i)
+}
+
+// prepare gives the interface its MTU and addresses. It need not be up.
+func prepare(link netlink.Link, i *agentv1.Interface) error {
+	if mtu := int(i.GetMtu()); mtu != 0 && mtu != link.Attrs().MTU {
+		if err := netlink.LinkSetMTU(link, mtu); err != nil {
 			return fmt.Errorf("set the MTU %d: %w", mtu, err)
 		}
 	}
@@ -55,6 +63,18 @@ func configureInterface(i *agentv1.Interface) error {
 		if err := netlink.AddrReplace(link, addr); err != nil {
 			return fmt.Errorf("add the address %s: %w", a, err)
 		}
+	}
+	return nil
+}
+
+// raise sets the interface up and adds its route. One without addresses stays down: by its IPv6 link-local
+// address it would answer all the same, and a guest that is to become a template has nobody to answer.
+func raise(link netlink.Link, i *agentv1.Interface) error {
+	if len(i.GetAddresses()) == 0 {
+		return nil
+	}
+	if err := announceChanges(link); err != nil {
+		return err
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set it up: %w", err)

@@ -1,4 +1,6 @@
-package boot
+// Package identity writes into a guest who it is: the files that name it, and its network. The init does so
+// at every start, and the agent again when the guest was restored from memory as another VM.
+package identity
 
 import (
 	"bytes"
@@ -19,18 +21,33 @@ const (
 	blockEnd   = "# banger: end"
 )
 
-// writeIdentity writes into the file system at root who the machine is and who may enter it: as much of it
+// Write writes into the file system at root who the machine is and who may enter it: as much of it
 // as can be written. The user is root there, and may have made a file immutable or put a directory in its place.
-func writeIdentity(root string, cfg *agentv1.GuestConfig) error {
-	steps := []func() error{
-		func() error { return write(root, "etc/hostname", cfg.GetHostname()+"\n", 0o644) },
+func Write(root string, cfg *agentv1.GuestConfig) error {
+	return errors.Join(WriteNames(root, cfg), WriteKeys(root, cfg))
+}
+
+// WriteNames writes who the machine is and whom it asks for the names of others.
+func WriteNames(root string, cfg *agentv1.GuestConfig) error {
+	return each(
+		func() error { return File(root, "etc/hostname", cfg.GetHostname()+"\n", 0o644) },
 		func() error { return writeBlock(root, "etc/hosts", hostsLines(cfg), 0o644) },
 		func() error { return writeMachineID(root, cfg.GetMachineId()) },
 		func() error { return writeResolvers(root, cfg.GetNameservers()) },
 		func() error { return writeTimezone(root, cfg.GetTimezone()) },
+	)
+}
+
+// WriteKeys writes what sshd reads: by which key it is known, and whom it lets in.
+func WriteKeys(root string, cfg *agentv1.GuestConfig) error {
+	return each(
 		func() error { return writeHostKey(root, cfg) },
 		func() error { return writeAuthorizedKeys(root, cfg.GetAuthorizedKeys()) },
-	}
+	)
+}
+
+// each takes all the steps and joins their failures.
+func each(steps ...func() error) error {
 	var errs []error
 	for _, step := range steps {
 		errs = append(errs, step())
@@ -38,9 +55,9 @@ func writeIdentity(root string, cfg *agentv1.GuestConfig) error {
 	return errors.Join(errs...)
 }
 
-// write replaces the file whole, and only when it differs: what lies in the image is not copied up
+// File replaces the file whole, and only when it differs: what lies in the image is not copied up
 // for nothing. A symlink is replaced, not followed.
-func write(root, name, text string, mode fs.FileMode) error {
+func File(root, name, text string, mode fs.FileMode) error {
 	path := filepath.Join(root, name)
 	info, err := os.Lstat(path)
 	if err == nil && info.Mode() == mode {
@@ -71,7 +88,7 @@ func writeBlock(root, name string, lines []string, mode fs.FileMode) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return write(root, name, withBlock(string(old), lines), mode)
+	return File(root, name, withBlock(string(old), lines), mode)
 }
 
 // withBlock returns text with banger's block made of lines: in place of the one that is there, or at the end. A
@@ -123,11 +140,18 @@ func ownAddress(cfg *agentv1.GuestConfig) string {
 	return "127.0.1.1"
 }
 
+// writeMachineID writes the id also where D-Bus keeps one of its own; usually that is a link to systemd's.
 func writeMachineID(root, id string) error {
 	if id == "" {
 		return nil
 	}
-	return write(root, "etc/machine-id", id+"\n", 0o444)
+	const dbus = "var/lib/dbus/machine-id"
+	if info, err := os.Lstat(filepath.Join(root, dbus)); err == nil && info.Mode().IsRegular() {
+		if err := File(root, dbus, id+"\n", 0o644); err != nil {
+			return err
+		}
+	}
+	return File(root, "etc/machine-id", id+"\n", 0o444)
 }
 
 // writeResolvers replaces resolv.conf; without name servers the image's own stays.
@@ -139,7 +163,7 @@ func writeResolvers(root string, servers []string) error {
 	for _, s := range servers {
 		fmt.Fprintf(&b, "nameserver %s\n", s)
 	}
-	return write(root, "etc/resolv.conf", b.String(), 0o644)
+	return File(root, "etc/resolv.conf", b.String(), 0o644)
 }
 
 // writeTimezone points /etc/localtime at the zone, when the image has it.
@@ -154,11 +178,11 @@ func writeTimezone(root, zone string) error {
 	if _, err := os.Stat(filepath.Join(root, target)); err != nil {
 		return nil // a small image without zones keeps UTC
 	}
-	return link(root, "etc/localtime", target)
+	return Link(root, "etc/localtime", target)
 }
 
-// link makes name a symlink to target, whatever it was before.
-func link(root, name, target string) error {
+// Link makes name a symlink to target, whatever it was before.
+func Link(root, name, target string) error {
 	path := filepath.Join(root, name)
 	if old, err := os.Readlink(path); err == nil && old == target {
 		return nil
@@ -186,13 +210,13 @@ func writeHostKey(root string, cfg *agentv1.GuestConfig) error {
 		return nil
 	}
 	const key = "etc/ssh/ssh_host_ed25519_key"
-	if err := write(root, key, newline(cfg.GetSshHostKey()), 0o600); err != nil {
+	if err := File(root, key, newline(cfg.GetSshHostKey()), 0o600); err != nil {
 		return err
 	}
-	if err := write(root, key+".pub", newline(cfg.GetSshHostKeyPublic()), 0o644); err != nil {
+	if err := File(root, key+".pub", newline(cfg.GetSshHostKeyPublic()), 0o644); err != nil {
 		return err
 	}
-	return write(root, "etc/ssh/sshd_config.d/00-banger.conf", "HostKey /"+key+"\n", 0o644)
+	return File(root, "etc/ssh/sshd_config.d/00-banger.conf", "HostKey /"+key+"\n", 0o644)
 }
 
 func newline(s string) string { return strings.TrimRight(s, "\n") + "\n" }

@@ -1,0 +1,138 @@
+package adopt
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	agentv1 "banger/api/agent/v1"
+	"banger/internal/disk"
+)
+
+func TestJournalOfATemplateIsRemoved(t *testing.T) {
+	root := t.TempDir()
+	id, other := strings.Repeat("a", 32), strings.Repeat("b", 32)
+	for _, dir := range []string{"run/log/journal/" + id, "var/log/journal/" + id, "var/log/journal/" + other} {
+		if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(root, dir, "system.journal"), []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if err := removeJournal(root, id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := removeJournal(root, ""); err != nil { // an image without a machine id
+		t.Fatal(err)
+	}
+	left, err := filepath.Glob(filepath.Join(root, "*/log/journal/*/*"))
+	if err != nil || len(left) != 1 || !strings.Contains(left[0], other) {
+		t.Errorf("left are %v, %v", left, err)
+	}
+}
+
+// The file with the boot id is mounted: it must stay the same one.
+func TestBootIDIsChangedInPlace(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "boot_id")
+	first, second := newUUID()+"\n", newUUID()+"\n"
+	if first == second || !regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\n$`).MatchString(first) {
+		t.Fatalf("uuids %q, %q", first, second)
+	}
+	if err := overwrite(path, first); err != nil {
+		t.Fatal(err)
+	}
+	before, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := overwrite(path, second); err != nil {
+		t.Fatal(err)
+	}
+	after, err := os.Stat(path)
+	if err != nil || !os.SameFile(before, after) {
+		t.Errorf("it became another file: %v", err)
+	}
+	if b, err := os.ReadFile(path); string(b) != second || err != nil {
+		t.Errorf("it says %q, %v", b, err)
+	}
+}
+
+func TestExt4Blocks(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "disk")
+	if err := disk.CreateExt4(t.Context(), path, 1<<30, "disk"); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := ext4Blocks(path); got != 1<<30/4096 || err != nil {
+		t.Errorf("got %d blocks, %v", got, err)
+	}
+	if err := os.WriteFile(path, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ext4Blocks(path); err == nil || !strings.Contains(err.Error(), "no ext4") {
+		t.Errorf("zeros are taken for ext4: %v", err)
+	}
+	if err := os.WriteFile(path, make([]byte, 100), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ext4Blocks(path); err == nil {
+		t.Error("what is shorter than a superblock is taken for ext4")
+	}
+}
+
+func TestDaemonPID(t *testing.T) {
+	comm, err := os.ReadFile("/proc/self/comm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := strings.TrimSpace(string(comm))
+	file := filepath.Join(t.TempDir(), "pid")
+	for text, want := range map[string]int{"": 0, "x": 0, "1": 0, "-5": 0, "4194304999": 0, "own": os.Getpid()} {
+		if text == "own" {
+			text = strconv.Itoa(os.Getpid())
+		}
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := daemonPID(file, own); got != want {
+			t.Errorf("%q: pid %d, want %d", text, got, want)
+		}
+		if got := daemonPID(file, "other"); got != 0 {
+			t.Errorf("%q: pid %d is taken for another program", text, got)
+		}
+	}
+	if got := daemonPID(file+"none", own); got != 0 {
+		t.Errorf("without a file: %d", got)
+	}
+}
+
+// A disk that does not answer holds up neither the caller past its deadline nor a second sync.
+func TestSyncThatHangs(t *testing.T) {
+	dead := make(chan struct{})
+	g := &Guest{Dir: t.TempDir(), Systemd: func() bool { return false }, syncing: dead}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if err := g.Quiesce(ctx, &agentv1.QuiesceRequest{}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	if g.syncing != dead {
+		t.Error("another sync was begun behind the one that hangs")
+	}
+	close(dead)
+	g.turn.Lock()
+	if err := g.Quiesce(t.Context(), &agentv1.QuiesceRequest{}); !errors.Is(err, errBusy) {
+		t.Errorf("two at a time: %v", err)
+	}
+	if _, err := g.Adopt(t.Context(), &agentv1.AdoptRequest{}); !errors.Is(err, errBusy) {
+		t.Errorf("two at a time: %v", err)
+	}
+	g.turn.Unlock()
+}

@@ -1,0 +1,140 @@
+package adopt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	agentv1 "banger/api/agent/v1"
+	"banger/internal/agent/run"
+)
+
+const (
+	systemctl = "/usr/bin/systemctl"
+	// bootWait is how long a guest may take until systemd has nothing more to start.
+	bootWait   = 5 * time.Minute
+	settlePoll = 500 * time.Millisecond
+	stopWait   = 30 * time.Second
+)
+
+// Quiesce makes the guest ready to be saved.
+func (g *Guest) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) error {
+	if !g.turn.TryLock() {
+		return errBusy
+	}
+	defer g.turn.Unlock()
+	if r.GetForTemplate() {
+		if err := g.settle(ctx); err != nil {
+			return err
+		}
+		if err := g.forget(ctx); err != nil {
+			return err
+		}
+	}
+	return g.sync(ctx)
+}
+
+// sync writes what is in memory to the disks. A disk that does not answer holds up the kernel, not the
+// caller; there is never a second sync behind such a one.
+func (g *Guest) sync(ctx context.Context) error {
+	if g.syncing != nil { // what was written since it began may not be in it
+		if err := g.synced(ctx); err != nil {
+			return err
+		}
+	}
+	done := make(chan struct{})
+	g.syncing = done
+	go func() { unix.Sync(); close(done) }()
+	return g.synced(ctx)
+}
+
+func (g *Guest) synced(ctx context.Context) error {
+	select {
+	case <-g.syncing:
+		g.syncing = nil
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("the guest's disks do not take what is to be written: %w", ctx.Err())
+	}
+}
+
+// settle waits until systemd has started all it wants to: a template is a finished boot.
+func (g *Guest) settle(ctx context.Context) error {
+	if !g.Systemd() {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, bootWait)
+	defer cancel()
+	for {
+		// Its exit code tells the state again, or that systemd does not listen yet.
+		out, _ := run.Output(ctx, bootWait, systemctl, "is-system-running", "--wait")
+		state := strings.TrimSpace(string(out))
+		switch state {
+		case "running", "degraded":
+			if idle, err := noJobs(ctx); idle || err != nil {
+				return err
+			}
+		case "stopping", "maintenance":
+			return fmt.Errorf("systemd is %s", state)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("systemd has not started everything, it is %q: %w", state, ctx.Err())
+		case <-time.After(settlePoll):
+		}
+	}
+}
+
+func noJobs(ctx context.Context) (bool, error) {
+	out, err := run.Output(ctx, stopWait, systemctl, "list-jobs", "--no-legend", "--plain")
+	if err != nil {
+		return false, fmt.Errorf("list systemd's jobs: %w", err)
+	}
+	return !strings.Contains(string(out), "\n"), nil
+}
+
+// forget removes what would be the same in all clones of this guest. The page cache stays: of a memory that is
+// mapped only what is touched costs anything, pages let go are not given back to the host, and what clones run first
+// they find there.
+func (g *Guest) forget(ctx context.Context) error {
+	debug.FreeOSMemory() // the agent's own memory is saved, too
+	if err := os.WriteFile(filepath.Join(g.Dir, templateMark), nil, 0o644); err != nil {
+		return err
+	}
+	if err := forgetSeeds(); err != nil {
+		return err
+	}
+	err := os.Remove("/var/lib/systemd/credential.secret")
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if !g.Systemd() {
+		return nil
+	}
+	// Its sockets stay and start it again: usually not before a clone has something to say, which saves the
+	// clone a restart.
+	if _, err := run.Output(ctx, stopWait, systemctl, "stop", "systemd-journald.service"); err != nil {
+		return fmt.Errorf("stop journald: %w", err)
+	}
+	id, err := machineID()
+	if err != nil {
+		return err
+	}
+	return removeJournal("/", id)
+}
+
+// forgetSeeds removes what the next boot would begin its random numbers with.
+func forgetSeeds() error {
+	err := os.Remove("/var/lib/systemd/random-seed")
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,152 @@
+package adopt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	sshdPIDFile = "/run/sshd.pid"
+	sshdWait    = 10 * time.Second
+	sshdPoll    = time.Millisecond
+)
+
+// restartSSHD makes the running sshd, if there is one, read its keys again, and returns when nobody is answered
+// with the old ones any more: at SIGHUP it stops listening, executes itself, and listens again when it has read
+// them. That it refuses connections until then is no other than at a boot.
+func restartSSHD(ctx context.Context) error {
+	pid := daemonPID(sshdPIDFile, "sshd")
+	if pid == 0 {
+		return nil
+	}
+	before, err := os.Stat(sshdPIDFile)
+	if err != nil {
+		return fmt.Errorf("restart sshd: %w", err)
+	}
+	if err := syscall.Kill(pid, syscall.SIGHUP); err != nil {
+		return fmt.Errorf("restart sshd: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, sshdWait)
+	defer cancel()
+	for !hasRestarted(pid, before) {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("sshd still has the keys it had before: %w", ctx.Err())
+		case <-time.After(sshdPoll):
+		}
+	}
+	return nil
+}
+
+// hasRestarted tells whether the sshd of that pid has executed itself. It removes its PID file before and writes
+// it again when it listens; while it listens its command line, which is a title, says so.
+func hasRestarted(pid int, before os.FileInfo) bool {
+	if now, err := os.Stat(sshdPIDFile); err == nil {
+		return !os.SameFile(before, now)
+	}
+	title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	return err != nil || !strings.Contains(string(title), "[listener]") // no such process: it listens no more
+}
+
+// daemonPID returns the pid in the file when it is a program of that name, or 0.
+func daemonPID(file, name string) int {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return 0
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil || pid <= 1 {
+		return 0
+	}
+	comm, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil || strings.TrimSpace(string(comm)) != name {
+		return 0
+	}
+	return pid
+}
+
+const (
+	journaldGroup  = "/sys/fs/cgroup/system.slice/systemd-journald.service/cgroup.procs"
+	hostnamedGroup = "/sys/fs/cgroup/system.slice/systemd-hostnamed.service/cgroup.procs"
+	hostnamedName  = "systemd-hostnam"
+	journaldSocket = "/run/systemd/journal/socket"
+	journaldName   = "systemd-journal" // the kernel cuts names at 15 bytes
+)
+
+// templateMark is there, below Dir, when the guest was saved as a template.
+const templateMark = "template"
+
+// renewJournal makes the journal that of the new machine. journald keeps the machine id it found when it
+// started: it is ended, systemd starts it again (its sockets and its clients' streams are kept meanwhile), and what
+// a template wrote is removed.
+func (g *Guest) renewJournal(old, now string) error {
+	if !g.Systemd() || old == now {
+		return nil
+	}
+	if err := end(journaldGroup, journaldName); err != nil {
+		return err
+	}
+	// It answers for a while before it leaves, and comes when it is asked again.
+	if err := end(hostnamedGroup, hostnamedName); err != nil {
+		return err
+	}
+	err := os.Remove(filepath.Join(g.Dir, templateMark))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // the journal of a VM that was in use is kept
+	}
+	if err != nil {
+		return err
+	}
+	return removeJournal("/", old)
+}
+
+// end ends the daemon of that name, when it runs.
+func end(group, name string) error {
+	pid := daemonPID(group, name)
+	if pid == 0 {
+		return nil
+	}
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
+		return fmt.Errorf("end %s: %w", name, err)
+	}
+	return nil
+}
+
+// removeJournal removes what the machine of that id wrote.
+func removeJournal(root, id string) error {
+	if id == "" {
+		return nil
+	}
+	for _, dir := range []string{"run/log/journal", "var/log/journal"} {
+		if err := os.RemoveAll(filepath.Join(root, dir, id)); err != nil {
+			return fmt.Errorf("remove the template's journal: %w", err)
+		}
+	}
+	return nil
+}
+
+// tellJournal writes a line by journald's native protocol, which also starts it when it does not run. systemd
+// holds the socket.
+func tellJournal(message string) error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	text := "PRIORITY=6\nSYSLOG_IDENTIFIER=banger-agent\nMESSAGE=" + message + "\n"
+	err = unix.Sendto(fd, []byte(text), 0, &unix.SockaddrUnix{Name: journaldSocket})
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EAGAIN) {
+		return nil // an image without journald, or one that is drowned in messages
+	}
+	return err
+}

@@ -1,0 +1,127 @@
+package qemu
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"banger/internal/fault"
+	"banger/internal/vmm"
+	"banger/internal/vmm/machine"
+)
+
+// stateFD is the descriptor under which a restored QEMU inherits its state, behind the lock.
+const stateFD = 4
+
+// CheckSaved compares what was saved with this QEMU, this host and m.
+func (d *Driver) CheckSaved(ctx context.Context, m vmm.Machine, dir string) error {
+	_, err := d.checkSaved(ctx, m, dir)
+	return err
+}
+
+func (d *Driver) checkSaved(ctx context.Context, m vmm.Machine, dir string) (machine.Saved, error) {
+	caps, err := d.Caps(ctx)
+	if err != nil {
+		return machine.Saved{}, err
+	}
+	if err := checkMachine(m); err != nil {
+		return machine.Saved{}, err
+	}
+	saved, err := machine.ReadSaved(dir)
+	if err != nil {
+		return saved, err
+	}
+	now := machine.Saved{
+		VMM: Name, Build: caps.Build, Accelerator: caps.Accelerator, CPUModel: hostCPU(caps.Accelerator),
+	}
+	if now.Layout, err = layout(d.platform, caps.Accelerator, m); err != nil {
+		return saved, err
+	}
+	return saved, saved.Check(ctx, now, m, dir)
+}
+
+// Restore starts QEMU, lets it load the state, and lets the guest run.
+func (d *Driver) Restore(ctx context.Context, m vmm.Machine, dir string) (vmm.Running, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	saved, err := d.checkSaved(ctx, m, dir)
+	if err != nil {
+		return nil, err
+	}
+	// They are in the memory.
+	m.Kernel, m.Initramfs, m.MemoryFile = "", "", ""
+	if err := checkHost(m); err != nil {
+		return nil, err
+	}
+	var mem memory
+	if saved.Memory != nil {
+		mem.file = filepath.Join(dir, vmm.SavedMemory)
+	}
+	args, err := restoreArguments(d.platform, saved.Accelerator, m, mem)
+	if err != nil {
+		return nil, err
+	}
+	state, err := os.Open(filepath.Join(dir, vmm.SavedState))
+	if err != nil {
+		return nil, fault.Wrap(fault.Precondition, err, "cannot restore %s", m.Name)
+	}
+	defer state.Close()
+	return d.bringUp(ctx, m, saved.Accelerator, args, state,
+		func(ctx context.Context, mon *monitor) error { return load(ctx, mon, m, saved) })
+}
+
+// load reads the state and starts the guest.
+func load(ctx context.Context, mon *monitor, m vmm.Machine, saved machine.Saved) error {
+	if err := prepareMigration(ctx, mon); err != nil {
+		return err
+	}
+	in := command{name: "migrate-incoming", args: map[string]any{"uri": fmt.Sprintf("fd:%d", stateFD)}}
+	if err := mon.call(ctx, in, nil); err != nil {
+		return err
+	}
+	if err := awaitMigration(ctx, mon); err != nil {
+		return err
+	}
+	for i, d := range m.Disks {
+		bytes, err := machine.DiskBytes(m.Dir, d)
+		if err != nil {
+			return err
+		}
+		if bytes == saved.Disks[i].Bytes {
+			continue
+		}
+		// The file has this size already: it is the guest that hears of it.
+		err = mon.call(ctx, command{name: "block_resize", args: map[string]any{"node-name": d.Role, "size": bytes}}, nil)
+		if err != nil {
+			return err
+		}
+	}
+	return mon.callFor(ctx, "cont", nil)
+}
+
+// hostCPU is a hash of the processor that a guest on KVM sees: a guest that has found a feature goes on using
+// it. In software every host is the same.
+func hostCPU(accelerator string) string {
+	if accelerator != "kvm" {
+		return ""
+	}
+	text, err := os.ReadFile("/proc/cpuinfo")
+	if err != nil {
+		return "unknown"
+	}
+	first, _, _ := bytes.Cut(text, []byte("\n\n"))
+	sum := sha256.New()
+	for line := range bytes.Lines(first) {
+		name, _, _ := bytes.Cut(line, []byte(":"))
+		switch string(bytes.TrimSpace(name)) {
+		case "vendor_id", "model name", "stepping", "microcode", "flags", "CPU implementer", "CPU part", "Features":
+			sum.Write(line)
+		}
+	}
+	return hex.EncodeToString(sum.Sum(nil)[:8])
+}
