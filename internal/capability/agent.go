@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 
-	agentv1 "banger/api/agent/v1"
 	"banger/internal/fault"
 	"banger/internal/guest"
 	"banger/internal/image"
@@ -116,7 +115,7 @@ func (c *agent) Down(_ context.Context, v vm.VM) error {
 func (c *agent) GuestReady(ctx context.Context, v vm.VM, running vmm.Running) error {
 	client := guest.NewClient(running.DialGuest)
 	defer client.Close()
-	if _, err := client.SetTime(ctx, &agentv1.SetTimeRequest{UnixNanos: c.o.Now().UnixNano()}); err != nil {
+	if _, err := client.SetClock(ctx, c.o.Now, guest.Unknown); err != nil {
 		return err
 	}
 	return c.Down(ctx, v)

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"crypto/rand"
+	"fmt"
 	"time"
 
 	"connectrpc.com/connect"
@@ -10,18 +11,18 @@ import (
 	agentv1 "banger/api/agent/v1"
 	"banger/internal/capability"
 	"banger/internal/fault"
+	"banger/internal/guest"
 	"banger/internal/vmm"
 )
 
 // identityTimeout bounds how long a restored guest may take to answer, file systems grown.
 const identityTimeout = 30 * time.Second
 
-// slowAdopt is how long an answer takes when the time in the question may have become old on its way: on a host that
-// has too much to do the connection alone takes seconds.
-const slowAdopt = time.Second
-
 // entropyBytes is what a restored guest gets, so that its random numbers are its own.
 const entropyBytes = 64
+
+// clockTimeout bounds how long the clock of a guest is set.
+const clockTimeout = 5 * time.Second
 
 // origin is where a machine comes from. The zero origin boots.
 type origin struct {
@@ -70,12 +71,14 @@ func (o *operation) identify(ctx context.Context, m *machine, b *capability.Buil
 	if from.identity {
 		r.Identity = b.Guest
 	}
-	var begin time.Time
+	var clock guest.Offset
 	err := o.ask(ctx, m, identityTimeout, func(ctx context.Context) (bool, error) {
-		begin = time.Now()
-		r.UnixNanos = o.e.c.Now().UnixNano()
+		asked := o.e.c.Now()
+		r.UnixNanos = asked.UnixNano()
 		res, err := m.agent.Adopt(ctx, r)
 		if err == nil {
+			// It was set to what was true when it was asked, and cannot be ahead.
+			clock = guest.Heard(res.GetUnixNanos(), asked, o.e.c.Now()).Behind()
 			o.log.Debug("restored guest", "clock_step", time.Duration(res.GetStepNanos()))
 			return false, nil
 		}
@@ -83,8 +86,24 @@ func (o *operation) identify(ctx context.Context, m *machine, b *capability.Buil
 		again := connect.CodeOf(err) == connect.CodeUnavailable
 		return again, fault.Wrap(fault.Unexpected, err, "the guest of VM %s did not become this VM again", o.v.Spec.Name)
 	})
-	if err == nil && time.Since(begin) > slowAdopt {
-		o.setClock(ctx, m)
+	if err != nil {
+		return err
 	}
-	return err
+	o.setClockFrom(ctx, m, clock)
+	return nil
+}
+
+// setClock makes the clock of a guest right that stood still, for the clock did as well. The user hears of one that does
+// not become right, and nothing fails.
+func (o *operation) setClock(ctx context.Context, m *machine) { o.setClockFrom(ctx, m, guest.Unknown) }
+
+// setClockFrom is setClock when the guest has said something of its clock already.
+func (o *operation) setClockFrom(ctx context.Context, m *machine, known guest.Offset) {
+	ctx, cancel := context.WithTimeout(ctx, clockTimeout)
+	defer cancel()
+	offset, err := m.agent.SetClock(ctx, o.e.c.Now, known)
+	o.log.Debug("guest clock", "least", offset.Least, "most", offset.Most, "error", err)
+	if err != nil {
+		o.sink.Notice(fmt.Sprintf("the clock of VM %s may be wrong: %v", o.v.Spec.Name, err))
+	}
 }

@@ -3,14 +3,12 @@ package engine
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	agentv1 "banger/api/agent/v1"
 	"banger/internal/capability"
 	"banger/internal/disk"
 	"banger/internal/fault"
@@ -24,8 +22,6 @@ import (
 const (
 	stageClock = "clock" // of a guest that stood still
 	stageSeal  = "seal"  // what was saved is flushed and summed up, while the guest runs again
-
-	clockTimeout = 5 * time.Second
 )
 
 // SnapshotOptions are the user's words about a snapshot.
@@ -277,7 +273,12 @@ func (o *operation) copyRunning(ctx context.Context, memory, disks string) (paus
 	err = errors.Join(err, o.runOn(ctx, guest))
 	paused = time.Since(begin)
 	if err == nil {
-		o.setClock(ctx, m)
+		err = o.stage(ctx, stageClock, func(ctx context.Context) error {
+			o.setClock(ctx, m)
+			return nil
+		})
+	}
+	if err == nil {
 		err = o.stage(ctx, stageSeal, seal)
 	}
 	return paused, err
@@ -310,18 +311,4 @@ func write(ctx context.Context, guest saveable, dir string) (seal func(context.C
 		return w.Write(ctx, dir)
 	}
 	return func(context.Context) error { return nil }, guest.Save(ctx, dir)
-}
-
-// setClock tells a guest that stood still what time it is: its clock stood still as well. One that does not
-// take it is told again by whoever keeps time in it, so the user hears of it and nothing fails.
-func (o *operation) setClock(ctx context.Context, m *machine) {
-	err := o.stage(ctx, stageClock, func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, clockTimeout)
-		defer cancel()
-		_, err := m.agent.SetTime(ctx, &agentv1.SetTimeRequest{UnixNanos: o.e.c.Now().UnixNano()})
-		return err
-	})
-	if err != nil {
-		o.sink.Notice(fmt.Sprintf("the clock of VM %s may be behind: %v", o.v.Spec.Name, err))
-	}
 }

@@ -649,7 +649,9 @@ func (x *AdoptRequest) GetGrowDisks() bool {
 type AdoptResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How far the clock was behind, nanoseconds.
-	StepNanos     int64 `protobuf:"varint,1,opt,name=step_nanos,json=stepNanos,proto3" json:"step_nanos,omitempty"`
+	StepNanos int64 `protobuf:"varint,1,opt,name=step_nanos,json=stepNanos,proto3" json:"step_nanos,omitempty"`
+	// The guest's clock when it answered, nanoseconds since the Unix epoch: how old the host's word had become.
+	UnixNanos     int64 `protobuf:"varint,2,opt,name=unix_nanos,json=unixNanos,proto3" json:"unix_nanos,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -687,6 +689,13 @@ func (*AdoptResponse) Descriptor() ([]byte, []int) {
 func (x *AdoptResponse) GetStepNanos() int64 {
 	if x != nil {
 		return x.StepNanos
+	}
+	return 0
+}
+
+func (x *AdoptResponse) GetUnixNanos() int64 {
+	if x != nil {
+		return x.UnixNanos
 	}
 	return 0
 }
@@ -1582,8 +1591,11 @@ func (*ShutdownResponse) Descriptor() ([]byte, []int) {
 }
 
 type SetTimeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	UnixNanos     int64                  `protobuf:"varint,1,opt,name=unix_nanos,json=unixNanos,proto3" json:"unix_nanos,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What the clock is set to, nanoseconds since the Unix epoch; it is as old as the way was long. 0: step_nanos counts.
+	UnixNanos int64 `protobuf:"varint,1,opt,name=unix_nanos,json=unixNanos,proto3" json:"unix_nanos,omitempty"`
+	// By how much the clock is moved forward, nanoseconds; back when negative. 0: it is only asked.
+	StepNanos     int64 `protobuf:"varint,2,opt,name=step_nanos,json=stepNanos,proto3" json:"step_nanos,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1625,10 +1637,19 @@ func (x *SetTimeRequest) GetUnixNanos() int64 {
 	return 0
 }
 
+func (x *SetTimeRequest) GetStepNanos() int64 {
+	if x != nil {
+		return x.StepNanos
+	}
+	return 0
+}
+
 type SetTimeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How far the clock was off before, nanoseconds; positive when the guest was behind.
-	StepNanos     int64 `protobuf:"varint,1,opt,name=step_nanos,json=stepNanos,proto3" json:"step_nanos,omitempty"`
+	// By how much the clock was moved, nanoseconds.
+	StepNanos int64 `protobuf:"varint,1,opt,name=step_nanos,json=stepNanos,proto3" json:"step_nanos,omitempty"`
+	// The clock when the guest answered, nanoseconds since the Unix epoch.
+	UnixNanos     int64 `protobuf:"varint,2,opt,name=unix_nanos,json=unixNanos,proto3" json:"unix_nanos,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1666,6 +1687,13 @@ func (*SetTimeResponse) Descriptor() ([]byte, []int) {
 func (x *SetTimeResponse) GetStepNanos() int64 {
 	if x != nil {
 		return x.StepNanos
+	}
+	return 0
+}
+
+func (x *SetTimeResponse) GetUnixNanos() int64 {
+	if x != nil {
+		return x.UnixNanos
 	}
 	return 0
 }
@@ -1725,10 +1753,12 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\aentropy\x18\x02 \x01(\fR\aentropy\x121\n" +
 	"\bidentity\x18\x03 \x01(\v2\x15.agent.v1.GuestConfigR\bidentity\x12\x1d\n" +
 	"\n" +
-	"grow_disks\x18\x04 \x01(\bR\tgrowDisks\".\n" +
+	"grow_disks\x18\x04 \x01(\bR\tgrowDisks\"M\n" +
 	"\rAdoptResponse\x12\x1d\n" +
 	"\n" +
-	"step_nanos\x18\x01 \x01(\x03R\tstepNanos\"\r\n" +
+	"step_nanos\x18\x01 \x01(\x03R\tstepNanos\x12\x1d\n" +
+	"\n" +
+	"unix_nanos\x18\x02 \x01(\x03R\tunixNanos\"\r\n" +
 	"\vPingRequest\"d\n" +
 	"\fPingResponse\x12\x14\n" +
 	"\x05build\x18\x01 \x01(\tR\x05build\x12\x17\n" +
@@ -1790,13 +1820,17 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x10MODE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rMODE_POWEROFF\x10\x01\x12\x0f\n" +
 	"\vMODE_REBOOT\x10\x02\"\x12\n" +
-	"\x10ShutdownResponse\"/\n" +
+	"\x10ShutdownResponse\"N\n" +
 	"\x0eSetTimeRequest\x12\x1d\n" +
 	"\n" +
-	"unix_nanos\x18\x01 \x01(\x03R\tunixNanos\"0\n" +
+	"unix_nanos\x18\x01 \x01(\x03R\tunixNanos\x12\x1d\n" +
+	"\n" +
+	"step_nanos\x18\x02 \x01(\x03R\tstepNanos\"O\n" +
 	"\x0fSetTimeResponse\x12\x1d\n" +
 	"\n" +
-	"step_nanos\x18\x01 \x01(\x03R\tstepNanos2\xba\x03\n" +
+	"step_nanos\x18\x01 \x01(\x03R\tstepNanos\x12\x1d\n" +
+	"\n" +
+	"unix_nanos\x18\x02 \x01(\x03R\tunixNanos2\xba\x03\n" +
 	"\fAgentService\x125\n" +
 	"\x04Ping\x12\x15.agent.v1.PingRequest\x1a\x16.agent.v1.PingResponse\x12;\n" +
 	"\x06Status\x12\x17.agent.v1.StatusRequest\x1a\x18.agent.v1.StatusResponse\x129\n" +

@@ -34,6 +34,8 @@ type Options struct {
 	Shutdown func(context.Context, agentv1.ShutdownRequest_Mode) error
 	// SetTime steps the clock and tells by how much; positive when the clock was behind.
 	SetTime func(time.Time) (step time.Duration, err error)
+	// StepTime moves the clock forward by so much, or back.
+	StepTime func(time.Duration) error
 	// Status looks at the guest from inside.
 	Status func(context.Context) (*agentv1.StatusResponse, error)
 	// Quiesce makes the guest ready to be saved. It heeds its context, also when a disk does not answer.
@@ -170,17 +172,23 @@ func (s *service) Shutdown(ctx context.Context, r *agentv1.ShutdownRequest) (*ag
 
 // SetTime steps the clock.
 func (s *service) SetTime(_ context.Context, r *agentv1.SetTimeRequest) (*agentv1.SetTimeResponse, error) {
-	if r.GetUnixNanos() <= 0 {
-		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("no time given"))
+	if r.GetUnixNanos() < 0 || r.GetUnixNanos() > 0 && r.GetStepNanos() != 0 {
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("neither a time nor a step"))
 	}
-	if s.o.SetTime == nil {
+	if s.o.SetTime == nil || s.o.StepTime == nil {
 		return nil, unimplemented()
 	}
-	step, err := s.o.SetTime(time.Unix(0, r.GetUnixNanos()))
+	step, err := time.Duration(r.GetStepNanos()), error(nil)
+	switch {
+	case r.GetUnixNanos() > 0:
+		step, err = s.o.SetTime(time.Unix(0, r.GetUnixNanos()))
+	case step != 0:
+		err = s.o.StepTime(step)
+	}
 	if err != nil {
 		return nil, connect.NewError(connect.CodeInternal, err)
 	}
-	return &agentv1.SetTimeResponse{StepNanos: int64(step)}, nil
+	return &agentv1.SetTimeResponse{StepNanos: int64(step), UnixNanos: time.Now().UnixNano()}, nil
 }
 
 // minEntropy is how many random bytes a restored guest gets at least: fewer would leave it guessable.
@@ -212,7 +220,7 @@ func (s *service) Adopt(ctx context.Context, r *agentv1.AdoptRequest) (*agentv1.
 	if err != nil {
 		return nil, failed(err)
 	}
-	return &agentv1.AdoptResponse{StepNanos: int64(step)}, nil
+	return &agentv1.AdoptResponse{StepNanos: int64(step), UnixNanos: time.Now().UnixNano()}, nil
 }
 
 // failed tells a deadline from a failure.

@@ -81,10 +81,12 @@ func within(t *testing.T) context.Context {
 
 func TestUnary(t *testing.T) {
 	var asked agentv1.ShutdownRequest_Mode
+	var stepped time.Duration
 	client, _ := start(t, serve.Options{
 		BootID:   "boot",
 		Shutdown: func(_ context.Context, m agentv1.ShutdownRequest_Mode) error { asked = m; return nil },
 		SetTime:  func(to time.Time) (time.Duration, error) { return time.Duration(to.UnixNano()), nil },
+		StepTime: func(by time.Duration) error { stepped += by; return nil },
 	})
 	ctx := within(t)
 	ping, err := client.Ping(ctx, &agentv1.PingRequest{})
@@ -100,8 +102,19 @@ func TestUnary(t *testing.T) {
 	if r, err := client.SetTime(ctx, &agentv1.SetTimeRequest{UnixNanos: 42}); err != nil || r.StepNanos != 42 {
 		t.Errorf("set time: %v, %v", r, err)
 	}
-	if _, err := client.SetTime(ctx, &agentv1.SetTimeRequest{}); connect.CodeOf(err) != connect.CodeInvalidArgument {
-		t.Errorf("set no time: %v", err)
+	for _, step := range []time.Duration{0, 30, -7} {
+		r, err := client.SetTime(ctx, &agentv1.SetTimeRequest{StepNanos: int64(step)})
+		if err != nil || r.StepNanos != int64(step) || time.Since(time.Unix(0, r.UnixNanos)).Abs() > time.Minute {
+			t.Errorf("step by %v: %v, %v", step, r, err)
+		}
+	}
+	if stepped != 23 {
+		t.Errorf("the clock was moved by %v", stepped)
+	}
+	for _, bad := range []*agentv1.SetTimeRequest{{UnixNanos: -1}, {UnixNanos: 1, StepNanos: 1}} {
+		if _, err := client.SetTime(ctx, bad); connect.CodeOf(err) != connect.CodeInvalidArgument {
+			t.Errorf("%v: %v", bad, err)
+		}
 	}
 	if _, err := client.Status(ctx, &agentv1.StatusRequest{}); connect.CodeOf(err) != connect.CodeUnimplemented {
 		t.Errorf("status: %v", err)
@@ -139,7 +152,7 @@ func TestSaveAndRestore(t *testing.T) {
 		t.Errorf("quiesce that hangs: %v", err)
 	}
 	entropy := make([]byte, 64)
-	if r, err := client.Adopt(ctx, &agentv1.AdoptRequest{UnixNanos: 1, Entropy: entropy}); err != nil || r.StepNanos != 64 {
+	if r, err := client.Adopt(ctx, &agentv1.AdoptRequest{UnixNanos: 1, Entropy: entropy}); err != nil || r.StepNanos != 64 || r.UnixNanos == 0 {
 		t.Errorf("adopt: %v, %v", r, err)
 	}
 	for _, bad := range []*agentv1.AdoptRequest{{Entropy: entropy}, {UnixNanos: 1}, {UnixNanos: 1, Entropy: entropy[:31]}} {

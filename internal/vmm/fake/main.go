@@ -209,7 +209,8 @@ func (m *guestMachine) agent() serve.Options {
 			return nil
 		},
 		// The host's clock is the guest's: there is nothing to step.
-		SetTime: func(t time.Time) (time.Duration, error) { return time.Until(t), nil },
+		SetTime:  func(t time.Time) (time.Duration, error) { return time.Until(t), nil },
+		StepTime: func(time.Duration) error { return nil },
 		Status: func(context.Context) (*agentv1.StatusResponse, error) {
 			return &agentv1.StatusResponse{
 				Hostname: m.memory.hostname(), KernelRelease: "fake", SystemState: "running",

@@ -61,7 +61,7 @@ type AgentServiceClient interface {
 	Exec(context.Context) (*connect.BidiStreamForClientSimple[v1.ExecRequest, v1.ExecResponse], error)
 	// Shutdown begins an orderly power-off or reboot and returns at once.
 	Shutdown(context.Context, *v1.ShutdownRequest) (*v1.ShutdownResponse, error)
-	// SetTime steps the guest's wall clock.
+	// SetTime steps the guest's wall clock, and tells what it says then.
 	SetTime(context.Context, *v1.SetTimeRequest) (*v1.SetTimeResponse, error)
 	// Quiesce makes the guest ready to be saved: what programs wrote is on its disks.
 	Quiesce(context.Context, *v1.QuiesceRequest) (*v1.QuiesceResponse, error)
@@ -205,7 +205,7 @@ type AgentServiceHandler interface {
 	Exec(context.Context, *connect.BidiStream[v1.ExecRequest, v1.ExecResponse]) error
 	// Shutdown begins an orderly power-off or reboot and returns at once.
 	Shutdown(context.Context, *v1.ShutdownRequest) (*v1.ShutdownResponse, error)
-	// SetTime steps the guest's wall clock.
+	// SetTime steps the guest's wall clock, and tells what it says then.
 	SetTime(context.Context, *v1.SetTimeRequest) (*v1.SetTimeResponse, error)
 	// Quiesce makes the guest ready to be saved: what programs wrote is on its disks.
 	Quiesce(context.Context, *v1.QuiesceRequest) (*v1.QuiesceResponse, error)
