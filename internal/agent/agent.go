@@ -16,6 +16,7 @@ import (
 
 	"banger/internal/agent/adopt"
 	"banger/internal/agent/boot"
+	"banger/internal/agent/cgroup"
 	"banger/internal/agent/run"
 	"banger/internal/agent/serve"
 	"banger/internal/build"
@@ -154,25 +155,14 @@ func adoptAgent(port string) error {
 		_, err := boot.StartAgent(port)
 		return err
 	}
-	b, err := os.ReadFile("/proc/self/cgroup")
+	group, err := cgroup.Own()
 	if err != nil {
 		return err
 	}
-	group := unifiedGroup(string(b))
 	if group == "" {
-		return nil // without cgroup v2 there is nothing to move it to
+		return nil // there is nothing to move it to
 	}
-	return os.WriteFile(filepath.Join("/sys/fs/cgroup", group, "cgroup.procs"), fmt.Appendf(nil, "%d", pid), 0)
-}
-
-// unifiedGroup finds the cgroup v2 path in /proc/self/cgroup; "" when there is none.
-func unifiedGroup(text string) string {
-	for line := range strings.Lines(text) {
-		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
-			return path
-		}
-	}
-	return ""
+	return os.WriteFile(filepath.Join(cgroup.Root, group, "cgroup.procs"), fmt.Appendf(nil, "%d", pid), 0)
 }
 
 // restartPause is between an agent's end and the next one's start.

@@ -111,11 +111,12 @@ var rooms = map[string][]string{
 
 	// The guest's side.
 	"internal/agent": {
-		"api/agent/v1", "internal/agent/adopt", "internal/agent/boot", "internal/agent/run", "internal/agent/serve",
+		"api/agent/v1", "internal/agent/adopt", "internal/agent/boot", "internal/agent/cgroup", "internal/agent/run", "internal/agent/serve",
 		"internal/build", "internal/channel",
 	},
 	"internal/agent/boot":     {"api/agent/v1", "internal/agent/identity"},
-	"internal/agent/adopt":    {"api/agent/v1", "internal/agent/identity", "internal/agent/run"},
+	"internal/agent/adopt":    {"api/agent/v1", "internal/agent/cgroup", "internal/agent/identity", "internal/agent/run"},
+	"internal/agent/cgroup":   {},
 	"internal/agent/identity": {"api/agent/v1"},
 	"internal/agent/run":      {"internal/agent/serve"},
 	"internal/agent/serve":    {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/build"},

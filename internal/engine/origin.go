@@ -71,39 +71,40 @@ func (o *operation) identify(ctx context.Context, m *machine, b *capability.Buil
 	if from.identity {
 		r.Identity = b.Guest
 	}
-	var clock guest.Offset
-	err := o.ask(ctx, m, identityTimeout, func(ctx context.Context) (bool, error) {
-		asked := o.e.c.Now()
-		r.UnixNanos = asked.UnixNano()
-		res, err := m.agent.Adopt(ctx, r)
+	return o.ask(ctx, m, identityTimeout, func(ctx context.Context) (again bool, err error) {
+		if err = o.trySetClock(ctx, m); err == nil {
+			_, err = m.agent.Adopt(ctx, r)
+		}
 		if err == nil {
-			// It was set to what was true when it was asked, and cannot be ahead.
-			clock = guest.Heard(res.GetUnixNanos(), asked, o.e.c.Now()).Behind()
-			o.log.Debug("restored guest", "clock_step", time.Duration(res.GetStepNanos()))
 			return false, nil
 		}
 		// A stream that broke is opened again; what the agent could not do stays undone.
-		again := connect.CodeOf(err) == connect.CodeUnavailable
+		again = connect.CodeOf(err) == connect.CodeUnavailable
 		return again, fault.Wrap(fault.Unexpected, err, "the guest of VM %s did not become this VM again", o.v.Spec.Name)
 	})
-	if err != nil {
-		return err
-	}
-	o.setClockFrom(ctx, m, clock)
-	return nil
 }
 
 // setClock makes the clock of a guest right that stood still, for the clock did as well. The user hears of one that does
 // not become right, and nothing fails.
-func (o *operation) setClock(ctx context.Context, m *machine) { o.setClockFrom(ctx, m, guest.Unknown) }
+func (o *operation) setClock(ctx context.Context, m *machine) {
+	if err := o.trySetClock(ctx, m); err != nil {
+		o.tellClock(err)
+	}
+}
 
-// setClockFrom is setClock when the guest has said something of its clock already.
-func (o *operation) setClockFrom(ctx context.Context, m *machine, known guest.Offset) {
+// trySetClock is setClock for a guest that may not answer yet, which is its error.
+func (o *operation) trySetClock(ctx context.Context, m *machine) error {
 	ctx, cancel := context.WithTimeout(ctx, clockTimeout)
 	defer cancel()
-	offset, err := m.agent.SetClock(ctx, o.e.c.Now, known)
+	offset, err := m.agent.SetClock(ctx, o.e.c.Now, guest.Unknown)
 	o.log.Debug("guest clock", "least", offset.Least, "most", offset.Most, "error", err)
-	if err != nil {
-		o.sink.Notice(fmt.Sprintf("the clock of VM %s may be wrong: %v", o.v.Spec.Name, err))
+	if fault.KindOf(err) == fault.Timeout {
+		o.tellClock(err)
+		return nil
 	}
+	return err
+}
+
+func (o *operation) tellClock(err error) {
+	o.sink.Notice(fmt.Sprintf("the clock of VM %s may be wrong: %v", o.v.Spec.Name, err))
 }

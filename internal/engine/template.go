@@ -93,7 +93,7 @@ func (o *operation) bringUpNew(ctx context.Context, driver vmm.Driver, caps vmm.
 	t, err := o.e.c.Templates.Store.Get(w.key)
 	switch {
 	case err == nil:
-		done, err := o.fromTemplate(ctx, driver, caps, t)
+		done, err := o.fromTemplate(ctx, driver, caps, t, w)
 		if done || err != nil {
 			return err
 		}
@@ -109,9 +109,12 @@ func (o *operation) bringUpNew(ctx context.Context, driver vmm.Driver, caps vmm.
 
 // fromTemplate tells whether the VM runs. When it does not and there is no error, the template was of no use
 // and the VM is as it was before.
-func (o *operation) fromTemplate(ctx context.Context, driver vmm.Driver, caps vmm.Caps, t template.Template) (bool, error) {
+func (o *operation) fromTemplate(ctx context.Context, driver vmm.Driver, caps vmm.Caps, t template.Template, w *wish) (bool, error) {
 	before := o.v
-	from := origin{saved: t.Dir, template: t.Key, identity: true, growDisks: true}
+	from := origin{
+		saved: t.Dir, template: t.Key, identity: true,
+		growDisks: o.v.Spec.DiskBytes != w.spec.DiskBytes || o.v.Spec.WorkDiskBytes != w.spec.WorkDiskBytes,
+	}
 	o.failed = ""
 	err := o.bringUp(ctx, driver, caps, from)
 	if err == nil {

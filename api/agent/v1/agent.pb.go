@@ -575,15 +575,13 @@ func (*QuiesceResponse) Descriptor() ([]byte, []int) {
 
 type AdoptRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Wall clock of the host, nanoseconds since the Unix epoch.
-	UnixNanos int64 `protobuf:"varint,1,opt,name=unix_nanos,json=unixNanos,proto3" json:"unix_nanos,omitempty"`
 	// At least 32 random bytes, credited to the kernel's entropy.
-	Entropy []byte `protobuf:"bytes,2,opt,name=entropy,proto3" json:"entropy,omitempty"`
+	Entropy []byte `protobuf:"bytes,1,opt,name=entropy,proto3" json:"entropy,omitempty"`
 	// Set when the guest becomes another VM: who it is from now on. Its disks, modules and masked units
 	// are those of the saved guest and are not looked at.
-	Identity *GuestConfig `protobuf:"bytes,3,opt,name=identity,proto3" json:"identity,omitempty"`
+	Identity *GuestConfig `protobuf:"bytes,2,opt,name=identity,proto3" json:"identity,omitempty"`
 	// File systems grow to the size of their disks.
-	GrowDisks     bool `protobuf:"varint,4,opt,name=grow_disks,json=growDisks,proto3" json:"grow_disks,omitempty"`
+	GrowDisks     bool `protobuf:"varint,3,opt,name=grow_disks,json=growDisks,proto3" json:"grow_disks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -618,13 +616,6 @@ func (*AdoptRequest) Descriptor() ([]byte, []int) {
 	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
-func (x *AdoptRequest) GetUnixNanos() int64 {
-	if x != nil {
-		return x.UnixNanos
-	}
-	return 0
-}
-
 func (x *AdoptRequest) GetEntropy() []byte {
 	if x != nil {
 		return x.Entropy
@@ -647,11 +638,7 @@ func (x *AdoptRequest) GetGrowDisks() bool {
 }
 
 type AdoptResponse struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// How far the clock was behind, nanoseconds.
-	StepNanos int64 `protobuf:"varint,1,opt,name=step_nanos,json=stepNanos,proto3" json:"step_nanos,omitempty"`
-	// The guest's clock when it answered, nanoseconds since the Unix epoch: how old the host's word had become.
-	UnixNanos     int64 `protobuf:"varint,2,opt,name=unix_nanos,json=unixNanos,proto3" json:"unix_nanos,omitempty"`
+	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -684,20 +671,6 @@ func (x *AdoptResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use AdoptResponse.ProtoReflect.Descriptor instead.
 func (*AdoptResponse) Descriptor() ([]byte, []int) {
 	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
-}
-
-func (x *AdoptResponse) GetStepNanos() int64 {
-	if x != nil {
-		return x.StepNanos
-	}
-	return 0
-}
-
-func (x *AdoptResponse) GetUnixNanos() int64 {
-	if x != nil {
-		return x.UnixNanos
-	}
-	return 0
 }
 
 type PingRequest struct {
@@ -1746,19 +1719,13 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x05names\x18\x02 \x03(\tR\x05names\"3\n" +
 	"\x0eQuiesceRequest\x12!\n" +
 	"\ffor_template\x18\x01 \x01(\bR\vforTemplate\"\x11\n" +
-	"\x0fQuiesceResponse\"\x99\x01\n" +
-	"\fAdoptRequest\x12\x1d\n" +
+	"\x0fQuiesceResponse\"z\n" +
+	"\fAdoptRequest\x12\x18\n" +
+	"\aentropy\x18\x01 \x01(\fR\aentropy\x121\n" +
+	"\bidentity\x18\x02 \x01(\v2\x15.agent.v1.GuestConfigR\bidentity\x12\x1d\n" +
 	"\n" +
-	"unix_nanos\x18\x01 \x01(\x03R\tunixNanos\x12\x18\n" +
-	"\aentropy\x18\x02 \x01(\fR\aentropy\x121\n" +
-	"\bidentity\x18\x03 \x01(\v2\x15.agent.v1.GuestConfigR\bidentity\x12\x1d\n" +
-	"\n" +
-	"grow_disks\x18\x04 \x01(\bR\tgrowDisks\"M\n" +
-	"\rAdoptResponse\x12\x1d\n" +
-	"\n" +
-	"step_nanos\x18\x01 \x01(\x03R\tstepNanos\x12\x1d\n" +
-	"\n" +
-	"unix_nanos\x18\x02 \x01(\x03R\tunixNanos\"\r\n" +
+	"grow_disks\x18\x03 \x01(\bR\tgrowDisks\"\x0f\n" +
+	"\rAdoptResponse\"\r\n" +
 	"\vPingRequest\"d\n" +
 	"\fPingResponse\x12\x14\n" +
 	"\x05build\x18\x01 \x01(\tR\x05build\x12\x17\n" +

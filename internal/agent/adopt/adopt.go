@@ -12,10 +12,10 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	agentv1 "banger/api/agent/v1"
+	"banger/internal/agent/cgroup"
 	"banger/internal/agent/identity"
 )
 
@@ -29,8 +29,16 @@ type Guest struct {
 	Systemd func() bool
 
 	turn sync.Mutex
+	// template is set in the memory of a guest that was saved as a template, and so in each of its clones.
+	template *template
 	// syncing is a sync that a dead disk holds up; there is at most one.
 	syncing chan struct{}
+}
+
+// template is what a guest left undone when it was made ready to be saved as a template.
+type template struct {
+	frozen  []string          // control groups that stand still
+	network *identity.Network // silent
 }
 
 var errBusy = errors.New("the guest is being saved or restored already")
@@ -38,99 +46,81 @@ var errBusy = errors.New("the guest is being saved or restored already")
 // timesFile holds, below Dir, how long each step of the last Adopt took.
 const timesFile = "adopt.times"
 
-// Adopt makes a restored guest what the request says, and returns when all of it holds. The
-// step is how far the clock was behind.
-func (g *Guest) Adopt(ctx context.Context, r *agentv1.AdoptRequest) (step time.Duration, err error) {
+// Adopt makes a restored guest what the request says, and returns when all of it holds. The host has set the clock.
+func (g *Guest) Adopt(ctx context.Context, r *agentv1.AdoptRequest) error {
 	if !g.turn.TryLock() {
-		return 0, errBusy
+		return errBusy
 	}
 	defer g.turn.Unlock()
 	t := &times{begin: time.Now()}
-	// First of all: the host's time ages.
-	err = t.run("clock", func() error { step, err = SetTime(time.Unix(0, r.GetUnixNanos())); return err })
+	err := t.run("entropy", func() error { return addEntropy(r.GetEntropy()) })
 	if err != nil {
-		return 0, err
-	}
-	if err := t.run("entropy", func() error { return addEntropy(r.GetEntropy()) }); err != nil {
-		return step, err
+		return err
 	}
 	if id := r.GetIdentity(); id != nil {
-		err = g.become(ctx, t, id, r.GetGrowDisks())
+		err = g.become(ctx, t, id)
 	} else {
-		err = g.resume(t, r.GetGrowDisks())
+		err = t.run("announce", identity.Announce)
+	}
+	if err == nil && r.GetGrowDisks() { // not beside the others: a file system that grows takes no writes
+		err = t.run("grow", func() error { return growAll(g.Disks) })
+	}
+	if err == nil && g.template != nil {
+		err = t.run("thaw", func() error { return cgroup.Thaw(g.template.frozen) })
+		g.template = nil
 	}
 	if err != nil {
-		return step, err
+		return err
 	}
 	t.add("all", t.begin)
-	return step, os.WriteFile(filepath.Join(g.Dir, timesFile), []byte(t.String()), 0o644)
+	return os.WriteFile(filepath.Join(g.Dir, timesFile), []byte(t.String()), 0o644)
 }
 
-// resume goes on as the same VM.
-func (g *Guest) resume(t *times, grow bool) error {
-	if err := t.run("announce", identity.Announce); err != nil {
-		return err
-	}
-	if !grow {
-		return nil
-	}
-	return t.run("grow", func() error { return growAll(g.Disks) })
-}
-
-// become makes the guest another VM. Nobody reaches it before sshd has let go of the old key. Steps that do not
-// depend on each other run at the same time, for most of them wait for somebody.
-func (g *Guest) become(ctx context.Context, t *times, id *agentv1.GuestConfig, grow bool) error {
+// become makes the guest another VM. Until the last step nobody reaches it over the network. One step follows the
+// other: they have one processor's work to do, and wait for nobody but sshd.
+func (g *Guest) become(ctx context.Context, t *times, id *agentv1.GuestConfig) error {
 	var network *identity.Network
-	err := t.run("silence", func() (err error) { network, err = identity.Silence(); return err })
-	if err != nil {
-		return err
+	var sshd *restart
+	fromTemplate := g.template != nil
+	if fromTemplate {
+		network = g.template.network
 	}
-	group, ctx := errgroup.WithContext(ctx)
-	step := func(name string, f func() error) { group.Go(func() error { return t.run(name, f) }) }
-	keys := make(chan struct{})
-	step("keys", func() error {
-		if err := identity.WriteKeys("/", id); err != nil {
-			return err
+	for _, step := range []struct {
+		name  string
+		inUse bool // a template has nothing of the kind
+		f     func() error
+	}{
+		{"silence", true, func() (err error) { network, err = identity.Silence(); return err }},
+		{"keys", false, func() error { return identity.WriteKeys("/", id) }},
+		{"restart sshd", true, func() (err error) { sshd, err = restartSSHD(); return err }},
+		{"hang up", true, hangUp},
+		{"names", false, func() error { return g.rename(id) }},
+		{"boot id", false, func() error { return newBootID(g.Dir) }},
+		{"seeds", true, forgetSeeds},
+		{"addresses", false, func() error { return network.Prepare(id.GetInterfaces()) }},
+		{"await sshd", true, func() error { return sshd.wait(ctx) }},
+		{"raise", false, func() error { return network.Raise() }},
+		{"journal", false, func() error {
+			return tellJournal("This machine was restored from memory and is now " + id.GetHostname())
+		}},
+	} {
+		if step.inUse && fromTemplate {
+			continue
 		}
-		if err := restartSSHD(ctx); err != nil {
-			return err
-		}
-		close(keys)
-		return nil
-	})
-	hungUp := make(chan struct{})
-	step("hang up", func() error {
-		defer close(hungUp)
-		// What the kernel cannot end stays until it times out: its address is gone.
-		if err := identity.HangUp(); err != nil {
-			return tellJournal("connections of the machine this one was made of are left: " + err.Error())
-		}
-		return nil
-	})
-	step("names", func() error { return g.rename(id) })
-	step("boot id", func() error { return errors.Join(newBootID(g.Dir), forgetSeeds()) })
-	step("network", func() error {
-		if err := network.Prepare(id.GetInterfaces()); err != nil {
-			return err
-		}
-		for _, before := range []chan struct{}{keys, hungUp} {
-			select {
-			case <-before:
-			case <-ctx.Done(): // another step has failed
-				return ctx.Err()
-			}
-		}
-		return t.run("raise", network.Raise)
-	})
-	if err := group.Wait(); err != nil {
-		return err
-	}
-	if grow { // not beside the others: a file system that grows takes no writes
-		if err := t.run("grow", func() error { return growAll(g.Disks) }); err != nil {
+		if err := t.run(step.name, step.f); err != nil {
 			return err
 		}
 	}
-	return tellJournal("This machine was restored from memory and is now " + id.GetHostname())
+	return nil
+}
+
+// hangUp ends the connections of the machine that this one was made of. What the kernel cannot end stays until it
+// times out: its address is gone.
+func hangUp() error {
+	if err := identity.HangUp(); err != nil {
+		return tellJournal("connections of the machine this one was made of are left: " + err.Error())
+	}
+	return nil
 }
 
 // rename writes the machine's names, and has the journal begin anew under them.
@@ -144,6 +134,9 @@ func (g *Guest) rename(id *agentv1.GuestConfig) error {
 	}
 	if err := identity.WriteNames("/", id); err != nil {
 		return err
+	}
+	if g.template != nil { // nothing of a journal is left, and journald does not run
+		return nil
 	}
 	return g.renewJournal(old, id.GetMachineId())
 }
@@ -159,7 +152,6 @@ func machineID() (string, error) {
 // times are the durations of the steps.
 type times struct {
 	begin time.Time
-	mu    sync.Mutex
 	text  strings.Builder
 }
 
@@ -174,8 +166,6 @@ func (t *times) run(name string, f func() error) error {
 }
 
 func (t *times) add(name string, begin time.Time) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	fmt.Fprintf(&t.text, "%s %.1f ms\n", name, float64(time.Since(begin).Microseconds())/1000)
 }
 

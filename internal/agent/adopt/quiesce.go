@@ -5,14 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime/debug"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 
 	agentv1 "banger/api/agent/v1"
+	"banger/internal/agent/cgroup"
+	"banger/internal/agent/identity"
 	"banger/internal/agent/run"
 )
 
@@ -35,6 +37,9 @@ func (g *Guest) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) error {
 			return err
 		}
 		if err := g.forget(ctx); err != nil {
+			return err
+		}
+		if err := g.hold(ctx); err != nil {
 			return err
 		}
 	}
@@ -105,9 +110,6 @@ func noJobs(ctx context.Context) (bool, error) {
 // they find there.
 func (g *Guest) forget(ctx context.Context) error {
 	debug.FreeOSMemory() // the agent's own memory is saved, too
-	if err := os.WriteFile(filepath.Join(g.Dir, templateMark), nil, 0o644); err != nil {
-		return err
-	}
 	if err := forgetSeeds(); err != nil {
 		return err
 	}
@@ -130,6 +132,26 @@ func (g *Guest) forget(ctx context.Context) error {
 	return removeJournal("/", id)
 }
 
+// hold lets all programs stand still until a clone knows who it is, and does ahead what clones need not do each:
+// there is a file to write the boot id into, and sshd reads its keys again as soon as it runs on.
+func (g *Guest) hold(ctx context.Context) error {
+	if err := newBootID(g.Dir); err != nil {
+		return err
+	}
+	network, err := identity.Silence()
+	if err != nil {
+		return err
+	}
+	frozen, err := cgroup.Freeze(ctx)
+	if err != nil {
+		return err
+	}
+	g.template = &template{frozen: frozen, network: network}
+	rehearse()
+	_, err = restartSSHD() // the signal waits with it
+	return err
+}
+
 // forgetSeeds removes what the next boot would begin its random numbers with.
 func forgetSeeds() error {
 	err := os.Remove("/var/lib/systemd/random-seed")
@@ -137,4 +159,17 @@ func forgetSeeds() error {
 		return nil
 	}
 	return err
+}
+
+// rehearse reads a message of the kind a clone will get: what the library makes of a message at its first sight is made.
+func rehearse() {
+	sample := &agentv1.AdoptRequest{Entropy: make([]byte, 32), Identity: &agentv1.GuestConfig{
+		Hostname: "x", MachineId: "x", Disks: []*agentv1.Disk{{}}, Interfaces: []*agentv1.Interface{{Mac: "x", Addresses: []string{"x"}}},
+		Nameservers: []string{"x"}, Hosts: []*agentv1.HostEntry{{Address: "x", Names: []string{"x"}}}, SshHostKey: "x", AuthorizedKeys: []string{"x"},
+	}}
+	for _, m := range []proto.Message{sample, &agentv1.AdoptResponse{}, &agentv1.SetTimeRequest{StepNanos: 1}, &agentv1.SetTimeResponse{StepNanos: 1}} {
+		if b, err := proto.Marshal(m); err == nil {
+			_ = proto.Unmarshal(b, m)
+		}
+	}
 }

@@ -21,24 +21,37 @@ const (
 	sshdPoll    = time.Millisecond
 )
 
-// restartSSHD makes the running sshd, if there is one, read its keys again, and returns when nobody is answered
-// with the old ones any more: at SIGHUP it stops listening, executes itself, and listens again when it has read
-// them. That it refuses connections until then is no other than at a boot.
-func restartSSHD(ctx context.Context) error {
+// restart is an sshd on its way to its new keys.
+type restart struct {
+	pid    int
+	before os.FileInfo // its PID file as it was
+}
+
+// restartSSHD makes the running sshd read its keys again; nil when there is none. At SIGHUP it stops listening, executes
+// itself, and listens again when it has read them. That it refuses connections until then is no other than at a boot.
+func restartSSHD() (*restart, error) {
 	pid := daemonPID(sshdPIDFile, "sshd")
 	if pid == 0 {
-		return nil
+		return nil, nil
 	}
 	before, err := os.Stat(sshdPIDFile)
 	if err != nil {
-		return fmt.Errorf("restart sshd: %w", err)
+		return nil, fmt.Errorf("restart sshd: %w", err)
 	}
 	if err := syscall.Kill(pid, syscall.SIGHUP); err != nil {
-		return fmt.Errorf("restart sshd: %w", err)
+		return nil, fmt.Errorf("restart sshd: %w", err)
+	}
+	return &restart{pid, before}, nil
+}
+
+// wait returns when nobody is answered with the old keys any more.
+func (r *restart) wait(ctx context.Context) error {
+	if r == nil {
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, sshdWait)
 	defer cancel()
-	for !hasRestarted(pid, before) {
+	for !hasRestarted(r.pid, r.before) {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("sshd still has the keys it had before: %w", ctx.Err())
@@ -83,12 +96,8 @@ const (
 	journaldName   = "systemd-journal" // the kernel cuts names at 15 bytes
 )
 
-// templateMark is there, below Dir, when the guest was saved as a template.
-const templateMark = "template"
-
 // renewJournal makes the journal that of the new machine. journald keeps the machine id it found when it
-// started: it is ended, systemd starts it again (its sockets and its clients' streams are kept meanwhile), and what
-// a template wrote is removed.
+// started: it is ended, and systemd starts it again (its sockets and its clients' streams are kept meanwhile).
 func (g *Guest) renewJournal(old, now string) error {
 	if !g.Systemd() || old == now {
 		return nil
@@ -97,17 +106,7 @@ func (g *Guest) renewJournal(old, now string) error {
 		return err
 	}
 	// It answers for a while before it leaves, and comes when it is asked again.
-	if err := end(hostnamedGroup, hostnamedName); err != nil {
-		return err
-	}
-	err := os.Remove(filepath.Join(g.Dir, templateMark))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil // the journal of a VM that was in use is kept
-	}
-	if err != nil {
-		return err
-	}
-	return removeJournal("/", old)
+	return end(hostnamedGroup, hostnamedName)
 }
 
 // end ends the daemon of that name, when it runs.

@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	agentv1 "banger/api/agent/v1"
 )
 
@@ -55,16 +57,36 @@ func each(steps ...func() error) error {
 	return errors.Join(errs...)
 }
 
-// File replaces the file whole, and only when it differs: what lies in the image is not copied up
+// File makes text the content of the file, and only when it differs: what lies in the image is not copied up
 // for nothing. A symlink is replaced, not followed.
 func File(root, name, text string, mode fs.FileMode) error {
 	path := filepath.Join(root, name)
 	info, err := os.Lstat(path)
 	if err == nil && info.Mode() == mode {
-		if old, err := os.ReadFile(path); err == nil && string(old) == text {
+		old, err := os.ReadFile(path)
+		if err == nil && string(old) == text {
+			return nil
+		}
+		if err == nil && overwrite(path, text) == nil {
 			return nil
 		}
 	}
+	return replace(path, text, mode)
+}
+
+// overwrite changes a file in place, which takes the kernel a third of the work of another file in its place. One that
+// was half written when the machine ended is written again at the next boot.
+func overwrite(path, text string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Truncate(int64(len(text))), f.Close())
+}
+
+// replace puts a new file in the place of whatever is there.
+func replace(path, text string, mode fs.FileMode) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}

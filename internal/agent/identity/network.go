@@ -42,6 +42,9 @@ func configureInterface(i *agentv1.Interface) error {
 	if err != nil {
 		return err
 	}
+	if err := announceChanges(link); err != nil {
+		return err
+	}
 	if err := prepare(link, i); err != nil {
 		return err
 	}
@@ -72,9 +75,6 @@ func prepare(link netlink.Link, i *agentv1.Interface) error {
 func raise(link netlink.Link, i *agentv1.Interface) error {
 	if len(i.GetAddresses()) == 0 {
 		return nil
-	}
-	if err := announceChanges(link); err != nil {
-		return err
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set it up: %w", err)

@@ -116,9 +116,6 @@ func Announce() error {
 		if l.Attrs().Flags&net.FlagUp == 0 {
 			continue
 		}
-		if err := announceChanges(l); err != nil {
-			return err
-		}
 		if err := netlink.LinkSetHardwareAddr(l, l.Attrs().HardwareAddr); err != nil {
 			return fmt.Errorf("announce the network interface %s: %w", l.Attrs().Name, err)
 		}

@@ -40,9 +40,8 @@ type Options struct {
 	Status func(context.Context) (*agentv1.StatusResponse, error)
 	// Quiesce makes the guest ready to be saved. It heeds its context, also when a disk does not answer.
 	Quiesce func(context.Context, *agentv1.QuiesceRequest) error
-	// Adopt makes a guest that was restored from memory what the request says, and tells how far the clock
-	// was behind.
-	Adopt func(context.Context, *agentv1.AdoptRequest) (step time.Duration, err error)
+	// Adopt makes a guest that was restored from memory what the request says.
+	Adopt func(context.Context, *agentv1.AdoptRequest) error
 	// BootID is that of the running kernel, as programs see it; empty: the kernel's is read at each Ping.
 	BootID string
 	// Ready, when set, returns once the guest is far enough for programs to be started in it, or ctx ends.
@@ -205,22 +204,18 @@ func (s *service) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) (*agen
 	return &agentv1.QuiesceResponse{}, nil
 }
 
-// Adopt is the first word to a restored guest.
+// Adopt tells a restored guest who it is.
 func (s *service) Adopt(ctx context.Context, r *agentv1.AdoptRequest) (*agentv1.AdoptResponse, error) {
-	if r.GetUnixNanos() <= 0 {
-		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("no time given"))
-	}
 	if len(r.GetEntropy()) < minEntropy {
 		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("%d bytes of entropy are less than %d", len(r.GetEntropy()), minEntropy))
 	}
 	if s.o.Adopt == nil {
 		return nil, unimplemented()
 	}
-	step, err := s.o.Adopt(ctx, r)
-	if err != nil {
+	if err := s.o.Adopt(ctx, r); err != nil {
 		return nil, failed(err)
 	}
-	return &agentv1.AdoptResponse{StepNanos: int64(step), UnixNanos: time.Now().UnixNano()}, nil
+	return &agentv1.AdoptResponse{}, nil
 }
 
 // failed tells a deadline from a failure.

@@ -225,9 +225,7 @@ func (m *guestMachine) agent() serve.Options {
 			}
 			return nil
 		},
-		Adopt: func(_ context.Context, r *agentv1.AdoptRequest) (time.Duration, error) {
-			return time.Until(time.Unix(0, r.GetUnixNanos())), m.memory.adopt(r)
-		},
+		Adopt:  func(_ context.Context, r *agentv1.AdoptRequest) error { return m.memory.adopt(r) },
 		BootID: m.memory.BootID,
 	}
 }

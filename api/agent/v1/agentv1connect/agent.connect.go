@@ -65,7 +65,7 @@ type AgentServiceClient interface {
 	SetTime(context.Context, *v1.SetTimeRequest) (*v1.SetTimeResponse, error)
 	// Quiesce makes the guest ready to be saved: what programs wrote is on its disks.
 	Quiesce(context.Context, *v1.QuiesceRequest) (*v1.QuiesceResponse, error)
-	// Adopt is the first word to a guest that was restored from memory. It returns when all of it holds.
+	// Adopt tells a guest that was restored from memory, and has the time, who it is. It returns when all of it holds.
 	Adopt(context.Context, *v1.AdoptRequest) (*v1.AdoptResponse, error)
 }
 
@@ -209,7 +209,7 @@ type AgentServiceHandler interface {
 	SetTime(context.Context, *v1.SetTimeRequest) (*v1.SetTimeResponse, error)
 	// Quiesce makes the guest ready to be saved: what programs wrote is on its disks.
 	Quiesce(context.Context, *v1.QuiesceRequest) (*v1.QuiesceResponse, error)
-	// Adopt is the first word to a guest that was restored from memory. It returns when all of it holds.
+	// Adopt tells a guest that was restored from memory, and has the time, who it is. It returns when all of it holds.
 	Adopt(context.Context, *v1.AdoptRequest) (*v1.AdoptResponse, error)
 }
 
