@@ -155,6 +155,9 @@ func (o *operation) goOn(ctx context.Context, m *machine) error {
 	if err := guest.Resume(ctx); err != nil && !m.ended() {
 		return errors.Join(left, fmt.Errorf("let VM %s go on: %w", o.v.Spec.Name, err))
 	}
+	if !m.ended() {
+		o.setClock(ctx, m)
+	}
 	_, err := o.move(vm.SaveFailed)
 	return errors.Join(left, err, o.save(ctx))
 }
