@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	agentv1 "banger/api/agent/v1"
+	"banger/internal/agent/identity"
 	"banger/internal/agent/run"
 )
 
@@ -51,7 +52,11 @@ func (g *Guest) sync(ctx context.Context) error {
 	}
 	done := make(chan struct{})
 	g.syncing = done
-	go func() { unix.Sync(); close(done) }()
+	go func() {
+		defer close(done)
+		identity.ReadyToHangUp() // reads a disk
+		unix.Sync()
+	}()
 	return g.synced(ctx)
 }
 
