@@ -47,15 +47,6 @@ func TestMemory(t *testing.T) {
 	}
 }
 
-func TestUnifiedGroup(t *testing.T) {
-	if got := unifiedGroup("1:cpu:/x\n0::/system.slice/banger-agent.service\n"); got != "/system.slice/banger-agent.service" {
-		t.Errorf("got %q", got)
-	}
-	if got := unifiedGroup("1:cpu:/x\n"); got != "" {
-		t.Errorf("got %q", got)
-	}
-}
-
 func TestFindPort(t *testing.T) {
 	class := t.TempDir()
 	for device, name := range map[string]string{"vport0p1": "other", "vport0p2": "banger.agent.0"} {

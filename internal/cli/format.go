@@ -107,7 +107,7 @@ func printable(s string) string {
 }
 
 var stateColours = map[string]string{
-	"running": "2", "starting": "3", "stopping": "3", "deleting": "3", "suspending": "3", "resuming": "3",
+	"running": "2", "starting": "3", "stopping": "3", "deleting": "3", "suspending": "3", "resuming": "3", "reverting": "3",
 	"failed": "1", "stopped": "8",
 	"paused": "6", "suspended": "6",
 }

@@ -117,6 +117,23 @@ func lost(procedure, name, socket string) error {
 		bangerv1connect.VMServiceReadLogProcedure: {
 			"it was sending a log of VM " + name, "the VM is as it was; the next command starts the daemon again",
 		},
+		bangerv1connect.VMServiceSuspendVMProcedure: {
+			"it was suspending VM " + name, next + "finishes the suspend, or the VM runs on; see: banger vm show " + name,
+		},
+		bangerv1connect.VMServiceForkVMProcedure: {
+			"it was forking VM " + name, "VM " + name + " runs on; " + next + "takes back the forks that do not run yet; see: banger vm list",
+		},
+		bangerv1connect.VMServiceCloneVMProcedure: {
+			"it was cloning VM " + name, "VM " + name + " is as it was; " + next + "takes back a clone that is not whole; see: banger vm list",
+		},
+		bangerv1connect.SnapshotServiceCreateSnapshotProcedure: {
+			"it was making a snapshot of VM " + name,
+			"VM " + name + " is as it was; " + next + "takes back a snapshot that is not whole; see: banger vm snapshot list " + name,
+		},
+		bangerv1connect.SnapshotServiceRestoreSnapshotProcedure: {
+			"it was putting back VM " + name, next + "finishes that when it had begun; see: banger vm show " + name,
+		},
+		bangerv1connect.TemplateServiceWarmTemplateProcedure: {"it was making a template", next + "takes back what was made; then try again"},
 		bangerv1connect.ImageServiceSetupProcedure: {"it was setting up", "what was finished stays; go on with: banger setup"},
 	}
 	s, ok := stories[procedure]

@@ -145,7 +145,7 @@ func (c *Client) settle(ctx context.Context, ref string) {
 // passing tells whether someone works on a VM in this state.
 func passing(state string) bool {
 	switch state {
-	case "starting", "stopping", "deleting", "suspending", "resuming":
+	case "starting", "stopping", "deleting", "suspending", "resuming", "paused", "reverting":
 		return true
 	}
 	return false

@@ -12,6 +12,7 @@ import (
 	bangerv1 "banger/api/banger/v1"
 	"banger/internal/client"
 	"banger/internal/fault"
+	"banger/internal/paths"
 )
 
 // TestKilledAtEachStage kills the daemon after each stage of each operation. The next daemon must
@@ -27,20 +28,68 @@ func TestKilledAtEachStage(t *testing.T) {
 	}
 }
 
+// act is one call of a client.
+type act struct {
+	operation string
+	do        func(*testing.T, *client.Client) error
+}
+
+// life is what a VM goes through; each call finds what the one before left.
+var life = []act{
+	{"create", func(t *testing.T, c *client.Client) error {
+		_, err := c.Create(t.Context(), spec("web"), nil)
+		return err
+	}},
+	{"suspend", func(t *testing.T, c *client.Client) error {
+		_, err := c.Suspend(t.Context(), &bangerv1.SuspendVMRequest{Vm: "web"}, nil)
+		return err
+	}},
+	{"resume", func(t *testing.T, c *client.Client) error {
+		_, err := c.Start(t.Context(), &bangerv1.StartVMRequest{Vm: "web", Resume: true}, nil)
+		return err
+	}},
+	{"snapshot", func(t *testing.T, c *client.Client) error {
+		_, err := c.CreateSnapshot(t.Context(), &bangerv1.CreateSnapshotRequest{Vm: "web", Tag: "v1"}, nil)
+		return err
+	}},
+	{"restore", func(t *testing.T, c *client.Client) error {
+		_, err := c.RestoreSnapshot(t.Context(), &bangerv1.RestoreSnapshotRequest{Vm: "web", Tag: "v1", Running: true}, nil)
+		return err
+	}},
+	{"fork", func(t *testing.T, c *client.Client) error {
+		_, err := c.Fork(t.Context(), &bangerv1.ForkVMRequest{Vm: "web", Name: "kid", Count: 2}, nil)
+		return err
+	}},
+	{"stop", func(t *testing.T, c *client.Client) error {
+		_, err := c.Stop(t.Context(), &bangerv1.StopVMRequest{Vm: "web"}, nil)
+		return err
+	}},
+	{"clone", func(t *testing.T, c *client.Client) error {
+		_, err := c.Clone(t.Context(), &bangerv1.CloneVMRequest{Vm: "web", Name: "twin"}, nil)
+		return err
+	}},
+	{"start", func(t *testing.T, c *client.Client) error {
+		_, err := c.Start(t.Context(), &bangerv1.StartVMRequest{Vm: "web"}, nil)
+		return err
+	}},
+	{"delete", func(t *testing.T, c *client.Client) error { return remove(t, c, "web") }},
+}
+
+func remove(t *testing.T, c *client.Client, name string) error {
+	return c.Delete(t.Context(), &bangerv1.DeleteVMRequest{Vm: name, Force: true}, nil)
+}
+
 // trace lives one VM's life and returns the stages it went through, each once.
 func (p place) trace(t *testing.T) []string {
 	t.Helper()
 	file := filepath.Join(p.root, "trace")
 	c := p.dial(t, traceVariable+"="+file)
-	p.create(t, c, "web")
-	for _, step := range []func() error{
-		func() error { return stop(t, c) }, func() error { return start(t, c) },
-		func() error { return stop(t, c) }, func() error { return remove(t, c) },
-	} {
-		if err := step(); err != nil {
-			t.Fatal(err)
+	for _, a := range life {
+		if err := a.do(t, c); err != nil {
+			t.Fatalf("%s: %v", a.operation, err)
 		}
 	}
+	p.empty(t, c)
 	p.end(t, syscall.SIGTERM)
 	text, err := os.ReadFile(file)
 	if err != nil {
@@ -56,18 +105,18 @@ func (p place) trace(t *testing.T) []string {
 	return stages
 }
 
-func start(t *testing.T, c *client.Client) error {
-	_, err := c.Start(t.Context(), &bangerv1.StartVMRequest{Vm: "web"}, nil)
-	return err
-}
-
-func stop(t *testing.T, c *client.Client) error {
-	_, err := c.Stop(t.Context(), &bangerv1.StopVMRequest{Vm: "web"}, nil)
-	return err
-}
-
-func remove(t *testing.T, c *client.Client) error {
-	return c.Delete(t.Context(), &bangerv1.DeleteVMRequest{Vm: "web", Force: true}, nil)
+// empty deletes all VMs.
+func (p place) empty(t *testing.T, c *client.Client) {
+	t.Helper()
+	res, err := c.VMs.ListVMs(t.Context(), &bangerv1.ListVMsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range res.GetVms() {
+		if err := remove(t, c, v.GetName()); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // killedAt does what leads to the stage, in a daemon that dies there, and looks at what the next daemon makes of it.
@@ -76,20 +125,14 @@ func (p place) killedAt(t *testing.T, at string) {
 	c := p.dial(t, killVariable+"="+at)
 	defer c.Close()
 	doomed := p.daemon(t)
-	_, err := c.Create(t.Context(), spec("web"), nil)
-	if operation != "create" {
+	var err error
+	for _, a := range life {
+		if err = a.do(t, c); a.operation == operation {
+			break
+		}
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("%s: %v", a.operation, err)
 		}
-		act := map[string]func() error{
-			"stop":   func() error { return stop(t, c) },
-			"start":  func() error { _ = stop(t, c); return start(t, c) },
-			"delete": func() error { _ = stop(t, c); return remove(t, c) },
-		}[operation]
-		if act == nil {
-			t.Fatalf("unknown operation %s", operation)
-		}
-		err = act()
 	}
 	if err == nil {
 		t.Error("the call succeeded although the daemon died")
@@ -102,11 +145,7 @@ func (p place) killedAt(t *testing.T, at string) {
 	c = p.dial(t)
 	defer c.Close()
 	p.sound(t, c)
-	if res, err := c.VMs.ListVMs(t.Context(), &bangerv1.ListVMsRequest{}); err == nil && len(res.GetVms()) > 0 {
-		if err := remove(t, c); err != nil {
-			t.Fatal(err)
-		}
-	}
+	p.empty(t, c)
 	if left := p.machines(t); len(left) > 0 {
 		t.Errorf("machines %v run for nobody", left)
 	}
@@ -127,7 +166,7 @@ func (p place) sound(t *testing.T, c *client.Client) {
 			if out, code := execute(t, c, v.GetId(), "echo", "hello"); out != "hello\n" || code != 0 {
 				t.Errorf("VM %s does not answer", v.GetName())
 			}
-		case "stopped", "failed":
+		case "stopped", "failed", "suspended":
 		default:
 			t.Errorf("VM %s is left %s", v.GetName(), v.GetState())
 		}
@@ -144,6 +183,11 @@ func (p place) sound(t *testing.T, c *client.Client) {
 	}
 	if len(entries) != len(ids) {
 		t.Errorf("%d VMs have %d directories", len(ids), len(entries))
+	}
+	for _, half := range []string{paths.SuspendedNew, paths.RevertNew, paths.Forked, paths.Snapshots + "/.*"} {
+		if left, _ := filepath.Glob(filepath.Join(p.VMs(), "*", half)); len(left) > 0 {
+			t.Errorf("half made is %v", left)
+		}
 	}
 }
 

@@ -58,6 +58,7 @@ func TestTwoClonesOfOneTemplate(t *testing.T) {
 	if t.Failed() {
 		return
 	}
+	w.settled("cold") // the others were when their template was saved
 	for name, stage := range map[string]string{"left": "identity", "right": "identity", "cold": "boot"} {
 		if !strings.Contains(w.banger("vm", "events", name), stage) {
 			t.Errorf("%s has no stage %s", name, stage)
@@ -93,6 +94,15 @@ func TestTwoClonesOfOneTemplate(t *testing.T) {
 	}
 	w.guest("left", "timeout 20 bash -c 'until exec 3<>/dev/tcp/"+w.show("right").IP+"/22; do sleep 0.2; done'")
 	t.Run("delete it under them", func(t *testing.T) { templateIsDeletedUnderClones(t, w, key) })
+}
+
+// settled waits until the guest's systemd has started all it wants to, and says what has failed.
+func (w *world) settled(name string) {
+	w.t.Helper()
+	script := `state=$(systemctl is-system-running --wait); [ "$state" = running ] || { echo $state; systemctl --failed --no-legend --plain; journalctl -q -p warning -n 40; }`
+	if out := w.guest(name, script); out != "" {
+		w.t.Errorf("%s: systemd is %s", name, out)
+	}
 }
 
 // clockIsRight to 100 ms, besides the time that the question takes.

@@ -175,16 +175,28 @@ func (f *fork) conceive(ctx context.Context, source *operation, name string, eph
 	return c.insert(c.ctx)
 }
 
-// runOn lets the source go on, whatever became of the caller.
-func (o *operation) runOn(ctx context.Context, guest vmm.Pauser) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pauseTimeout)
+// runOn lets a guest go on that stood still, whatever became of the caller, and tells when it did. The row says
+// so when its clock is right.
+func (o *operation) runOn(ctx context.Context, m *machine, guest vmm.Pauser) (went time.Time, err error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pauseTimeout+clockTimeout)
 	defer cancel()
-	return o.stage(ctx, stageGoOn, func(ctx context.Context) error {
-		if m := o.e.machineOf(o.v.ID); m == nil || !m.ended() { // one that has ended is its watcher's
-			if err := guest.Resume(ctx); err != nil {
-				return fault.Wrap(fault.KindOf(err), err, "VM %s does not go on", o.v.Spec.Name).
-					WithHint("start it anew: banger vm restart %s", o.v.Spec.Name)
-			}
+	err = o.stage(ctx, stageGoOn, func(ctx context.Context) error {
+		if m.ended() { // that is its watcher's
+			return nil
+		}
+		if err := guest.Resume(ctx); err != nil {
+			return fault.Wrap(fault.KindOf(err), err, "VM %s does not go on", o.v.Spec.Name).
+				WithHint("start it anew: banger vm restart %s", o.v.Spec.Name)
+		}
+		return nil
+	})
+	went = time.Now()
+	if err != nil {
+		return went, err
+	}
+	return went, o.stage(ctx, stageClock, func(ctx context.Context) error {
+		if !m.ended() {
+			o.setClock(ctx, m)
 		}
 		_, err := o.move(vm.Copied)
 		return err

@@ -49,6 +49,7 @@ func (b *bench) only(when string, v vm.VM) {
 	if body := b.w.body(v.ID); body.boot != "101" {
 		b.t.Fatalf("%s: the guest is of boot %s", when, body.boot)
 	}
+	b.clockIsRight(when, v)
 }
 
 func TestFork(t *testing.T) {
@@ -66,6 +67,7 @@ func TestFork(t *testing.T) {
 			t.Errorf("%+v, %v", got, err)
 		}
 		seen[got.IP.String()] = true
+		b.clockIsRight("forked", v)
 		if boot := b.w.body(v.ID).boot; boot != "101" {
 			t.Errorf("%s is of boot %s", v.Spec.Name, boot)
 		}

@@ -54,6 +54,7 @@ type operation struct {
 	sink progress.Sink
 	log  *slog.Logger
 
+	console  string        // where the guest's console can be read when all failed; empty: in the VM's directory
 	failed   string        // the last stage that failed
 	recorded bool          // the intent row is written: from now on each stage saves
 	pending  []store.Event // not written yet

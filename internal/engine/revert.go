@@ -325,10 +325,9 @@ func (o *operation) mendPaused(ctx context.Context) (string, error) {
 	if !ok {
 		return "", fault.New(fault.Precondition, "%s cannot let VM %s go on", o.v.Driver, o.v.Spec.Name)
 	}
-	if err := o.runOn(ctx, guest); err != nil {
+	if _, err := o.runOn(ctx, m, guest); err != nil {
 		return "", err
 	}
-	o.setClock(ctx, m)
 	sentence := fmt.Sprintf("VM %s stood still to be copied: it runs on", o.v.Spec.Name)
 	if held {
 		return sentence, nil

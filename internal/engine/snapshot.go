@@ -270,18 +270,11 @@ func (o *operation) copyRunning(ctx context.Context, memory, disks string) (paus
 	if o.v.State != vm.Paused {
 		return 0, err
 	}
-	err = errors.Join(err, o.runOn(ctx, guest))
-	paused = time.Since(begin)
-	if err == nil {
-		err = o.stage(ctx, stageClock, func(ctx context.Context) error {
-			o.setClock(ctx, m)
-			return nil
-		})
-	}
-	if err == nil {
+	went, errOn := o.runOn(ctx, m, guest)
+	if err = errors.Join(err, errOn); err == nil {
 		err = o.stage(ctx, stageSeal, seal)
 	}
-	return paused, err
+	return went.Sub(begin), err
 }
 
 // copyPaused halts the guest and copies. What was saved is whole when seal has returned.

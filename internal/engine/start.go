@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 	"unicode"
@@ -283,7 +282,10 @@ func (o *operation) endedWhileBooting(m *machine) error {
 // consoleHint says where the guest's console can be read. That of a VM which is being made goes with it, so its
 // end is in the hint itself.
 func (o *operation) consoleHint() string {
-	path := filepath.Join(o.e.c.Paths.VM(o.v.ID), vmm.SerialLog)
+	path := o.file(vmm.SerialLog)
+	if o.console != "" {
+		path = o.console
+	}
 	if !o.v.Creating {
 		return "its console is in " + path
 	}

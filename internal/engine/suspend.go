@@ -122,7 +122,7 @@ func (o *operation) saveMemory(ctx context.Context, m *machine, guest saveable) 
 	})
 }
 
-// quiesce asks the guest to write out what its programs wrote. A guest that does not is not suspended.
+// quiesce asks the guest to write out what its programs wrote. The memory of a guest that does not is not saved.
 func (o *operation) quiesce(ctx context.Context, m *machine) error {
 	asking, cancel := context.WithTimeout(ctx, o.e.c.QuiesceTimeout)
 	defer cancel()
@@ -131,12 +131,12 @@ func (o *operation) quiesce(ctx context.Context, m *machine) error {
 	case err == nil:
 		return nil
 	case m.ended():
-		return fault.New(fault.Conflict, "VM %s ended before it was suspended", o.v.Spec.Name)
+		return fault.New(fault.Conflict, "VM %s ended before its memory was saved", o.v.Spec.Name)
 	case ctx.Err() == nil && (asking.Err() != nil || connect.CodeOf(err) == connect.CodeDeadlineExceeded):
 		return fault.New(fault.Timeout, "the guest of VM %s did not write out its data within %s: it runs on", o.v.Spec.Name, o.e.c.QuiesceTimeout).
 			WithHint("see what keeps it: banger vm exec %s -- ps aux", o.v.Spec.Name)
 	case connect.CodeOf(err) == connect.CodeUnimplemented:
-		return fault.New(fault.Precondition, "the agent of VM %s is of an earlier version, which knows no suspend: it runs on", o.v.Spec.Name).
+		return fault.New(fault.Precondition, "the agent of VM %s is of an earlier version, which cannot be saved with its memory: it runs on", o.v.Spec.Name).
 			WithHint("restart it once: banger vm restart %s", o.v.Spec.Name)
 	}
 	return fault.Wrap(fault.Unexpected, err, "the guest of VM %s could not write out its data: it runs on", o.v.Spec.Name)
@@ -154,6 +154,9 @@ func (o *operation) goOn(ctx context.Context, m *machine) error {
 	}
 	if err := guest.Resume(ctx); err != nil && !m.ended() {
 		return errors.Join(left, fmt.Errorf("let VM %s go on: %w", o.v.Spec.Name, err))
+	}
+	if stood := o.failed != stageRecord && o.failed != stageQuiesce; stood && !m.ended() {
+		o.setClock(ctx, m)
 	}
 	_, err := o.move(vm.SaveFailed)
 	return errors.Join(left, err, o.save(ctx))

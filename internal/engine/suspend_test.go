@@ -12,6 +12,7 @@ import (
 
 	agentv1 "banger/api/agent/v1"
 	"banger/internal/fault"
+	"banger/internal/guest"
 	"banger/internal/paths"
 	"banger/internal/progress"
 	"banger/internal/vm"
@@ -37,6 +38,9 @@ func (r *running) halt(ctx context.Context, point string, paused bool) error {
 	}
 	r.w.mu.Lock()
 	defer r.w.mu.Unlock()
+	if r.b.paused && !paused {
+		r.b.ahead -= time.Hour // that is how long it stood still
+	}
 	r.b.paused = paused
 	return nil
 }
@@ -78,7 +82,7 @@ func (d driver) Restore(ctx context.Context, m vmm.Machine, dir string) (vmm.Run
 	}
 	d.w.nextPID++
 	b := newBody(d.w, d.w.nextPID)
-	b.boot, b.other = string(boot), filepath.Base(dir) == paths.Forked
+	b.boot, b.other, b.ahead = string(boot), filepath.Base(dir) == paths.Forked, -time.Hour
 	d.w.machines[m.Dir] = b
 	return &running{w: d.w, b: b}, nil
 }
@@ -88,10 +92,31 @@ func (b *body) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) (*agentv1
 }
 
 func (b *body) Adopt(ctx context.Context, r *agentv1.AdoptRequest) (*agentv1.AdoptResponse, error) {
-	if d := time.Since(time.Unix(0, r.GetUnixNanos())); d > time.Minute || d < -time.Minute || len(r.GetEntropy()) < 32 || (r.GetIdentity() != nil) != b.other {
-		return nil, errors.New("told nonsense")
+	if b.clock().Abs() > guest.ClockExact || len(r.GetEntropy()) < 32 || (r.GetIdentity() != nil) != b.other {
+		return nil, errors.New("told nonsense, or too early")
 	}
 	return &agentv1.AdoptResponse{}, b.w.point(ctx, "adopt")
+}
+
+func (b *body) SetTime(ctx context.Context, r *agentv1.SetTimeRequest) (*agentv1.SetTimeResponse, error) {
+	if r.GetUnixNanos() != 0 {
+		return nil, errors.New("told a time, which has become old")
+	}
+	return &agentv1.SetTimeResponse{StepNanos: r.GetStepNanos(), UnixNanos: b.setClock(b.clock() + time.Duration(r.GetStepNanos()))}, nil
+}
+
+// clock is how far the guest's clock is ahead.
+func (b *body) clock() time.Duration {
+	b.w.mu.Lock()
+	defer b.w.mu.Unlock()
+	return b.ahead
+}
+
+func (b *body) setClock(ahead time.Duration) (unixNanos int64) {
+	b.w.mu.Lock()
+	defer b.w.mu.Unlock()
+	b.ahead = ahead
+	return time.Now().Add(ahead).UnixNano()
 }
 
 // memoryFits checks that there is saved memory of suspended VMs, and of no others, and nothing half written.
@@ -135,12 +160,23 @@ func (b *bench) holds(when string, state vm.State) vm.VM {
 	want := down(v.ID)
 	if state == vm.Running {
 		want = up(v.ID)
+		b.clockIsRight(when, v)
 	}
 	if s := b.w.String(); s != want {
 		b.t.Fatalf("%s: VM is %s, host is\n%s\nwant\n%s", when, state, s, want)
 	}
 	b.memoryFits(v, when)
 	return v
+}
+
+func (b *bench) clockIsRight(when string, v vm.VM) {
+	b.t.Helper()
+	body := b.w.body(v.ID)
+	if body == nil {
+		b.t.Errorf("%s: %s has no machine", when, v.Spec.Name)
+	} else if ahead := body.clock(); ahead.Abs() > guest.ClockExact {
+		b.t.Errorf("%s: the clock of %s is %v ahead", when, v.Spec.Name, ahead)
+	}
 }
 
 func (b *bench) resume(ctx context.Context) error {

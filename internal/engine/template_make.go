@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -183,7 +184,9 @@ func (e *Engine) makeTemplate(ctx context.Context, w *wish, gently bool, sink pr
 	}
 	u := undo.New()
 	defer u.Unwind(ctx, &err)
-	u.Push("directory", func(context.Context) error { return making.Abandon() })
+	u.Push("directory", func(context.Context) error { // nothing is left of the console of one that was made
+		return errors.Join(making.KeepLog(vmm.SerialLog), making.Abandon())
+	})
 	o := e.nobody(w, sink)
 	b := &capability.Build{
 		Machine: &vmm.Machine{
@@ -226,7 +229,9 @@ func (e *Engine) nobody(w *wish, sink progress.Sink) *operation {
 	if e.c.MAC != nil {
 		v.MAC = e.c.MAC(v.ID)
 	}
-	return &operation{e: e, name: "template", v: v, sink: sink, log: e.log.With("template", w.key)}
+	return &operation{
+		e: e, name: "template", v: v, sink: sink, log: e.log.With("template", w.key), console: e.c.Templates.Store.FailedLog(),
+	}
 }
 
 // saveTemplate saves a guest that has settled, and ends it without letting it run on: its disks stay as its
@@ -258,7 +263,7 @@ func (o *operation) settle(ctx context.Context, m *machine) error {
 	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
 	if _, err := m.agent.Quiesce(ctx, &agentv1.QuiesceRequest{ForTemplate: true}); err != nil {
-		return fault.Wrap(fault.Unexpected, err, "the guest of a template did not come to rest")
+		return fault.Wrap(fault.Unexpected, err, "the guest of a template did not come to rest").WithHint("%s", o.consoleHint())
 	}
 	return nil
 }

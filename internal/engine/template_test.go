@@ -386,7 +386,9 @@ var makerStages = []string{
 
 // What makes a template fail at any stage leaves nothing, and a create still boots.
 func TestCancelledMaking(t *testing.T) {
+	spoken := false
 	for _, at := range makerStages[:len(makerStages)-1] {
+		spoken = spoken || at == stageAgent // so far it had no time to say much
 		t.Run(at, func(t *testing.T) {
 			h := newTemplateHouse(t)
 			ctx, cancel := context.WithCancel(t.Context())
@@ -399,6 +401,9 @@ func TestCancelledMaking(t *testing.T) {
 				t.Error("made, though cancelled")
 			}
 			h.nothingButTemplates(t, 0)
+			if console, err := os.ReadFile(h.templates.Store.FailedLog()); spoken && len(console) == 0 {
+				t.Errorf("the console is lost: %v", err)
+			}
 			h.hook = nil
 			h.warm()
 		})

@@ -221,6 +221,7 @@ type body struct {
 	boot    string // of the guest: it goes on over suspend and resume
 	other   bool   // its memory is another VM's
 	paused  bool   // under the world's mu
+	ahead   time.Duration
 	done    chan struct{}
 	once    sync.Once
 	exit    vmm.Exit

@@ -100,6 +100,15 @@ func (m *Making) Abandon() error {
 	return errors.Join(os.RemoveAll(m.Dir), m.lock.Close())
 }
 
+// KeepLog keeps a file of a making that fails, a log, in the place of the last one's. There may be none.
+func (m *Making) KeepLog(name string) error {
+	err := os.Rename(filepath.Join(m.Dir, name), m.store.FailedLog())
+	if err == nil || errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return fault.Wrap(fault.Precondition, err, "cannot keep a log of template %s", m.Key)
+}
+
 // Leftover is the directory of a template whose maker died.
 type Leftover struct {
 	Key string

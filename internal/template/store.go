@@ -39,6 +39,9 @@ func Open(dir string) *Store { return &Store{dir: dir} }
 // Dir returns the directory of the template with a key.
 func (s *Store) Dir(key string) string { return filepath.Join(s.dir, key) }
 
+// FailedLog is the log of the last making that failed.
+func (s *Store) FailedLog() string { return filepath.Join(s.dir, "failed.log") }
+
 // List returns all templates, oldest first, also those with a Problem.
 func (s *Store) List() ([]Template, error) {
 	entries, err := os.ReadDir(s.dir)

@@ -131,7 +131,7 @@ func TestSyncThatHangs(t *testing.T) {
 	if err := g.Quiesce(t.Context(), &agentv1.QuiesceRequest{}); !errors.Is(err, errBusy) {
 		t.Errorf("two at a time: %v", err)
 	}
-	if _, err := g.Adopt(t.Context(), &agentv1.AdoptRequest{}); !errors.Is(err, errBusy) {
+	if err := g.Adopt(t.Context(), &agentv1.AdoptRequest{}); !errors.Is(err, errBusy) {
 		t.Errorf("two at a time: %v", err)
 	}
 	g.turn.Unlock()

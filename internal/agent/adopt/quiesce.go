@@ -56,7 +56,11 @@ func (g *Guest) sync(ctx context.Context) error {
 	}
 	done := make(chan struct{})
 	g.syncing = done
-	go func() { unix.Sync(); close(done) }()
+	go func() {
+		defer close(done)
+		identity.ReadyToHangUp() // reads a disk
+		unix.Sync()
+	}()
 	return g.synced(ctx)
 }
 

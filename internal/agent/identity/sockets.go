@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // HangUp ends the TCP connections over the network that a guest had before it became another one: their programs are
@@ -37,6 +38,10 @@ func HangUp() error {
 	}
 	return why
 }
+
+// ReadyToHangUp has the kernel load what HangUp needs, so that a restored guest need not. What a kernel has not got
+// HangUp tells.
+func ReadyToHangUp() { _, _ = netlink.SocketDiagTCP(unix.AF_INET) }
 
 func allConnections() ([]connection, error) {
 	var all []connection

@@ -123,6 +123,7 @@ func TestUnary(t *testing.T) {
 
 func TestSaveAndRestore(t *testing.T) {
 	hang := false
+	var adopted *agentv1.AdoptRequest
 	client, _ := start(t, serve.Options{
 		Quiesce: func(ctx context.Context, r *agentv1.QuiesceRequest) error {
 			if hang {
@@ -134,8 +135,9 @@ func TestSaveAndRestore(t *testing.T) {
 			}
 			return nil
 		},
-		Adopt: func(_ context.Context, r *agentv1.AdoptRequest) (time.Duration, error) {
-			return time.Duration(len(r.GetEntropy())), nil
+		Adopt: func(_ context.Context, r *agentv1.AdoptRequest) error {
+			adopted = r
+			return nil
 		},
 	})
 	ctx := within(t)
@@ -152,16 +154,16 @@ func TestSaveAndRestore(t *testing.T) {
 		t.Errorf("quiesce that hangs: %v", err)
 	}
 	entropy := make([]byte, 64)
-	if r, err := client.Adopt(ctx, &agentv1.AdoptRequest{UnixNanos: 1, Entropy: entropy}); err != nil || r.StepNanos != 64 || r.UnixNanos == 0 {
-		t.Errorf("adopt: %v, %v", r, err)
+	if _, err := client.Adopt(ctx, &agentv1.AdoptRequest{Entropy: entropy}); err != nil || len(adopted.GetEntropy()) != 64 {
+		t.Errorf("adopt: %v, %v", adopted, err)
 	}
-	for _, bad := range []*agentv1.AdoptRequest{{Entropy: entropy}, {UnixNanos: 1}, {UnixNanos: 1, Entropy: entropy[:31]}} {
+	for _, bad := range []*agentv1.AdoptRequest{{}, {Entropy: entropy[:31]}} {
 		if _, err := client.Adopt(ctx, bad); connect.CodeOf(err) != connect.CodeInvalidArgument {
 			t.Errorf("adopt of %v: %v", bad, err)
 		}
 	}
 	bare, _ := start(t, serve.Options{})
-	if _, err := bare.Adopt(ctx, &agentv1.AdoptRequest{UnixNanos: 1, Entropy: entropy}); connect.CodeOf(err) != connect.CodeUnimplemented {
+	if _, err := bare.Adopt(ctx, &agentv1.AdoptRequest{Entropy: entropy}); connect.CodeOf(err) != connect.CodeUnimplemented {
 		t.Errorf("adopt by an agent that cannot: %v", err)
 	}
 }
