@@ -31,6 +31,7 @@ type world struct {
 	bangerv1connect.UnimplementedVMServiceHandler
 	bangerv1connect.UnimplementedImageServiceHandler
 	bangerv1connect.UnimplementedDaemonServiceHandler
+	bangerv1connect.UnimplementedSnapshotServiceHandler
 
 	mu       sync.Mutex
 	vms      map[string]*bangerv1.VM
@@ -39,6 +40,7 @@ type world struct {
 	hang     string                    // a VM of this name never gets anywhere
 	deaf     bool                      // programs ignore signals
 	execed   []*bangerv1.ExecVMRequest // of the last ExecVM
+	restored []*bangerv1.RestoreSnapshotRequest
 }
 
 var (
@@ -142,6 +144,17 @@ func (w *world) StartVM(_ context.Context, r *bangerv1.StartVMRequest, s *connec
 		return err
 	}
 	return s.Send(&bangerv1.StartVMResponse{Event: &bangerv1.StartVMResponse_Vm{Vm: v}})
+}
+
+func (w *world) RestoreSnapshot(_ context.Context, r *bangerv1.RestoreSnapshotRequest, s *connect.ServerStream[bangerv1.RestoreSnapshotResponse]) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.restored = append(w.restored, r)
+	v, err := w.look(r.GetVm())
+	if err != nil {
+		return err
+	}
+	return s.Send(&bangerv1.RestoreSnapshotResponse{Event: &bangerv1.RestoreSnapshotResponse_Vm{Vm: v}})
 }
 
 func (w *world) StopVM(_ context.Context, r *bangerv1.StopVMRequest, s *connect.ServerStream[bangerv1.StopVMResponse]) error {
@@ -307,6 +320,7 @@ func serve(t *testing.T, w *world) paths.Paths {
 	mux.Handle(bangerv1connect.NewVMServiceHandler(w))
 	mux.Handle(bangerv1connect.NewImageServiceHandler(w))
 	mux.Handle(bangerv1connect.NewDaemonServiceHandler(w))
+	mux.Handle(bangerv1connect.NewSnapshotServiceHandler(w))
 	mux.HandleFunc(client.HelloPath, func(rw http.ResponseWriter, _ *http.Request) {
 		rw.Header().Set(client.HeaderBuild, build.ID())
 		rw.Header().Set(client.HeaderAPI, strconv.Itoa(build.API))

@@ -91,6 +91,38 @@ func TestDeleteAsksAtATerminal(t *testing.T) {
 	}
 }
 
+// What runs is put back when the person says so; of one that does not run nothing is asked, and --yes is an answer.
+func TestSnapshotRestoreAsksAtATerminal(t *testing.T) {
+	const question = "Put it back to v1, and lose what it did"
+	for _, c := range []struct {
+		state, answer, flag string
+		asked, done         bool
+	}{
+		{"running", "y\n", "", true, true},
+		{"running", "\n", "", true, false},
+		{"running", "no\n", "", true, false},
+		{"running", "", "--yes", false, true},
+		{"stopped", "", "", false, true},
+		{"suspended", "", "", false, true},
+	} {
+		s := newSession(t, "web="+c.state)
+		x := newTerminal(t)
+		e, _, _ := s.env(strings.Fields("vm snapshot restore web v1 " + c.flag)...)
+		x.at(e)
+		x.types(t, c.answer)
+		code := Run(context.Background(), e)
+		if (len(s.world.restored) == 1) != c.done || (code == 0) != c.done {
+			t.Errorf("%+v: code %d, calls %v", c, code, s.world.restored)
+		}
+		if c.done && s.world.restored[0].GetRunning() != (c.state == "running") {
+			t.Errorf("%+v: asked for %v", c, s.world.restored[0])
+		}
+		if screen := x.screen(); strings.Contains(screen, question) != c.asked {
+			t.Errorf("%+v: screen %q", c, screen)
+		}
+	}
+}
+
 func TestDeleteDoesNotAskWhenTold(t *testing.T) {
 	for _, flag := range []string{"--yes", "--force"} {
 		s := newSession(t, "web=stopped")

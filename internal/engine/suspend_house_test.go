@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	agentv1 "banger/api/agent/v1"
 	"banger/internal/fault"
 	"banger/internal/hosttest/need"
+	"banger/internal/paths"
 	"banger/internal/vm"
 )
 
@@ -65,18 +67,8 @@ func TestSuspendOverDaemons(t *testing.T) {
 
 // The disk fills up while the memory is written: the VM runs on, and nothing of it is left there.
 func TestDiskThatFillsUpInTheMiddle(t *testing.T) {
-	need.Root(t)
 	h := newHouse(t)
-	if err := unix.Mount("tmpfs", h.p.VMs(), "tmpfs", 0, "size=260m"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = h.Delete(context.Background(), "web", true, nil)
-		_ = h.Delete(context.Background(), "large", true, nil)
-		if err := unix.Unmount(h.p.VMs(), 0); err != nil {
-			t.Error(err)
-		}
-	})
+	h.smallDisk(h.p.VMs(), "260m")
 	s := houseSpec("large")
 	s.MemoryBytes = 512 << 20
 	if _, err := h.Create(t.Context(), s, true, nil); err != nil {
@@ -124,6 +116,135 @@ func TestDiskThatFillsUpInTheMiddle(t *testing.T) {
 	}
 }
 
+// smallDisk mounts a disk of its own on a directory of the house.
+func (h *house) smallDisk(dir, size string) {
+	h.t.Helper()
+	need.Root(h.t)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		h.t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size="+size); err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() {
+		rows, _ := h.List(context.Background())
+		for _, v := range rows {
+			_ = h.Delete(context.Background(), string(v.ID), true, nil)
+		}
+		if err := unix.Unmount(dir, 0); err != nil {
+			h.t.Error(err)
+		}
+	})
+}
+
+// The disk fills up before each stage that writes: the VM runs on or is as it was, and nothing half made is left.
+func TestDiskThatFillsUpUnderACopy(t *testing.T) {
+	h := newHouse(t)
+	h.smallDisk(h.p.VMs(), "400m")
+	s := houseSpec("web")
+	s.MemoryBytes = 128 << 20
+	v, err := h.Create(t.Context(), s, true, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	boot := h.bootID("web")
+	if _, err := h.CreateSnapshot(t.Context(), "web", SnapshotOptions{Tag: "old"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	work := filepath.Join(h.p.VM(v.ID), paths.WorkDisk)
+	filler := filepath.Join(h.p.VMs(), "filler")
+	verbs := []struct {
+		name   string
+		verb   func() error
+		stages []string
+	}{
+		{"snapshot", func() error {
+			_, err := h.CreateSnapshot(t.Context(), "web", SnapshotOptions{Tag: "v1"}, nil)
+			return err
+		}, []string{stageQuiesce, stagePause, stageSave}},
+		{"fork", func() error {
+			_, err := h.Fork(t.Context(), "web", ForkOptions{Name: "kid"}, nil)
+			return err
+		}, []string{stageQuiesce, stagePause, stageSeal}},
+		{"restore", func() error {
+			_, err := h.RestoreSnapshot(t.Context(), "web", "old", RestoreOptions{Running: true}, nil)
+			return err
+		}, []string{stageCheck}},
+	}
+	for _, v := range verbs {
+		for _, at := range v.stages {
+			h.hook = func(operation, stage string) {
+				if operation == v.name && stage == at {
+					fill(t, filler)
+				}
+			}
+			before := tree(t, h.p.VMs())
+			err := v.verb()
+			h.hook = nil
+			if err := os.Remove(filler); err != nil {
+				t.Fatalf("%s %s: %v", v.name, at, err)
+			}
+			if fault.KindOf(err) != fault.Precondition {
+				t.Errorf("%s on a disk that is full after %s: %v", v.name, at, err)
+			}
+			if got, _ := h.Get(t.Context(), "web"); got.State != vm.Running || h.bootID("web") != boot {
+				t.Errorf("%s %s: VM is %s (%s)", v.name, at, got.State, got.Reason)
+			}
+			if now := tree(t, h.p.VMs()); now != before {
+				t.Errorf("%s %s: files are\n%s\nwere\n%s", v.name, at, now, before)
+			}
+		}
+		if err := v.verb(); err != nil {
+			t.Errorf("%s with room: %v", v.name, err)
+		}
+	}
+	if info, err := os.Stat(work); err != nil || info.Size() != houseSeed {
+		t.Errorf("work disk %v, %v", info, err)
+	}
+}
+
+// The disk of the templates fills up while one is made.
+func TestDiskThatFillsUpUnderATemplate(t *testing.T) {
+	s := houseSpec("any")
+	s.MemoryBytes = 128 << 20
+	for _, at := range []string{"root-disk", stageAgent, stagePause} {
+		h := newTemplateHouse(t)
+		h.smallDisk(h.p.Templates(), "400m")
+		filler := filepath.Join(h.p.Templates(), "filler")
+		h.hook = func(operation, stage string) {
+			if operation == "template" && stage == at {
+				fill(t, filler)
+			}
+		}
+		_, err := h.WarmTemplate(t.Context(), s, nil)
+		h.hook = nil
+		if err := os.Remove(filler); err != nil {
+			t.Fatalf("%s: %v", at, err)
+		}
+		if fault.KindOf(err) != fault.Precondition {
+			t.Errorf("a disk that is full after %s: %v", at, err)
+		}
+		h.nothingButTemplates(t, 0)
+		if _, err := h.WarmTemplate(t.Context(), s, nil); err != nil {
+			t.Errorf("with room: %v", err)
+		}
+	}
+}
+
+// tree lists all files and directories below dir.
+func tree(t *testing.T, dir string) string {
+	t.Helper()
+	var all []string
+	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
+		all = append(all, path)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(all, "\n")
+}
+
 // fill writes until nothing fits any more.
 func fill(t *testing.T, name string) {
 	f, err := os.Create(name)
@@ -132,7 +253,7 @@ func fill(t *testing.T, name string) {
 		return
 	}
 	defer f.Close()
-	for _, size := range []int{1 << 20, 1} {
+	for _, size := range []int{1 << 20, 1 << 10, 1} {
 		for err = nil; err == nil; {
 			_, err = f.Write(make([]byte, size))
 		}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	agentv1 "banger/api/agent/v1"
@@ -15,6 +16,7 @@ import (
 	"banger/internal/guest"
 	"banger/internal/paths"
 	"banger/internal/progress"
+	"banger/internal/template"
 	"banger/internal/vm"
 	"banger/internal/vmm"
 )
@@ -358,20 +360,59 @@ func TestSuspendCancelledAtEachStage(t *testing.T) {
 
 func TestGuestThatHangsAtQuiesce(t *testing.T) {
 	b := newBench(t)
-	b.create("web")
+	v := b.forkable("web")
 	b.c.QuiesceTimeout = 50 * time.Millisecond
-	b.w.arm(func(ctx context.Context, point string) error {
-		if point == "quiesce" {
+	for name, verb := range map[string]func(context.Context) error{
+		"suspend": b.suspend, "snapshot": b.Engine.snapFor, "fork": func(ctx context.Context) error { return b.fork(ctx, 2) },
+	} {
+		b.w.arm(hangAt("quiesce"))
+		err := verb(t.Context())
+		b.w.arm(nil)
+		if fault.KindOf(err) != fault.Timeout || !strings.Contains(err.Error(), "it runs on") || fault.HintOf(err) == "" {
+			t.Errorf("%s: %v", name, err)
+		}
+		if strings.Contains(err.Error(), "suspend") && name != "suspend" {
+			t.Errorf("%s tells of a suspend: %v", name, err)
+		}
+		b.only(name, v)
+		b.snapshotsAre(v, name, "")
+	}
+}
+
+func hangAt(point string) func(context.Context, string) error {
+	return func(ctx context.Context, reached string) error {
+		if reached == point {
 			<-ctx.Done()
 			return ctx.Err()
 		}
 		return nil
-	})
-	err := b.suspend(t.Context())
-	if fault.KindOf(err) != fault.Timeout || !strings.Contains(err.Error(), "runs on") {
-		t.Errorf("got %v", err)
 	}
-	b.holds("after the hang", vm.Running)
+}
+
+// A template whose guest never comes to rest is given up after its time, and nothing of it is left.
+func TestTemplateThatHangsAtQuiesce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		b.c.Templates.Store = template.Open(b.p.Templates())
+		b.w.arm(hangAt("quiesce"))
+		begin := time.Now()
+		_, err := b.WarmTemplate(t.Context(), spec("any"), nil)
+		if took := time.Since(begin); fault.KindOf(err) != fault.Timeout || fault.HintOf(err) == "" || took > settleTimeout+time.Second {
+			t.Errorf("after %v: %v, hint %q", took, err, fault.HintOf(err))
+		}
+		b.w.arm(nil)
+		b.w.mu.Lock()
+		for dir, body := range b.w.machines {
+			if !body.ended() {
+				t.Errorf("a machine runs in %s", dir)
+			}
+		}
+		b.w.mu.Unlock()
+		if left, err := filepath.Glob(filepath.Join(b.p.Templates(), ".new-*")); len(left) > 0 {
+			t.Errorf("left %v, %v", left, err)
+		}
+		b.finish()
+	})
 }
 
 // The way back fails as well: the next verb tries it again, and a VMM that cannot let its guest go on ends.

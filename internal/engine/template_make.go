@@ -262,7 +262,11 @@ func (o *operation) saveTemplate(ctx context.Context, m *machine, dir string) er
 func (o *operation) settle(ctx context.Context, m *machine) error {
 	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
 	defer cancel()
-	if _, err := m.agent.Quiesce(ctx, &agentv1.QuiesceRequest{ForTemplate: true}); err != nil {
+	_, err := m.agent.Quiesce(ctx, &agentv1.QuiesceRequest{ForTemplate: true})
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		return fault.New(fault.Timeout, "the guest of a template did not come to rest within %s", settleTimeout).WithHint("%s", o.consoleHint())
+	}
+	if err != nil {
 		return fault.Wrap(fault.Unexpected, err, "the guest of a template did not come to rest").WithHint("%s", o.consoleHint())
 	}
 	return nil

@@ -96,19 +96,30 @@ func (d *Driver) Caps(ctx context.Context) (vmm.Caps, error) {
 	if r := probeKVM(); !r.Usable {
 		caps.Accelerator, caps.SlowReason = "tcg", r.Reason+"; software emulation is used"
 	}
-	d.platform.softwareThreads = threads(version)
+	d.platform = d.platform.emulatedBy(version)
 	d.probed, d.binary, d.filter = &caps, binary, filterOf(ctx, binary)
 	return caps, nil
 }
 
-// threads tells how software emulation may run a guest's CPUs. Before 8.1, with a thread for each, one CPU may run
-// code that another is patching, as Linux patches its own: guests panic with "int3" now and then.
-func threads(version string) string {
-	var major, minor int
-	if n, _ := fmt.Sscanf(version, "%d.%d", &major, &minor); n == 2 && (major < 8 || major == 8 && minor < 1) {
-		return "single"
+// emulatedBy returns the platform as a version emulates it best in software.
+func (p platform) emulatedBy(version string) platform {
+	// With a thread for each CPU one may run code that another is patching, as Linux patches its own: guests
+	// panic with "int3" now and then.
+	if before(version, 8, 1) {
+		p.softwareThreads = "single"
 	}
-	return "multi"
+	// Later ones translate code so that it runs at any address.
+	if !before(version, 8, 0) {
+		p.softwareKernelArgs = nil
+	}
+	return p
+}
+
+// before tells whether a version such as "7.2.22" is an earlier one; one that cannot be read is not.
+func before(version string, major, minor int) bool {
+	var a, b int
+	n, _ := fmt.Sscanf(version, "%d.%d", &a, &b)
+	return n == 2 && (a < major || a == major && b < minor)
 }
 
 // versionPattern matches "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)".
