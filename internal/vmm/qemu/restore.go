@@ -66,7 +66,6 @@ func (d *Driver) Restore(ctx context.Context, m vmm.Machine, dir string) (vmm.Ru
 	if err != nil {
 		return nil, err
 	}
-	args = append(args, "-chardev", "socket,id=m2,path=m2.sock,server=on,wait=off", "-mon", "chardev=m2,mode=readline")
 	state, err := os.Open(filepath.Join(dir, vmm.SavedState))
 	if err != nil {
 		return nil, fault.Wrap(fault.Precondition, err, "cannot restore %s", m.Name)
