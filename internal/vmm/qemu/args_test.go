@@ -49,7 +49,7 @@ func TestArguments(t *testing.T) {
 -device virtio-blk-pci,drive=work,write-cache=on,addr=0x9
 -kernel /kernels/k/vmlinux
 -initrd initramfs.img
--append console=ttyS0 reboot=t panic=-1 cryptomgr.notests quiet`
+-append console=ttyS0 reboot=t panic=-1 cryptomgr.notests norandmaps quiet`
 	args, err := arguments(platforms["amd64"], "tcg", sample())
 	if err != nil {
 		t.Fatal(err)
