@@ -197,6 +197,7 @@ func (o *operation) runOn(ctx context.Context, m *machine, guest vmm.Pauser) (we
 	return went, o.stage(ctx, stageClock, func(ctx context.Context) error {
 		if !m.ended() {
 			o.setClock(ctx, m)
+			o.letGo(ctx, m)
 		}
 		_, err := o.move(vm.Copied)
 		return err

@@ -63,11 +63,7 @@ func (f origin) start(ctx context.Context, d vmm.Driver, m vmm.Machine) (vmm.Run
 // identify is the first word to a restored guest. When it returns the guest has the time and random
 // numbers of its own, and is this VM.
 func (o *operation) identify(ctx context.Context, m *machine, b *capability.Build, from origin) error {
-	entropy := make([]byte, entropyBytes)
-	if _, err := rand.Read(entropy); err != nil {
-		return fault.Wrap(fault.Unexpected, err, "no random numbers for VM %s", o.v.Spec.Name)
-	}
-	r := &agentv1.AdoptRequest{Entropy: entropy, GrowDisks: from.growDisks}
+	r := &agentv1.AdoptRequest{Entropy: newEntropy(), GrowDisks: from.growDisks}
 	if from.identity {
 		r.Identity = b.Guest
 	}
@@ -82,6 +78,22 @@ func (o *operation) identify(ctx context.Context, m *machine, b *capability.Buil
 		again = connect.CodeOf(err) == connect.CodeUnavailable
 		return again, fault.Wrap(fault.Unexpected, err, "the guest of VM %s did not become this VM again", o.v.Spec.Name)
 	})
+}
+
+func newEntropy() []byte {
+	entropy := make([]byte, entropyBytes)
+	_, _ = rand.Read(entropy) // never fails
+	return entropy
+}
+
+// letGo lets the programs of a guest run on that were held while it was copied: it is who it was. Should it not hear
+// that, it does so by itself some seconds later.
+func (o *operation) letGo(ctx context.Context, m *machine) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), clockTimeout)
+	defer cancel()
+	if _, err := m.agent.Adopt(ctx, &agentv1.AdoptRequest{Entropy: newEntropy()}); err != nil {
+		o.sink.Notice(fmt.Sprintf("the programs of VM %s stand still some seconds longer: %v", o.v.Spec.Name, err))
+	}
 }
 
 // setClock makes the clock of a guest right that stood still, for the clock did as well. The user hears of one that does

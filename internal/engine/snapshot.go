@@ -252,7 +252,7 @@ func (o *operation) copyRunning(ctx context.Context, memory, disks string) (paus
 	if err := os.Mkdir(memory, 0o700); err != nil {
 		return 0, fault.Wrap(fault.Precondition, err, "cannot save the memory of VM %s", o.v.Spec.Name)
 	}
-	if err := o.stage(ctx, stageQuiesce, func(ctx context.Context) error { return o.quiesce(ctx, m) }); err != nil {
+	if err := o.stage(ctx, stageQuiesce, func(ctx context.Context) error { return o.quiesce(ctx, m, true) }); err != nil {
 		return 0, err
 	}
 	err = o.stage(ctx, stageRecord, func(context.Context) error {
@@ -268,6 +268,7 @@ func (o *operation) copyRunning(ctx context.Context, memory, disks string) (paus
 		o.recorded = true
 	}
 	if o.v.State != vm.Paused {
+		o.letGo(ctx, m)
 		return 0, err
 	}
 	went, errOn := o.runOn(ctx, m, guest)

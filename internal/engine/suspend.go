@@ -89,7 +89,7 @@ func (o *operation) checkSuspend() (*machine, saveable, error) {
 
 // saveMemory goes from the intent row to the row that says suspended.
 func (o *operation) saveMemory(ctx context.Context, m *machine, guest saveable) error {
-	err := o.stage(ctx, stageQuiesce, func(ctx context.Context) error { return o.quiesce(ctx, m) })
+	err := o.stage(ctx, stageQuiesce, func(ctx context.Context) error { return o.quiesce(ctx, m, false) })
 	if err != nil {
 		return err
 	}
@@ -122,11 +122,12 @@ func (o *operation) saveMemory(ctx context.Context, m *machine, guest saveable) 
 	})
 }
 
-// quiesce asks the guest to write out what its programs wrote. The memory of a guest that does not is not saved.
-func (o *operation) quiesce(ctx context.Context, m *machine) error {
+// quiesce asks the guest to write out what its programs wrote, and to hold them until it is adopted. The memory of a guest
+// that does not is not saved.
+func (o *operation) quiesce(ctx context.Context, m *machine, hold bool) error {
 	asking, cancel := context.WithTimeout(ctx, o.e.c.QuiesceTimeout)
 	defer cancel()
-	_, err := m.agent.Quiesce(asking, &agentv1.QuiesceRequest{})
+	_, err := m.agent.Quiesce(asking, &agentv1.QuiesceRequest{Hold: hold})
 	switch {
 	case err == nil:
 		return nil

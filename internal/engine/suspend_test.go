@@ -90,12 +90,19 @@ func (d driver) Restore(ctx context.Context, m vmm.Machine, dir string) (vmm.Run
 }
 
 func (b *body) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) (*agentv1.QuiesceResponse, error) {
-	return &agentv1.QuiesceResponse{}, b.w.point(ctx, "quiesce")
+	if err := b.w.point(ctx, "quiesce"); err != nil {
+		return nil, err
+	}
+	b.hold(r.GetHold())
+	return &agentv1.QuiesceResponse{}, nil
 }
 
 func (b *body) Adopt(ctx context.Context, r *agentv1.AdoptRequest) (*agentv1.AdoptResponse, error) {
 	if b.clock().Abs() > guest.ClockExact || len(r.GetEntropy()) < 32 || (r.GetIdentity() != nil) != b.other {
 		return nil, errors.New("told nonsense, or too early")
+	}
+	if b.hold(false) {
+		return &agentv1.AdoptResponse{}, nil
 	}
 	return &agentv1.AdoptResponse{}, b.w.point(ctx, "adopt")
 }
@@ -105,6 +112,14 @@ func (b *body) SetTime(ctx context.Context, r *agentv1.SetTimeRequest) (*agentv1
 		return nil, errors.New("told a time, which has become old")
 	}
 	return &agentv1.SetTimeResponse{StepNanos: r.GetStepNanos(), UnixNanos: b.setClock(b.clock() + time.Duration(r.GetStepNanos()))}, nil
+}
+
+// hold makes programs stand still, or go on, and tells whether they stood still.
+func (b *body) hold(still bool) (before bool) {
+	b.w.mu.Lock()
+	defer b.w.mu.Unlock()
+	before, b.held = b.held, still
+	return before
 }
 
 // clock is how far the guest's clock is ahead.
@@ -178,6 +193,8 @@ func (b *bench) clockIsRight(when string, v vm.VM) {
 		b.t.Errorf("%s: %s has no machine", when, v.Spec.Name)
 	} else if ahead := body.clock(); ahead.Abs() > guest.ClockExact {
 		b.t.Errorf("%s: the clock of %s is %v ahead", when, v.Spec.Name, ahead)
+	} else if body.hold(false) && !strings.HasSuffix(when, "after quiesce") { // then it lets them go by itself
+		b.t.Errorf("%s: the programs of %s stand still", when, v.Spec.Name)
 	}
 }
 

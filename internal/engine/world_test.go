@@ -222,6 +222,7 @@ type body struct {
 	other   bool   // its memory is another VM's
 	paused  bool   // under the world's mu
 	ahead   time.Duration
+	held    bool
 	done    chan struct{}
 	once    sync.Once
 	exit    vmm.Exit

@@ -494,8 +494,11 @@ func (x *HostEntry) GetNames() []string {
 type QuiesceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The guest will be restored as other VMs: caches are dropped, the journal is rotated, and what
-	// would tell one clone from another is not kept.
-	ForTemplate   bool `protobuf:"varint,1,opt,name=for_template,json=forTemplate,proto3" json:"for_template,omitempty"`
+	// would tell one clone from another is not kept. Its programs stand still until Adopt.
+	ForTemplate bool `protobuf:"varint,1,opt,name=for_template,json=forTemplate,proto3" json:"for_template,omitempty"`
+	// Programs stand still until Adopt: what is restored as another VM must not run on as this one. A guest that
+	// hears nothing for some seconds lets them go on.
+	Hold          bool `protobuf:"varint,2,opt,name=hold,proto3" json:"hold,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -533,6 +536,13 @@ func (*QuiesceRequest) Descriptor() ([]byte, []int) {
 func (x *QuiesceRequest) GetForTemplate() bool {
 	if x != nil {
 		return x.ForTemplate
+	}
+	return false
+}
+
+func (x *QuiesceRequest) GetHold() bool {
+	if x != nil {
+		return x.Hold
 	}
 	return false
 }
@@ -1716,9 +1726,10 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x03mtu\x18\x04 \x01(\rR\x03mtu\";\n" +
 	"\tHostEntry\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
-	"\x05names\x18\x02 \x03(\tR\x05names\"3\n" +
+	"\x05names\x18\x02 \x03(\tR\x05names\"G\n" +
 	"\x0eQuiesceRequest\x12!\n" +
-	"\ffor_template\x18\x01 \x01(\bR\vforTemplate\"\x11\n" +
+	"\ffor_template\x18\x01 \x01(\bR\vforTemplate\x12\x12\n" +
+	"\x04hold\x18\x02 \x01(\bR\x04hold\"\x11\n" +
 	"\x0fQuiesceResponse\"z\n" +
 	"\fAdoptRequest\x12\x18\n" +
 	"\aentropy\x18\x01 \x01(\fR\aentropy\x121\n" +

@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	agentv1 "banger/api/agent/v1"
-	"banger/internal/agent/cgroup"
 	"banger/internal/agent/identity"
 )
 
@@ -29,16 +28,18 @@ type Guest struct {
 	Systemd func() bool
 
 	turn sync.Mutex
-	// template is set in the memory of a guest that was saved as a template, and so in each of its clones.
-	template *template
+	// held is set while programs stand still: in the memory of a guest that was saved, and so in each of its clones.
+	held *held
 	// syncing is a sync that a dead disk holds up; there is at most one.
 	syncing chan struct{}
 }
 
-// template is what a guest left undone when it was made ready to be saved as a template.
-type template struct {
-	frozen  []string          // control groups that stand still
-	network *identity.Network // silent
+// held is a guest whose programs stand still.
+type held struct {
+	frozen []string // their control groups
+
+	template bool              // nobody has used it
+	network  *identity.Network // of a template: silent
 }
 
 var errBusy = errors.New("the guest is being saved or restored already")
@@ -65,9 +66,8 @@ func (g *Guest) Adopt(ctx context.Context, r *agentv1.AdoptRequest) error {
 	if err == nil && r.GetGrowDisks() { // not beside the others: a file system that grows takes no writes
 		err = t.run("grow", func() error { return growAll(g.Disks) })
 	}
-	if err == nil && g.template != nil {
-		err = t.run("thaw", func() error { return cgroup.Thaw(g.template.frozen) })
-		g.template = nil
+	if err == nil {
+		err = t.run("thaw", g.release)
 	}
 	if err != nil {
 		return err
@@ -81,9 +81,9 @@ func (g *Guest) Adopt(ctx context.Context, r *agentv1.AdoptRequest) error {
 func (g *Guest) become(ctx context.Context, t *times, id *agentv1.GuestConfig) error {
 	var network *identity.Network
 	var sshd *restart
-	fromTemplate := g.template != nil
+	fromTemplate := g.held != nil && g.held.template
 	if fromTemplate {
-		network = g.template.network
+		network = g.held.network
 	}
 	for _, step := range []struct {
 		name  string
@@ -98,7 +98,12 @@ func (g *Guest) become(ctx context.Context, t *times, id *agentv1.GuestConfig) e
 		{"boot id", false, func() error { return newBootID(g.Dir) }},
 		{"seeds", true, forgetSeeds},
 		{"addresses", false, func() error { return network.Prepare(id.GetInterfaces()) }},
-		{"await sshd", true, func() error { return sshd.wait(ctx) }},
+		{"await sshd", true, func() error {
+			if g.held != nil { // the signal is the first thing it will know of
+				return nil
+			}
+			return sshd.wait(ctx)
+		}},
 		{"raise", false, func() error { return network.Raise() }},
 		{"journal", false, func() error {
 			return tellJournal("This machine was restored from memory and is now " + id.GetHostname())
@@ -135,7 +140,7 @@ func (g *Guest) rename(id *agentv1.GuestConfig) error {
 	if err := identity.WriteNames("/", id); err != nil {
 		return err
 	}
-	if g.template != nil { // nothing of a journal is left, and journald does not run
+	if g.held != nil && g.held.template { // nothing of a journal is left, and journald does not run
 		return nil
 	}
 	return g.renewJournal(old, id.GetMachineId())

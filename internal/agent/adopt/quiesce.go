@@ -39,11 +39,15 @@ func (g *Guest) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) error {
 		if err := g.forget(ctx); err != nil {
 			return err
 		}
-		if err := g.hold(ctx); err != nil {
+		if err := g.prepare(ctx); err != nil {
 			return err
 		}
 	}
-	return g.sync(ctx)
+	err := g.sync(ctx)
+	if err == nil && r.GetHold() {
+		err = g.hold(ctx)
+	}
+	return err
 }
 
 // sync writes what is in memory to the disks. A disk that does not answer holds up the kernel, not the
@@ -136,9 +140,40 @@ func (g *Guest) forget(ctx context.Context) error {
 	return removeJournal("/", id)
 }
 
-// hold lets all programs stand still until a clone knows who it is, and does ahead what clones need not do each:
-// there is a file to write the boot id into, and sshd reads its keys again as soon as it runs on.
+// holdMost is how long programs stand still for somebody who is heard of no more.
+const holdMost = 10 * time.Second
+
+// hold lets all programs stand still, so that a copy of the guest knows who it is before any of them runs.
 func (g *Guest) hold(ctx context.Context) error {
+	frozen, err := cgroup.Freeze(ctx)
+	if err != nil {
+		return err
+	}
+	h := &held{frozen: frozen}
+	g.held = h
+	time.AfterFunc(holdMost, func() {
+		g.turn.Lock()
+		defer g.turn.Unlock()
+		if g.held == h && !h.template {
+			_ = g.release() // there is nobody to tell
+		}
+	})
+	return nil
+}
+
+// release lets programs run on.
+func (g *Guest) release() error {
+	if g.held == nil {
+		return nil
+	}
+	frozen := g.held.frozen
+	g.held = nil
+	return cgroup.Thaw(frozen)
+}
+
+// prepare does ahead what clones of a template need not do each: there is a file to write the boot id into, the network is
+// silent, and sshd reads its keys again as soon as it runs on.
+func (g *Guest) prepare(ctx context.Context) error {
 	if err := newBootID(g.Dir); err != nil {
 		return err
 	}
@@ -146,22 +181,12 @@ func (g *Guest) hold(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	frozen, err := cgroup.Freeze(ctx)
-	if err != nil {
+	if err := g.hold(ctx); err != nil {
 		return err
 	}
-	g.template = &template{frozen: frozen, network: network}
+	g.held.template, g.held.network = true, network
 	rehearse()
 	_, err = restartSSHD() // the signal waits with it
-	return err
-}
-
-// forgetSeeds removes what the next boot would begin its random numbers with.
-func forgetSeeds() error {
-	err := os.Remove("/var/lib/systemd/random-seed")
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
 	return err
 }
 
@@ -176,4 +201,13 @@ func rehearse() {
 			_ = proto.Unmarshal(b, m)
 		}
 	}
+}
+
+// forgetSeeds removes what the next boot would begin its random numbers with.
+func forgetSeeds() error {
+	err := os.Remove("/var/lib/systemd/random-seed")
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
 }
