@@ -107,7 +107,7 @@ func (g *Guest) become(ctx context.Context, t *times, id *agentv1.GuestConfig, g
 		}
 		return nil
 	})
-	step("names", func() error { return g.rename(id) })
+	step("names", func() error { return g.rename(ctx, id) })
 	step("boot id", func() error { return errors.Join(newBootID(g.Dir), forgetSeeds()) })
 	step("network", func() error {
 		if err := network.Prepare(id.GetInterfaces()); err != nil {
@@ -134,7 +134,7 @@ func (g *Guest) become(ctx context.Context, t *times, id *agentv1.GuestConfig, g
 }
 
 // rename writes the machine's names, and has the journal begin anew under them.
-func (g *Guest) rename(id *agentv1.GuestConfig) error {
+func (g *Guest) rename(ctx context.Context, id *agentv1.GuestConfig) error {
 	old, err := machineID()
 	if err != nil {
 		return err
@@ -145,7 +145,7 @@ func (g *Guest) rename(id *agentv1.GuestConfig) error {
 	if err := identity.WriteNames("/", id); err != nil {
 		return err
 	}
-	return g.renewJournal(old, id.GetMachineId())
+	return g.renewJournal(ctx, old, id.GetMachineId())
 }
 
 func machineID() (string, error) {
