@@ -134,7 +134,7 @@ func lost(procedure, name, socket string) error {
 			"it was putting back VM " + name, next + "finishes that when it had begun; see: banger vm show " + name,
 		},
 		bangerv1connect.TemplateServiceWarmTemplateProcedure: {"it was making a template", next + "takes back what was made; then try again"},
-		bangerv1connect.ImageServiceSetupProcedure: {"it was setting up", "what was finished stays; go on with: banger setup"},
+		bangerv1connect.ImageServiceSetupProcedure:           {"it was setting up", "what was finished stays; go on with: banger setup"},
 	}
 	s, ok := stories[procedure]
 	if !ok {

@@ -13,10 +13,11 @@ import (
 // TestFork makes two VMs of one with programs at work: they go on in all three, which share no identity.
 func TestFork(t *testing.T) {
 	w := newWorld(t)
-	w.banger("vm", "create", "web", "--memory", "512M")
+	w.banger("vm", "create", "web", "--memory", "512M", "--cold")
+	w.banger("vm", "fork", "web", "--name", "early") // its systemd has only begun to start what it wants to
 	w.guest("web", "cat >/root/counter.pl <<'EOT'\n"+counter+"EOT\nsetsid perl /root/counter.pl >/root/counter.log 2>&1 &")
 	w.guest("web", "i=0; until grep -q ':1B58 ' /proc/net/tcp; do i=$((i+1)); [ $i -lt 300 ]; sleep 0.1; done")
-	w.guest("web", "setsid sh -c 'i=0; while :; do i=$((i+1)); echo $i >/run/ticks; sleep 0.05; done' >/dev/null 2>&1 &")
+	w.tick("web", "/run/ticks")
 	w.guest("web", "echo before >/root/word; echo deep >/etc/word")
 	conn, err := net.DialTimeout("tcp", w.show("web").IP+":7000", 10*time.Second)
 	if err != nil {
@@ -58,7 +59,8 @@ func TestFork(t *testing.T) {
 		if got := w.guest(name, "hostname; cat /etc/hostname /root/word /etc/word"); got != name+"\n"+name+"\nbefore\ndeep" {
 			t.Errorf("%s: %q", name, got)
 		}
-		w.guest(name, "a=$(cat /run/ticks); sleep 0.5; [ $(cat /run/ticks) -gt $a ]; echo "+name+" >/root/word; sync")
+		w.ticks(name, "/run/ticks")
+		w.guest(name, "echo "+name+" >/root/word; sync")
 		clockIsRight(t, w, name)
 		if r := w.try("vm", "ssh", name, "--", "hostname"); strings.TrimSpace(r.stdout) != name { // the host key is checked
 			t.Errorf("ssh %s: %+v", name, r)
@@ -78,6 +80,11 @@ func TestFork(t *testing.T) {
 			t.Errorf("%s: %q", name, got)
 		}
 	}
+	w.settled("early")
+	if r := w.try("vm", "ssh", "early", "--", "hostname; ls -d /var/log/journal/$(cat /etc/machine-id) >&2"); r.stdout != "early\n" || r.code != 0 {
+		t.Errorf("early: %+v", r)
+	}
+	w.banger("vm", "delete", "--force", "early")
 	forksLive(t, w)
 }
 

@@ -23,6 +23,19 @@ while (my $c = $l->accept) {
 }
 `
 
+// tick starts a program in a VM that counts in a file, ten times a second.
+func (w *world) tick(name, file string) {
+	w.t.Helper()
+	w.guest(name, `setsid perl -e '$| = 1; for (;;) { open F, ">", "`+file+`.new"; print F ++$i, "\n"; close F; rename "`+file+`.new", "`+file+`"; select undef, undef, undef, 0.1 }' >/dev/null 2>&1 &`)
+	w.guest(name, "until test -s "+file+"; do sleep 0.2; done")
+}
+
+// ticks checks that it goes on.
+func (w *world) ticks(name, file string) {
+	w.t.Helper()
+	w.guest(name, "a=$(cat "+file+"); i=0; until [ $(cat "+file+") -gt $a ]; do i=$((i+1)); [ $i -lt 150 ] || exit 1; sleep 0.2; done")
+}
+
 // TestSuspend takes a VM with programs at work through suspend and resume, over a daemon's death as well.
 func TestSuspend(t *testing.T) {
 	w := newWorld(t)

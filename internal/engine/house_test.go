@@ -42,6 +42,7 @@ type house struct {
 	hook  func(operation, stage string)
 
 	templates TemplateConfig
+	images    capability.Images
 }
 
 // files is one image and one kernel.
@@ -101,6 +102,7 @@ func houseIn(t *testing.T, dir string, templates TemplateConfig) *house {
 		img: image.Image{Name: "debian", Digest: "sha256:1", Root: file("root"), WorkSeed: seed, WorkSeedBytes: houseSeed},
 		k:   kernel.Kernel{Name: "k", ELF: file("vmlinux"), ModulesDisk: file("modules")}, base: file("base"),
 	}
+	h.images = h.files
 	h.open()
 	return h
 }
@@ -120,7 +122,7 @@ func (h *house) open() {
 		Store: s, Paths: h.p, Drivers: []vmm.Driver{d}, BootTimeout: 10 * time.Second, StopTimeout: 5 * time.Second,
 		Limits: vm.Limits{CPUs: 4, MemoryBytes: 8 << 30, VMMs: []string{fake.Name}},
 		Capabilities: capability.All(capability.Options{
-			Paths: h.p, Images: h.files, Kernels: kernelFiles{h.files}, Network: h.net, AgentBinary: h.files.base,
+			Paths: h.p, Images: h.images, Kernels: kernelFiles{h.files}, Network: h.net, AgentBinary: h.files.base,
 		}),
 		Allocate: func(taken map[netip.Addr]bool) (netip.Addr, error) {
 			return hostnet.Allocate(hostnet.Candidates[0], taken)

@@ -111,17 +111,22 @@ func (o *operation) check(ctx context.Context, name string) (driver vmm.Driver, 
 		if driver, caps, err = o.e.pickDriver(ctx, name); err != nil {
 			return err
 		}
-		if caps.MaxCPUs > 0 && o.v.Spec.CPUs > caps.MaxCPUs {
-			return fault.New(fault.Usage, "%s runs VMs with at most %d CPUs, not %d", driver.Name(), caps.MaxCPUs, o.v.Spec.CPUs)
-		}
-		for _, c := range o.wanted() {
-			if err := c.Check(ctx, o.v); err != nil {
-				return err
-			}
-		}
-		return nil
+		return o.fits(ctx, driver, caps)
 	})
 	return driver, caps, err
+}
+
+// fits finds what the driver or a capability cannot do for the VM.
+func (o *operation) fits(ctx context.Context, driver vmm.Driver, caps vmm.Caps) error {
+	if caps.MaxCPUs > 0 && o.v.Spec.CPUs > caps.MaxCPUs {
+		return fault.New(fault.Usage, "%s runs VMs with at most %d CPUs, not %d", driver.Name(), caps.MaxCPUs, o.v.Spec.CPUs)
+	}
+	for _, c := range o.wanted() {
+		if err := c.Check(ctx, o.v); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // pickDriver returns the driver of that name, or for "auto" the first that can be used here.

@@ -245,7 +245,7 @@ func tree(t *testing.T, dir string) string {
 	return strings.Join(all, "\n")
 }
 
-// fill writes until nothing fits any more.
+// fill makes a file of all the space that a small disk has left.
 func fill(t *testing.T, name string) {
 	f, err := os.Create(name)
 	if err != nil {
@@ -253,10 +253,16 @@ func fill(t *testing.T, name string) {
 		return
 	}
 	defer f.Close()
-	for _, size := range []int{1 << 20, 1 << 10, 1} {
-		for err = nil; err == nil; {
-			_, err = f.Write(make([]byte, size))
-		}
+	var st unix.Statfs_t
+	err = unix.Fstatfs(int(f.Fd()), &st)
+	if err == nil {
+		err = unix.Fallocate(int(f.Fd()), 0, 0, int64(st.Bavail)*st.Bsize)
+	}
+	if err != nil {
+		t.Errorf("fill the disk: %v", err)
+	}
+	if n, err := f.WriteAt([]byte("more"), int64(st.Bavail)*st.Bsize); err == nil {
+		t.Errorf("%d bytes more have room", n)
 	}
 }
 

@@ -178,6 +178,11 @@ func (e *Engine) ensureTemplate(ctx context.Context, w *wish, gently bool, sink 
 // makeTemplate boots a VM of nobody's, saves it as soon as it has settled, and keeps its memory and disks. In any
 // case nothing else is left of that VM.
 func (e *Engine) makeTemplate(ctx context.Context, w *wish, gently bool, sink progress.Sink) (t template.Template, err error) {
+	o := e.nobody(w, sink)
+	err = o.stage(ctx, stageCheck, func(ctx context.Context) error { return o.fits(ctx, w.driver, w.caps) })
+	if err != nil {
+		return t, err
+	}
 	making, err := e.c.Templates.Store.Begin(w.shape)
 	if err != nil {
 		return t, err
@@ -187,7 +192,6 @@ func (e *Engine) makeTemplate(ctx context.Context, w *wish, gently bool, sink pr
 	u.Push("directory", func(context.Context) error { // nothing is left of the console of one that was made
 		return errors.Join(making.KeepLog(vmm.SerialLog), making.Abandon())
 	})
-	o := e.nobody(w, sink)
 	b := &capability.Build{
 		Machine: &vmm.Machine{
 			ID: o.v.ID, Name: o.v.Spec.Name, Dir: making.Dir, CPUs: o.v.Spec.CPUs, MemoryBytes: o.v.Spec.MemoryBytes,

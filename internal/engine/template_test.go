@@ -14,7 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"banger/internal/artifact"
 	"banger/internal/fault"
+	"banger/internal/image"
 	"banger/internal/paths"
 	"banger/internal/progress"
 	"banger/internal/template"
@@ -156,12 +158,101 @@ func TestAnotherShapeIsAnotherTemplate(t *testing.T) {
 		}
 	}
 	h.close()
-	h.files.img.Digest = "sha256:2" // the image was changed underneath
+	h.files.img.Digest = "sha256:2" // another image of that name
+	h.images = h.files
 	h.open()
 	if _, stages, _ := h.createTold(houseSpec("web")); slices.Contains(stages, stageLoad) {
 		t.Errorf("restored from a template of another image: %v", stages)
 	}
 	h.awaitTemplates(2)
+}
+
+// What no VM can have no template has, and a disk that is smaller than a template's is not made of that one.
+func TestShapesThatDoNotFit(t *testing.T) {
+	h := newTemplateHouse(t)
+	for what, change := range map[string]func(*vm.Spec){
+		"no CPU": func(s *vm.Spec) { s.CPUs = 0 }, "too many CPUs": func(s *vm.Spec) { s.CPUs = 1 << 20 },
+		"no memory": func(s *vm.Spec) { s.MemoryBytes = 1 }, "too much memory": func(s *vm.Spec) { s.MemoryBytes = 1 << 60 },
+		"a work disk without room for its seed": func(s *vm.Spec) { s.WorkDiskBytes = houseSeed / 2 },
+		"a disk of nothing":                     func(s *vm.Spec) { s.DiskBytes = 0 },
+		"another VMM":                           func(s *vm.Spec) { s.VMM = "none" },
+	} {
+		spec := houseSpec("any")
+		change(&spec)
+		if _, err := h.WarmTemplate(t.Context(), spec, nil); fault.KindOf(err) != fault.Usage {
+			t.Errorf("%s: %v", what, err)
+		}
+		h.nothingButTemplates(t, 0)
+	}
+	h.close()
+	h.templates.DiskBytes = 2 * houseSeed
+	h.open()
+	spec := houseSpec("any")
+	spec.DiskBytes = 2 * houseSeed
+	if _, err := h.WarmTemplate(t.Context(), spec, nil); err != nil {
+		t.Fatal(err)
+	}
+	if v, stages, notices := h.createTold(houseSpec("small")); slices.Contains(stages, stageLoad) || TemplateOf(v) != "" || len(notices) > 0 {
+		t.Errorf("made of a template with a larger disk: %v, told %q", stages, notices)
+	}
+}
+
+// The file of an image is changed underneath its templates: they are not used, and what was suspended does not go
+// on; both is told.
+func TestImageThatChangesUnderneath(t *testing.T) {
+	h := newTemplateHouse(t)
+	h.close()
+	shelf := artifact.Open(h.p.Images(), "image", "image.json")
+	name, err := shelf.Build(func(dir string) (string, any, error) {
+		seed, err := os.ReadFile(h.files.img.WorkSeed)
+		if err == nil {
+			err = errors.Join(os.WriteFile(filepath.Join(dir, "root.ext4"), []byte("root"), 0o600), os.WriteFile(filepath.Join(dir, "work-seed.ext4"), seed, 0o600))
+		}
+		if err != nil {
+			return "", nil, err
+		}
+		files, err := artifact.Describe(dir, "root.ext4", "work-seed.ext4")
+		return "real", image.Manifest{Name: "real", Digest: artifact.Digest(files), Files: files, CreatedAt: time.Now()}, err
+	})
+	if err = errors.Join(err, shelf.SetDefault(name)); err != nil {
+		t.Fatal(err)
+	}
+	images := image.Open(h.p.Images())
+	h.images = images
+	h.open()
+	h.warm()
+	if _, stages, _ := h.createTold(houseSpec("web")); !slices.Equal(stages, restoredStages) {
+		t.Fatalf("it went through %v", stages)
+	}
+	if _, err := h.Suspend(t.Context(), "web", nil); err != nil {
+		t.Fatal(err)
+	}
+	img, err := images.Get(t.Context(), "")
+	if err == nil {
+		err = os.WriteFile(img.Root, []byte("toor"), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = h.Create(t.Context(), houseSpec("next"), true, nil)
+	if fault.KindOf(err) != fault.Precondition || !strings.Contains(err.Error(), "image real is damaged") || fault.HintOf(err) == "" {
+		t.Errorf("create of a changed image: %v, hint %q", err, fault.HintOf(err))
+	}
+	if _, err := h.Resume(t.Context(), "web", nil); fault.KindOf(err) != fault.Precondition || !strings.Contains(err.Error(), "image real is damaged") {
+		t.Errorf("resume on a changed image: %v", err)
+	}
+	if v, err := h.Get(t.Context(), "web"); err != nil || v.State != vm.Suspended {
+		t.Errorf("%+v, %v", v, err)
+	}
+	if err := os.WriteFile(img.Root, []byte("root"), 0o600); err != nil { // as it was, at another time
+		t.Fatal(err)
+	}
+	if _, err := h.Resume(t.Context(), "web", nil); err != nil {
+		t.Errorf("with the image as it was: %v", err)
+	}
+	if _, stages, _ := h.createTold(houseSpec("next")); !slices.Equal(stages, restoredStages) {
+		t.Errorf("with the image as it was: %v", stages)
+	}
 }
 
 // Two creates that race for the first template have one made.
@@ -376,7 +467,7 @@ func (h *house) noProcesses(t *testing.T) {
 
 // makerStages are the stages of a template that is made.
 var makerStages = []string{
-	"root-disk", "work-disk", "modules", "network", "ssh-keys", "agent-config", "machine", "boot", "agent", "quiesce", "pause", "save",
+	"check", "root-disk", "work-disk", "modules", "network", "ssh-keys", "agent-config", "machine", "boot", "agent", "quiesce", "pause", "save",
 	"release", "keep",
 }
 

@@ -58,16 +58,15 @@ func (g *Guest) Adopt(ctx context.Context, r *agentv1.AdoptRequest) error {
 	if err != nil {
 		return err
 	}
+	if r.GetGrowDisks() { // while nobody writes: a file system that grows takes no writes
+		if err := t.run("grow", func() error { return growAll(g.Disks) }); err != nil {
+			return err
+		}
+	}
 	if id := r.GetIdentity(); id != nil {
 		err = g.become(ctx, t, id)
 	} else {
-		err = t.run("announce", identity.Announce)
-	}
-	if err == nil && r.GetGrowDisks() { // not beside the others: a file system that grows takes no writes
-		err = t.run("grow", func() error { return growAll(g.Disks) })
-	}
-	if err == nil {
-		err = t.run("thaw", g.release)
+		err = errors.Join(t.run("announce", identity.Announce), t.run("thaw", g.release))
 	}
 	if err != nil {
 		return err
@@ -79,6 +78,10 @@ func (g *Guest) Adopt(ctx context.Context, r *agentv1.AdoptRequest) error {
 // become makes the guest another VM. Until the last step nobody reaches it over the network. One step follows the
 // other: they have one processor's work to do, and wait for nobody but sshd.
 func (g *Guest) become(ctx context.Context, t *times, id *agentv1.GuestConfig) error {
+	old, err := machineID()
+	if err != nil {
+		return err
+	}
 	var network *identity.Network
 	var sshd *restart
 	fromTemplate := g.held != nil && g.held.template
@@ -94,7 +97,7 @@ func (g *Guest) become(ctx context.Context, t *times, id *agentv1.GuestConfig) e
 		{"keys", false, func() error { return identity.WriteKeys("/", id) }},
 		{"restart sshd", true, func() (err error) { sshd, err = restartSSHD(); return err }},
 		{"hang up", true, hangUp},
-		{"names", false, func() error { return g.rename(id) }},
+		{"names", false, func() error { return rename(id) }},
 		{"boot id", false, func() error { return newBootID(g.Dir) }},
 		{"seeds", true, forgetSeeds},
 		{"addresses", false, func() error { return network.Prepare(id.GetInterfaces()) }},
@@ -105,6 +108,8 @@ func (g *Guest) become(ctx context.Context, t *times, id *agentv1.GuestConfig) e
 			return sshd.wait(ctx)
 		}},
 		{"raise", false, func() error { return network.Raise() }},
+		{"thaw", false, g.release},
+		{"renew journal", true, func() error { return g.renewJournal(ctx, old, id.GetMachineId()) }},
 		{"journal", false, func() error {
 			return tellJournal("This machine was restored from memory and is now " + id.GetHostname())
 		}},
@@ -128,22 +133,12 @@ func hangUp() error {
 	return nil
 }
 
-// rename writes the machine's names, and has the journal begin anew under them.
-func (g *Guest) rename(id *agentv1.GuestConfig) error {
-	old, err := machineID()
-	if err != nil {
-		return err
-	}
+// rename writes the machine's names.
+func rename(id *agentv1.GuestConfig) error {
 	if err := unix.Sethostname([]byte(id.GetHostname())); err != nil {
 		return fmt.Errorf("set the host name: %w", err)
 	}
-	if err := identity.WriteNames("/", id); err != nil {
-		return err
-	}
-	if g.held != nil && g.held.template { // nothing of a journal is left, and journald does not run
-		return nil
-	}
-	return g.renewJournal(old, id.GetMachineId())
+	return identity.WriteNames("/", id)
 }
 
 func machineID() (string, error) {

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/agent/run"
 )
 
 const (
@@ -28,11 +30,13 @@ type restart struct {
 }
 
 // restartSSHD makes the running sshd read its keys again; nil when there is none. At SIGHUP it stops listening, executes
-// itself, and listens again when it has read them. That it refuses connections until then is no other than at a boot.
+// itself, and listens again when it has read them. That it refuses connections until then is no other than at a boot. One
+// that is only being started, in a guest that boots, may have read the old keys and has no ear for SIGHUP yet: it is
+// killed, and systemd starts it again.
 func restartSSHD() (*restart, error) {
 	pid := daemonPID(sshdPIDFile, "sshd")
 	if pid == 0 {
-		return nil, nil
+		return nil, signal(sshdGroup, "sshd", syscall.SIGKILL)
 	}
 	before, err := os.Stat(sshdPIDFile)
 	if err != nil {
@@ -89,33 +93,49 @@ func daemonPID(file, name string) int {
 }
 
 const (
+	sshdGroup      = "/sys/fs/cgroup/system.slice/ssh.service/cgroup.procs"
 	journaldGroup  = "/sys/fs/cgroup/system.slice/systemd-journald.service/cgroup.procs"
 	hostnamedGroup = "/sys/fs/cgroup/system.slice/systemd-hostnamed.service/cgroup.procs"
 	hostnamedName  = "systemd-hostnam"
 	journaldSocket = "/run/systemd/journal/socket"
-	journaldName   = "systemd-journal" // the kernel cuts names at 15 bytes
+	// journaldFlushed is there as soon as the journal is on the disk.
+	journaldFlushed = "/run/systemd/journal/flushed"
+	journaldName    = "systemd-journal" // the kernel cuts names at 15 bytes
 )
 
 // renewJournal makes the journal that of the new machine. journald keeps the machine id it found when it
 // started: it is ended, and systemd starts it again (its sockets and its clients' streams are kept meanwhile).
-func (g *Guest) renewJournal(old, now string) error {
+func (g *Guest) renewJournal(ctx context.Context, old, now string) error {
 	if !g.Systemd() || old == now {
 		return nil
 	}
-	if err := end(journaldGroup, journaldName); err != nil {
+	if err := restartJournald(ctx); err != nil {
 		return err
 	}
 	// It answers for a while before it leaves, and comes when it is asked again.
-	return end(hostnamedGroup, hostnamedName)
+	return signal(hostnamedGroup, hostnamedName, syscall.SIGTERM)
 }
 
-// end ends the daemon of that name, when it runs.
-func end(group, name string) error {
+// restartJournald ends it, which is quick; or, in a guest that boots, asks systemd to restart it: the service that
+// moves the journal to the disk fails when there is no journald at that moment, and only systemd has one wait for the
+// other.
+func restartJournald(ctx context.Context) error {
+	if _, err := os.Stat(journaldFlushed); err == nil {
+		return signal(journaldGroup, journaldName, syscall.SIGTERM)
+	}
+	if _, err := run.Output(ctx, stopWait, systemctl, "--no-block", "restart", "systemd-journald.service"); err == nil {
+		return nil
+	}
+	return signal(journaldGroup, journaldName, syscall.SIGTERM) // systemd does not take orders yet
+}
+
+// signal sends one to the daemon of that name, when it runs.
+func signal(group, name string, s syscall.Signal) error {
 	pid := daemonPID(group, name)
 	if pid == 0 {
 		return nil
 	}
-	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
+	if err := syscall.Kill(pid, s); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("end %s: %w", name, err)
 	}
 	return nil
