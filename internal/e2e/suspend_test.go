@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"bufio"
+	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -51,6 +53,7 @@ func TestSuspend(t *testing.T) {
 	defer conn.Close()
 	lines := bufio.NewReader(conn)
 	said := say(t, conn, lines)
+	session := w.session("web")
 
 	for round, meanwhile := range []func(){
 		func() {},
@@ -82,6 +85,9 @@ func TestSuspend(t *testing.T) {
 			t.Errorf("round %d: the connection said %+v, before that %+v", round, next, said)
 		}
 		said = next
+		if round == 0 {
+			session("goes on")
+		}
 		fresh, err := net.DialTimeout("tcp", before.IP+":7000", 10*time.Second)
 		if err != nil {
 			t.Fatalf("round %d: the listener is gone: %v", round, err)
@@ -100,6 +106,37 @@ func TestSuspend(t *testing.T) {
 	}
 	t.Log(w.banger("vm", "events", "web", "-n", "30"))
 	suspendedCannot(t, w)
+}
+
+// session opens an SSH session, and returns a function that sends a line on it and wants it back. A client ends
+// one that is not answered for a minute.
+func (w *world) session(name string) (say func(line string)) {
+	w.t.Helper()
+	cmd := w.command(w.t.Context(), "vm", "ssh", name, "--", "cat")
+	in, err1 := cmd.StdinPipe()
+	out, err2 := cmd.StdoutPipe()
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := errors.Join(err1, err2, cmd.Start()); err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() {
+		_ = in.Close()
+		_ = cmd.Wait() // its end is the test's
+	})
+	lines := bufio.NewReader(out)
+	say = func(line string) {
+		w.t.Helper()
+		_, err := fmt.Fprintln(in, line)
+		if err != nil {
+			w.t.Fatalf("the session has ended: %v: %s", err, &stderr)
+		}
+		if got, err := lines.ReadString('\n'); got != line+"\n" {
+			w.t.Fatalf("the session answers %q, %v: %s", got, err, &stderr)
+		}
+	}
+	say("begins")
+	return say
 }
 
 // suspendedCannot damages the saved memory: the VM says so, and boots with its disks.

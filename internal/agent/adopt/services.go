@@ -98,9 +98,7 @@ const (
 	hostnamedGroup = "/sys/fs/cgroup/system.slice/systemd-hostnamed.service/cgroup.procs"
 	hostnamedName  = "systemd-hostnam"
 	journaldSocket = "/run/systemd/journal/socket"
-	// journaldFlushed is there as soon as the journal is on the disk.
-	journaldFlushed = "/run/systemd/journal/flushed"
-	journaldName    = "systemd-journal" // the kernel cuts names at 15 bytes
+	journaldName   = "systemd-journal" // the kernel cuts names at 15 bytes
 )
 
 // renewJournal makes the journal that of the new machine. journald keeps the machine id it found when it
@@ -120,13 +118,23 @@ func (g *Guest) renewJournal(ctx context.Context, old, now string) error {
 // moves the journal to the disk fails when there is no journald at that moment, and only systemd has one wait for the
 // other.
 func restartJournald(ctx context.Context) error {
-	if _, err := os.Stat(journaldFlushed); err == nil {
+	if flushed() {
 		return signal(journaldGroup, journaldName, syscall.SIGTERM)
 	}
 	if _, err := run.Output(ctx, stopWait, systemctl, "--no-block", "restart", "systemd-journald.service"); err == nil {
 		return nil
 	}
 	return signal(journaldGroup, journaldName, syscall.SIGTERM) // systemd does not take orders yet
+}
+
+// flushed tells whether the service that moves the journal to the disk is done: systemd has a link for each that it has
+// started, and a group as long as it has processes.
+func flushed() bool {
+	if _, err := os.Lstat("/run/systemd/units/invocation:systemd-journal-flush.service"); err != nil {
+		return false
+	}
+	processes, err := os.ReadFile("/sys/fs/cgroup/system.slice/systemd-journal-flush.service/cgroup.procs")
+	return err != nil || len(processes) == 0
 }
 
 // signal sends one to the daemon of that name, when it runs.
