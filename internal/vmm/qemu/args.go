@@ -37,6 +37,7 @@ type platform struct {
 	machine               string
 	softwareCPU           string
 	softwareThreads       string // "multi", a thread for each CPU, unless the version at hand cannot do it
+	generation            bool   // the machine tells its kernel when it goes on as a copy, which then has new random numbers
 	kernelFormats         []string
 	kernelArgs            []string
 	softwareKernelArgs    []string // more of them without KVM, for versions that translate a program anew wherever it lies
@@ -50,6 +51,7 @@ var platforms = map[string]platform{
 		machine: "q35,usb=off,vmport=off,sata=off,smbus=off",
 		// QEMU 7.2's cmpxchg16b corrupts flags: kernels panic at random in the slab allocator.
 		softwareCPU: "max,-cx16",
+		generation:  true,
 		// An ELF kernel starts by PVH, without the firmware's loading and the guest's own
 		// unpacking: 2 s less of 5 without KVM. The crypto self-tests cost another half.
 		kernelFormats: []string{"elf", "bzimage"},
@@ -141,6 +143,9 @@ func devices(p platform, accelerator string, m vmm.Machine, mem memory) ([]strin
 		"-device", fmt.Sprintf("virtio-serial-pci,addr=%#x", slotChannel),
 		"-device", "virtserialport,chardev=agent,name=" + vmm.ChannelPort,
 		"-device", fmt.Sprintf("virtio-rng-pci,addr=%#x", slotRandom),
+	}
+	if p.generation {
+		args = append(args, "-device", "vmgenid,guid=auto")
 	}
 	for i, n := range m.NICs {
 		args = append(args,

@@ -41,6 +41,7 @@ func TestArguments(t *testing.T) {
 -device virtio-serial-pci,addr=0x2
 -device virtserialport,chardev=agent,name=banger.agent.0
 -device virtio-rng-pci,addr=0x3
+-device vmgenid,guid=auto
 -netdev tap,id=net0,ifname=bgr-0a1b2c3d,script=no,downscript=no
 -device virtio-net-pci,netdev=net0,mac=52:54:00:0a:1b:2c,romfile=,addr=0x4
 -blockdev {"driver":"raw","node-name":"root","read-only":true,"discard":"unmap","cache":{"direct":false,"no-flush":false},"file":{"driver":"file","filename":"/images/a, b/root.ext4","aio":"threads"}}
