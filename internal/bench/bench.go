@@ -94,7 +94,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 		measures []func(context.Context) error
 	}{
 		{"boot", []func(context.Context) error{b.commands, b.two}},
-		{"restore", []func(context.Context) error{b.restores, b.fiveAtOnce, b.idleClones, b.suspends}},
+		{"restore", []func(context.Context) error{b.restores, b.fiveAtOnce, b.idleClones, b.suspends, b.forks}},
 		{"fake", []func(context.Context) error{b.many, b.idle}},
 	} {
 		if b.parts != "" && !slices.Contains(strings.Split(b.parts, ","), part.name) {

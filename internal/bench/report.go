@@ -60,11 +60,11 @@ func percentile(samples []float64, p int) float64 {
 	return s[(len(s)*p+99)/100-1]
 }
 
-// against makes a result whose limit is on the ratio to a baseline of the same run.
+// against makes a result whose limit is on the ratio to a baseline of the same run; with a p95, on its ratio as well.
 func (r Result) against(of Result, limit float64) Result {
 	r.Of, r.Baseline, r.Limit = of.Name, of.Value, limit
 	r.Ratio = r.Value / of.Value
-	r.Holds = r.Ratio <= limit
+	r.Holds = max(r.Value, r.P95)/of.Value <= limit
 	return r
 }
 

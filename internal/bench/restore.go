@@ -153,6 +153,32 @@ func (b *bench) suspends(ctx context.Context) error {
 	return b.restored.remove(ctx, "sleeper")
 }
 
+// forks measures how long the programs of a 512 MB VM stand still while it is forked, as the fork itself tells.
+func (b *bench) forks(ctx context.Context) error {
+	if err := b.clone(ctx, "source"); err != nil {
+		return err
+	}
+	if err := rest(ctx, restoreSettle); err != nil {
+		return err
+	}
+	var pauses []float64
+	for i := range restoreRounds {
+		name := fmt.Sprintf("child%d", i)
+		var done struct {
+			PauseSeconds float64 `json:"pause_seconds"`
+		}
+		if err := b.restored.banger(ctx, &done, "vm", "fork", "source", "--name", name, "-o", "json"); err != nil {
+			return err
+		}
+		pauses = append(pauses, done.PauseSeconds)
+		if err := b.restored.remove(ctx, name); err != nil {
+			return err
+		}
+	}
+	b.add(measured("pause of the source of a fork", "s", 0, pauses...).against(b.stock, 1./40))
+	return b.restored.remove(ctx, "source")
+}
+
 // rest waits, for as long as ctx lets it.
 func rest(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)

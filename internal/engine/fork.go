@@ -175,7 +175,7 @@ func (f *fork) conceive(ctx context.Context, source *operation, name string, eph
 	return c.insert(c.ctx)
 }
 
-// runOn lets a guest go on that stood still, whatever became of the caller, and tells when it did. The row says
+// runOn lets a guest go on that stood still, whatever became of the caller, and tells when its programs did. The row says
 // so when its clock is right.
 func (o *operation) runOn(ctx context.Context, m *machine, guest vmm.Pauser) (went time.Time, err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pauseTimeout+clockTimeout)
@@ -190,18 +190,19 @@ func (o *operation) runOn(ctx context.Context, m *machine, guest vmm.Pauser) (we
 		}
 		return nil
 	})
-	went = time.Now()
 	if err != nil {
-		return went, err
+		return o.e.c.Now(), err
 	}
-	return went, o.stage(ctx, stageClock, func(ctx context.Context) error {
+	err = o.stage(ctx, stageClock, func(ctx context.Context) error {
 		if !m.ended() {
 			o.setClock(ctx, m)
 			o.letGo(ctx, m)
 		}
+		went = o.e.c.Now()
 		_, err := o.move(vm.Copied)
 		return err
 	})
+	return went, err
 }
 
 // furtherDisks copies the first child's disks for the others: it has not run yet.

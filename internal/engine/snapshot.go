@@ -242,8 +242,8 @@ func linkMemory(ctx context.Context, to, from string) error {
 	return nil
 }
 
-// copyRunning saves memory and disks of one moment of the guest's life, each in its directory, and tells how long it
-// stood still. Whatever fails, the guest runs on.
+// copyRunning saves memory and disks of one moment of the guest's life, each in its directory, and tells how long its
+// programs stood still. Whatever fails, the guest runs on.
 func (o *operation) copyRunning(ctx context.Context, memory, disks string) (paused time.Duration, err error) {
 	m, guest, err := o.checkSaveable()
 	if err != nil {
@@ -255,12 +255,12 @@ func (o *operation) copyRunning(ctx context.Context, memory, disks string) (paus
 	if err := o.stage(ctx, stageQuiesce, func(ctx context.Context) error { return o.quiesce(ctx, m, true) }); err != nil {
 		return 0, err
 	}
+	begin := o.e.c.Now()
 	err = o.stage(ctx, stageRecord, func(context.Context) error {
 		o.recorded = true
 		_, err := o.move(vm.AskCopy)
 		return err
 	})
-	begin := time.Now()
 	var seal func(context.Context) error
 	if err == nil {
 		o.recorded = false // the row says what it has to: each write of it would make the pause longer
