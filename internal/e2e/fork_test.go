@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +19,7 @@ func TestFork(t *testing.T) {
 	w.guest("web", "cat >/root/counter.pl <<'EOT'\n"+counter+"EOT\nsetsid perl /root/counter.pl >/root/counter.log 2>&1 &")
 	w.guest("web", "i=0; until grep -q ':1B58 ' /proc/net/tcp; do i=$((i+1)); [ $i -lt 300 ]; sleep 0.1; done")
 	w.tick("web", "/run/ticks")
+	w.guest("web", "cat >/root/draw.pl <<'EOT'\n"+drawer+"EOT\nsetsid perl /root/draw.pl >/dev/null 2>&1 & until test -s /run/draws; do sleep 0.2; done")
 	w.guest("web", "echo before >/root/word; echo deep >/etc/word")
 	conn, err := net.DialTimeout("tcp", w.show("web").IP+":7000", 10*time.Second)
 	if err != nil {
@@ -38,12 +40,13 @@ func TestFork(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	t.Logf("two forks in %v, the source stood still for %.3f s", took, forked.PauseSeconds)
+	names := []string{"web", "left", "left-2"}
+	w.randomNumbersDiffer(names)
 	t.Log(w.banger("vm", "events", "web", "-n", "12"))
 	t.Log(w.banger("vm", "events", "left", "-n", "20"))
 	if next := say(t, conn, lines); next.count != said.count+1 || next.pid != said.pid {
 		t.Errorf("the source's connection said %+v, before that %+v", next, said)
 	}
-	names := []string{"web", "left", "left-2"}
 	for what, script := range identity {
 		seen := map[string]string{}
 		for _, name := range names {
@@ -86,6 +89,47 @@ func TestFork(t *testing.T) {
 	}
 	w.banger("vm", "delete", "--force", "early")
 	forksLive(t, w)
+}
+
+// drawer draws random numbers, and writes each down with the time that it has run itself: what two machines have
+// drawn before one became two has the same time in both.
+const drawer = `open R, "<", "/dev/urandom"; open O, ">", "/run/draws";
+for (;;) {
+	sysread R, $b, 16; open S, "<", "/proc/self/schedstat"; ($t) = split " ", <S>; close S;
+	syswrite O, unpack("H*", $b) . " $t\n"; select undef, undef, undef, 0.02
+}
+`
+
+// randomNumbersDiffer: a program that was drawing when its machine was copied draws other numbers in each. The copy's
+// kernel hears from its machine what it is, which takes it a moment: what was drawn twice until then is only told.
+func (w *world) randomNumbersDiffer(names []string) {
+	w.t.Helper()
+	drawn := map[string]string{} // number to the time it was drawn at
+	twice := 0
+	begun := map[string]int{}
+	for _, name := range names {
+		n, err := strconv.Atoi(w.guest(name, "wc -l </run/draws"))
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		begun[name] = n
+	}
+	for _, name := range names {
+		at := 0
+		for line := range strings.Lines(w.guest(name, fmt.Sprintf("until [ $(wc -l </run/draws) -gt %d ]; do sleep 0.2; done; cat /run/draws", begun[name]+20))) {
+			at++
+			number, when, _ := strings.Cut(strings.TrimSpace(line), " ")
+			other, known := drawn[number]
+			drawn[number] = when
+			if !known || other == when {
+				continue
+			}
+			if twice++; at > begun[name] {
+				w.t.Errorf("%s draws what another one drew: %s", name, line)
+			}
+		}
+	}
+	w.t.Logf("%d of %d random numbers were drawn twice in the first moment after the split", twice, len(drawn))
 }
 
 // forksLive: of forks there are forks, they boot from their disks, and a clone of one that is stopped does.
