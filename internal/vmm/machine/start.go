@@ -112,3 +112,32 @@ func ClassifyStatus(s system.ExitStatus, stopped bool) vmm.Exit {
 	}
 	return vmm.Exit{Kind: kind, Detail: s.String()}
 }
+
+// PrepareLogs puts the last serial log aside and writes down the command line. The new log is ours
+// alone to read: a console may show secrets.
+func PrepareLogs(dir string, argv []string) error {
+	log := filepath.Join(dir, vmm.SerialLog)
+	if err := os.Rename(log, log+".1"); err != nil && !os.IsNotExist(err) {
+		return fault.Wrap(fault.Precondition, err, "cannot put the old serial log aside")
+	}
+	f, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		return fault.Wrap(fault.Precondition, err, "cannot make the serial log")
+	}
+	return WriteCommand(dir, argv)
+}
+
+// Ended tells whether a process whose sockets fail ends as well, within a moment.
+func Ended(p *system.Process, within time.Duration) bool {
+	t := time.NewTimer(within)
+	defer t.Stop()
+	select {
+	case <-p.Done():
+		return true
+	case <-t.C:
+		return false
+	}
+}

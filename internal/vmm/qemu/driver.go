@@ -39,7 +39,7 @@ type Driver struct {
 	o        Options
 	log      *slog.Logger
 	platform platform
-	trim     trimmer
+	trim     machine.Trimmer
 
 	mu     sync.Mutex
 	probed *vmm.Caps
@@ -189,7 +189,7 @@ func (d *Driver) Adopt(ctx context.Context, m vmm.Machine, h vmm.Handle) (vmm.Ru
 	}
 	mon, err := connect(ctx, adoptTimeout, m.Dir, p)
 	if err != nil {
-		if ended(p, lastWords) {
+		if machine.Ended(p, lastWords) {
 			_ = p.Close()
 			machine.RemoveIfUnlocked(m.Dir, sockets)
 			return nil, fault.New(fault.NotFound, "QEMU of %s has just ended", m.Name)
@@ -208,7 +208,7 @@ func (d *Driver) Adopt(ctx context.Context, m vmm.Machine, h vmm.Handle) (vmm.Ru
 
 func (d *Driver) running(m vmm.Machine, p *system.Process, mon *monitor) vmm.Running {
 	facts := machine.ReadFacts(m.Dir)
-	untrim := d.trim.watch(filepath.Join(m.Dir, vmm.SerialLog), filepath.Join(m.Dir, vmm.VMMLog))
+	untrim := d.trim.Watch(filepath.Join(m.Dir, vmm.SerialLog), filepath.Join(m.Dir, vmm.VMMLog))
 	o := machine.Options{
 		Dir: m.Dir, Process: p, Sockets: sockets,
 		Dial: func(ctx context.Context) (net.Conn, error) {
@@ -227,16 +227,4 @@ func (d *Driver) running(m vmm.Machine, p *system.Process, mon *monitor) vmm.Run
 		o.Release = func() { untrim(); mon.close() }
 	}
 	return &running{Machine: machine.New(o), name: m.Name, mon: mon, facts: facts}
-}
-
-// ended tells whether a process whose sockets fail ends as well, within a moment.
-func ended(p *system.Process, within time.Duration) bool {
-	t := time.NewTimer(within)
-	defer t.Stop()
-	select {
-	case <-p.Done():
-		return true
-	case <-t.C:
-		return false
-	}
 }
