@@ -21,7 +21,8 @@ type StartOptions struct {
 	Args       []string
 	Env        []string // nil: ours
 	Dir        string
-	Log        string     // file for stdout and stderr, emptied, mode 0600; "" is /dev/null
+	Log        string     // file for stdout and stderr, emptied, opened for appending, mode 0600; "" is /dev/null
+	ErrorLog   string     // file for stderr alone; "" is Log
 	ExtraFiles []*os.File // descriptors 3, 4, … of the program
 	NewSession bool       // setsid: no terminal's signals reach it
 }
@@ -62,18 +63,20 @@ func Start(o StartOptions) (*Process, error) {
 		return nil, fmt.Errorf("start %s: %w", o.Path, err)
 	}
 	defer null.Close()
-	out := null
-	if o.Log != "" {
-		out, err = os.OpenFile(o.Log, os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600)
-		if err != nil {
-			return nil, fault.Wrap(fault.Precondition, err, "cannot open the log for %s", o.Path)
-		}
-		defer out.Close()
+	out, err := openLog(o, o.Log, null)
+	if err != nil {
+		return nil, err
 	}
+	defer out.Close()
+	errs, err := openLog(o, o.ErrorLog, out)
+	if err != nil {
+		return nil, err
+	}
+	defer errs.Close()
 	keepDescriptors()
 	p, err := os.StartProcess(o.Path, append([]string{o.Path}, o.Args...), &os.ProcAttr{
 		Dir: o.Dir, Env: o.Env,
-		Files: append([]*os.File{null, out, out}, o.ExtraFiles...),
+		Files: append([]*os.File{null, out, errs}, o.ExtraFiles...),
 		Sys:   &syscall.SysProcAttr{Setsid: o.NewSession},
 	})
 	if err != nil {
@@ -90,6 +93,18 @@ func Start(o StartOptions) (*Process, error) {
 	_ = p.Release()
 	go process.watch()
 	return process, nil
+}
+
+// openLog opens a log of the program's; without a name it is the other file.
+func openLog(o StartOptions, name string, other *os.File) (*os.File, error) {
+	if name == "" {
+		return other, nil
+	}
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, fault.Wrap(fault.Precondition, err, "cannot open the log for %s", o.Path)
+	}
+	return f, nil
 }
 
 // keepDescriptors keeps what we inherited without close-on-exec from a program that outlives us; Go's

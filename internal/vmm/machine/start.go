@@ -2,6 +2,7 @@ package machine
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -46,6 +47,20 @@ func checkFile(dir, path string) error {
 	}
 	if !info.Mode().IsRegular() || info.Size() == 0 {
 		return fmt.Errorf("%s is empty or no regular file", path)
+	}
+	return nil
+}
+
+// CheckHost finds what of the machine this host lacks.
+func CheckHost(m vmm.Machine) error {
+	if err := CheckFiles(m); err != nil {
+		return err
+	}
+	for _, n := range m.NICs {
+		// A VMM with the right to do so would make a missing one, connected to nothing.
+		if _, err := net.InterfaceByName(n.TAP); err != nil {
+			return fault.Wrap(fault.Precondition, err, "the network device %s of %s cannot be used", n.TAP, m.Name)
+		}
 	}
 	return nil
 }

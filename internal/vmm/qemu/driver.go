@@ -64,9 +64,6 @@ func New(o Options) *Driver {
 // Name returns "qemu".
 func (d *Driver) Name() string { return Name }
 
-// probeKVM is measured once for the process.
-var probeKVM = sync.OnceValue(kvm.Probe)
-
 // Caps finds QEMU and measures KVM. Failures are not remembered: QEMU may be installed meanwhile.
 func (d *Driver) Caps(ctx context.Context) (vmm.Caps, error) {
 	d.mu.Lock()
@@ -93,7 +90,7 @@ func (d *Driver) Caps(ctx context.Context) (vmm.Caps, error) {
 		Accelerator: "kvm", Version: version, Build: build, KernelFormats: d.platform.kernelFormats,
 		Channel: "virtio-serial", MaxCPUs: maxCPUs,
 	}
-	if r := probeKVM(); !r.Usable {
+	if r := kvm.Probed(); !r.Usable {
 		caps.Accelerator, caps.SlowReason = "tcg", r.Reason+"; software emulation is used"
 	}
 	d.platform.softwareThreads = threads(version)
@@ -158,21 +155,7 @@ func (d *Driver) Check(ctx context.Context, m vmm.Machine) error {
 	if err := checkBoot(m); err != nil {
 		return err
 	}
-	return checkHost(m)
-}
-
-// checkHost finds what of the machine this host lacks.
-func checkHost(m vmm.Machine) error {
-	if err := machine.CheckFiles(m); err != nil {
-		return err
-	}
-	for _, n := range m.NICs {
-		// QEMU with the right to do so would make a missing one, connected to nothing.
-		if _, err := net.InterfaceByName(n.TAP); err != nil {
-			return fault.Wrap(fault.Precondition, err, "the network device %s of %s cannot be used", n.TAP, m.Name)
-		}
-	}
-	return nil
+	return machine.CheckHost(m)
 }
 
 // sockets are QEMU's files that mean a running process.

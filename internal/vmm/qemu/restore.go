@@ -52,7 +52,7 @@ func (d *Driver) Restore(ctx context.Context, m vmm.Machine, dir string) (vmm.Ru
 	}
 	// They are in the memory.
 	m.Kernel, m.Initramfs, m.MemoryFile = "", "", ""
-	if err := checkHost(m); err != nil {
+	if err := machine.CheckHost(m); err != nil {
 		return nil, err
 	}
 	var mem memory
