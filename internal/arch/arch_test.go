@@ -130,12 +130,17 @@ var rooms = map[string][]string{
 	"internal/e2e":           {},
 	"internal/hosttest":      {"internal/hosttest/need"},
 	"internal/hosttest/need": {"internal/paths"},
-	"internal/vmm/vmmtest":   {"api/agent/v1", "internal/fault", "internal/guest", "internal/hosttest/need", "internal/vm", "internal/vmm"},
+	"internal/vmm/firecracker/fakefc": {
+		"api/agent/v1", "internal/agent/serve", "internal/vmm/fakeguest",
+	},
+	"internal/vmm/firecracker/fakefc/firecracker": {"internal/vmm/firecracker/fakefc"},
+	"internal/vmm/firecracker/fctest":             {"internal/hosttest/need", "internal/vmm/firecracker/fakefc"},
+	"internal/vmm/vmmtest":                        {"api/agent/v1", "internal/fault", "internal/guest", "internal/hosttest/need", "internal/vm", "internal/vmm"},
 }
 
 // keys lists outside packages that only some rooms may hold.
 var keys = map[string][]string{
-	"os/exec":      {"internal/system", "internal/agent/run", "internal/hosttest", "internal/hosttest/need"},
+	"os/exec":      {"internal/system", "internal/agent/run", "internal/hosttest", "internal/hosttest/need", "internal/vmm/firecracker/fctest"},
 	"database/sql": {"internal/store"},
 	"github.com/vishvananda/netlink": {
 		"internal/hostnet", "internal/hostnet/helper", "internal/agent/identity", "internal/hosttest",

@@ -284,7 +284,10 @@ func (s strict) fields(t reflect.Type) (fields map[string]reflect.StructField, r
 		f := t.Field(i)
 		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 		tag := f.Tag.Get("fc")
-		if from, ok := strings.CutPrefix(tag, "since="); ok && !s.version.atLeast(since(from)) {
+		if tag == "since=clock" && !s.version.clockRealtime() {
+			continue
+		}
+		if from, ok := strings.CutPrefix(tag, "since="); ok && from != "clock" && !s.version.atLeast(since(from)) {
 			continue
 		}
 		fields[name] = f
