@@ -25,6 +25,9 @@ type StartOptions struct {
 	ErrorLog   string     // file for stderr alone; "" is Log
 	ExtraFiles []*os.File // descriptors 3, 4, … of the program
 	NewSession bool       // setsid: no terminal's signals reach it
+
+	Confine *Confinement // nil: it may do what we may
+	Cgroup  *os.File     // directory of the control group that it starts in; nil: ours
 }
 
 // ExitStatus is how a process ended. Only a parent learns it, so Known is false for adopted
@@ -74,17 +77,18 @@ func Start(o StartOptions) (*Process, error) {
 	}
 	defer errs.Close()
 	keepDescriptors()
-	p, err := os.StartProcess(o.Path, append([]string{o.Path}, o.Args...), &os.ProcAttr{
-		Dir: o.Dir, Env: o.Env,
-		Files: append([]*os.File{null, out, errs}, o.ExtraFiles...),
-		Sys:   &syscall.SysProcAttr{Setsid: o.NewSession},
-	})
+	p, err := o.spawn(null, out, errs)
 	if err != nil {
 		return nil, cannotStart(o.Path, err)
 	}
 	pid := p.Pid
 	// Nobody but watch reaps it, so the number cannot have been given to another process yet.
 	process, err := hold(pid)
+	if err == nil && o.Confine != nil {
+		if err = o.Confine.limit(pid); err != nil {
+			_ = process.Close()
+		}
+	}
 	if err != nil {
 		_ = p.Kill()
 		_, _ = p.Wait()
@@ -93,6 +97,25 @@ func Start(o StartOptions) (*Process, error) {
 	_ = p.Release()
 	go process.watch()
 	return process, nil
+}
+
+// spawn starts the program with those as its first three descriptors.
+func (o StartOptions) spawn(in, out, errs *os.File) (*os.Process, error) {
+	attr := &os.ProcAttr{
+		Dir: o.Dir, Env: o.Env,
+		Files: append([]*os.File{in, out, errs}, o.ExtraFiles...),
+		Sys:   &syscall.SysProcAttr{Setsid: o.NewSession},
+	}
+	if o.Cgroup != nil {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(o.Cgroup.Fd())
+	}
+	begin := func() (*os.Process, error) {
+		return os.StartProcess(o.Path, append([]string{o.Path}, o.Args...), attr)
+	}
+	if o.Confine == nil {
+		return begin()
+	}
+	return o.Confine.start(begin)
 }
 
 // openLog opens a log of the program's; without a name it is the other file.

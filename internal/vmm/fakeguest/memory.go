@@ -3,9 +3,9 @@
 package fakeguest
 
 import (
+	"crypto/rand"
 	"encoding/json"
-	"os"
-	"strings"
+	"fmt"
 	"sync"
 
 	"google.golang.org/protobuf/encoding/protojson"
@@ -25,11 +25,12 @@ type Memory struct {
 
 // NewMemory is that of a guest called name that boots with these kernel arguments.
 func NewMemory(name string, cmdline []string) (*Memory, error) {
-	id, err := os.ReadFile("/proc/sys/kernel/random/uuid")
-	if err != nil {
+	var id [16]byte
+	if _, err := rand.Read(id[:]); err != nil { // not from /proc: a machine may be confined to its files
 		return nil, err
 	}
-	return &Memory{BootID: strings.TrimSpace(string(id)), Cmdline: cmdline, Hostname: name}, nil
+	text := fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:])
+	return &Memory{BootID: text, Cmdline: cmdline, Hostname: name}, nil
 }
 
 // Load returns the memory that Save wrote.

@@ -116,6 +116,9 @@ func (d *Driver) find(ctx context.Context) (found, error) {
 	if f.caps.Warning != "" {
 		d.log.WarnContext(ctx, f.caps.Warning)
 	}
+	if !system.Confines() {
+		d.log.InfoContext(ctx, "this kernel has no Landlock: Firecracker's access to files is not confined")
+	}
 	d.probed = &f
 	return f, nil
 }

@@ -162,6 +162,9 @@ func (r *running) handOver(ctx context.Context, dir string) error {
 
 // move gives a file another name, on another file system if need be.
 func move(ctx context.Context, from, to string) error {
+	if err := os.Chmod(from, 0o600); err != nil {
+		return err
+	}
 	err := os.Rename(from, to)
 	if !errors.Is(err, syscall.EXDEV) {
 		return err

@@ -54,7 +54,7 @@ func (d *Driver) bringUp(ctx context.Context, m vmm.Machine, reads []string, beg
 	if err != nil {
 		return nil, err
 	}
-	p, err := d.launch(ctx, f, m, reads)
+	p, err := d.launch(f, m, reads)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +74,7 @@ func (d *Driver) bringUp(ctx context.Context, m vmm.Machine, reads []string, beg
 }
 
 // launch starts the process, which holds the machine's lock from then on.
-func (d *Driver) launch(ctx context.Context, f found, m vmm.Machine, reads []string) (*system.Process, error) {
+func (d *Driver) launch(f found, m vmm.Machine, reads []string) (*system.Process, error) {
 	lock, err := machine.Lock(m.Dir)
 	if err != nil {
 		return nil, err
@@ -93,6 +93,7 @@ func (d *Driver) launch(ctx context.Context, f found, m vmm.Machine, reads []str
 		// The console goes to stdout, which is opened for appending as Firecracker's own files are not: so it can
 		// be cut while it is written to.
 		Log: filepath.Join(m.Dir, vmm.SerialLog), ErrorLog: filepath.Join(m.Dir, StderrLog),
+		Env: []string{}, Confine: confinement(f.binary, m, reads),
 	})
 }
 

@@ -1,0 +1,63 @@
+package firecracker
+
+import (
+	"debug/elf"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/system"
+	"banger/internal/vmm"
+	"banger/internal/vmm/machine"
+)
+
+// maxFiles bounds Firecracker's open files, among them one for each connection to the guest, of which it takes 1023.
+const maxFiles = 2048
+
+// Where a program that is not linked statically, as upstream's is, has its libraries.
+var libraries = []string{"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"}
+
+// confinement is all that Firecracker may use on the host, around its own filter of system calls: this machine's files
+// and the devices that make one. reads are further files and directories to read.
+func confinement(binary string, m vmm.Machine, reads []string) *system.Confinement {
+	c := &system.Confinement{
+		Execute: []string{binary},
+		// Times in its log; on arm64 it tells the guest of the processors' caches.
+		Read:    append([]string{"/etc/localtime", "/usr/share/zoneinfo", "/sys/devices/system/cpu", "/dev/urandom"}, reads...),
+		Write:   []string{m.Dir},
+		Devices: []string{"/dev/kvm", "/dev/net/tun"},
+		// A core would have the guest's memory in it.
+		Limits: map[int]uint64{unix.RLIMIT_NOFILE: maxFiles, unix.RLIMIT_CORE: 0},
+	}
+	if dynamic(binary) {
+		c.Execute = append(c.Execute, libraries...)
+	}
+	for _, path := range []string{m.Kernel, m.Initramfs} {
+		if path != "" {
+			c.Read = append(c.Read, machine.Absolute(m.Dir, path))
+		}
+	}
+	for _, d := range m.Disks {
+		path := machine.Absolute(m.Dir, d.Path)
+		if d.ReadOnly {
+			c.Read = append(c.Read, path)
+		} else {
+			c.Write = append(c.Write, path)
+		}
+	}
+	return c
+}
+
+// dynamic tells whether a program needs a loader and libraries.
+func dynamic(binary string) bool {
+	f, err := elf.Open(binary)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return true
+		}
+	}
+	return false
+}
