@@ -86,37 +86,51 @@ func (s *server) serve(l net.Listener) error {
 	}
 }
 
-// connection answers one client, request after request. After bytes that are no request everything that was read is
-// forgotten, and what comes next is taken for a new request.
+// connection answers one client, request after request. Bytes that are no request take with them everything that came
+// at once with them, the good requests before them too; what comes next is taken for a new request.
 func (s *server) connection(c net.Conn) {
 	defer c.Close()
 	var pending []byte
 	chunk := make([]byte, maxLine)
 	told := false // that it may send its body
 	for {
-		r, rest, err := s.parse(pending)
-		var invalid badRequest
-		switch {
-		case err == nil:
-			pending, told = rest, false
-			s.handle(c, r)
-			continue
-		case errors.As(err, &invalid):
-			pending, told = nil, false
-			if _, err := c.Write(broken(invalid.Error()).bytes()); err != nil {
-				return
-			}
-		case r.expect && !told:
-			told = true
-			if _, err := c.Write(response{status: 100}.bytes()); err != nil {
-				return
-			}
-		}
 		n, err := c.Read(chunk)
 		if err != nil {
 			return
 		}
 		pending = append(pending, chunk[:n]...)
+		requests, rest, waiting, err := s.parseAll(pending)
+		pending = rest
+		if err != nil {
+			if _, err := c.Write(broken(err.Error()).bytes()); err != nil {
+				return
+			}
+		}
+		for _, r := range requests {
+			told = false
+			s.handle(c, r)
+		}
+		if waiting && !told {
+			told = true
+			if _, err := c.Write(response{status: 100}.bytes()); err != nil {
+				return
+			}
+		}
+	}
+}
+
+// parseAll reads as many requests as there are. waiting: the last one is not whole, and its client wants to be told that
+// it may go on.
+func (s *server) parseAll(b []byte) (requests []request, rest []byte, waiting bool, err error) {
+	for {
+		r, after, err := s.parse(b)
+		switch {
+		case errors.Is(err, errMore):
+			return requests, b, r.expect, nil
+		case err != nil:
+			return nil, nil, false, err
+		}
+		requests, b = append(requests, r), after
 	}
 }
 

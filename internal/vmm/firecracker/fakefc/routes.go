@@ -43,11 +43,11 @@ func init() {
 		"PATCH /balloon/statistics": {post: true, body: balloonStatsUpdate{}, run: (*machine).patchBalloonStats},
 		"GET /balloon":              {pre: true, post: true, run: (*machine).getBalloon},
 		"GET /balloon/statistics":   {post: true, run: (*machine).getBalloonStats},
-		"PUT /hotplug": {
+		"PUT /hotplug/memory": {
 			pre: true, boot: true, since: "1.14", body: memoryHotplug{}, run: (*machine).putHotplug,
 		},
-		"PATCH /hotplug": {post: true, since: "1.14", body: memoryHotplugUpdate{}, run: noHotplug},
-		"GET /hotplug":   {post: true, since: "1.14", run: noHotplug},
+		"PATCH /hotplug/memory": {post: true, since: "1.14", body: memoryHotplugUpdate{}, run: noHotplug},
+		"GET /hotplug/memory":   {post: true, since: "1.14", run: noHotplug},
 
 		"PUT /mmds/config": {pre: true, boot: true, body: mmdsConfig{Version: "V1"}, run: (*machine).putMMDSConfig},
 		"PUT /mmds":        {pre: true, post: true, body: json.RawMessage{}, run: (*machine).putMMDS},

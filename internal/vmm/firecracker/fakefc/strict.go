@@ -71,8 +71,9 @@ func parse(body []byte) (node, error) {
 	d.UseNumber()
 	n, err := parseValue(d)
 	if err == nil {
-		if _, more := d.Token(); !errors.Is(more, io.EOF) {
-			return n, fmt.Errorf("trailing characters %s", place(body, n.offset+1))
+		rest := bytes.TrimLeft(body[n.offset:], " \t\r\n")
+		if len(rest) > 0 {
+			return n, fmt.Errorf("trailing characters %s", place(body, int64(len(body)-len(rest)+1)))
 		}
 		return n, nil
 	}
@@ -200,7 +201,7 @@ func checkScalar(n node, t reflect.Type) error {
 func checkEnum(n node, variants []string) error {
 	text, ok := n.value.(string)
 	if !ok {
-		return n.wrongType("string or map")
+		return &misfit{"expected value", n.offset}
 	}
 	if !slices.Contains(variants, text) {
 		return &misfit{fmt.Sprintf("unknown variant `%s`, expected %s", text, oneOf(variants)), n.offset}
