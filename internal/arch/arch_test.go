@@ -105,7 +105,7 @@ var rooms = map[string][]string{
 		"internal/agent/serve", "internal/build", "internal/capability", "internal/engine", "internal/fault",
 		"internal/guest", "internal/hostnet", "internal/image", "internal/kernel", "internal/paths",
 		"internal/progress", "internal/server", "internal/store", "internal/system", "internal/template", "internal/vm",
-		"internal/vmm", "internal/vmm/fake", "internal/vmm/qemu", "internal/disk", "internal/doctor",
+		"internal/vmm", "internal/vmm/fake", "internal/vmm/firecracker", "internal/vmm/qemu", "internal/disk", "internal/doctor",
 	},
 	"internal/cli": {
 		"api/agent/v1", "api/banger/v1", "internal/build", "internal/client", "internal/doctor", "internal/doctor/host",

@@ -132,6 +132,18 @@ func (w *world) Boot(ctx context.Context, ref string, sink progress.Sink) (vm.VM
 	return w.Start(ctx, ref, sink)
 }
 
+func (w *world) SetVMM(ctx context.Context, ref, vmm string) error {
+	v, err := w.Get(ctx, ref)
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	v.Spec.VMM = vmm
+	w.vms[v.Spec.Name] = v
+	return nil
+}
+
 func (w *world) Resume(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error) {
 	v, err := w.Get(ctx, ref)
 	if err == nil && v.State != vm.Suspended {

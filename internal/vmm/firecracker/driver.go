@@ -98,16 +98,16 @@ func (d *Driver) find(ctx context.Context) (found, error) {
 	if err != nil {
 		return found{}, err
 	}
+	if r := d.o.KVM(); !r.Usable {
+		return found{}, fault.New(fault.Precondition, "Firecracker needs KVM, and %s", r.Reason).
+			WithHint("use QEMU, which runs VMs without KVM too: --vmm qemu")
+	}
 	v, err := versionOf(ctx, binary)
 	if err != nil {
 		return found{}, err
 	}
 	if err := v.check(); err != nil {
 		return found{}, err
-	}
-	if r := d.o.KVM(); !r.Usable {
-		return found{}, fault.New(fault.Precondition, "Firecracker needs KVM, and %s", r.Reason).
-			WithHint("use QEMU, which runs VMs without KVM too: --vmm qemu")
 	}
 	f := found{version: v, binary: binary, caps: vmm.Caps{
 		Accelerator: accelerator, Version: v.String(), Build: v.String(), KernelFormats: kernelFormats(v),
