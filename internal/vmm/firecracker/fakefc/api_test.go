@@ -162,10 +162,10 @@ func words(w ...string) []string { return w }
 
 // TestScripts holds the fake to what is documented, and what is written here to the real one.
 func TestScripts(t *testing.T) {
-	each(t, func(t *testing.T, path string) {
+	each(t, func(t *testing.T, f target) {
 		for name, steps := range scripts {
 			t.Run(name, func(t *testing.T) {
-				p := serve(t, files(t), path)
+				p := serve(t, files(t), f.path)
 				for _, s := range steps {
 					s.check(t, p.ask(s.request))
 				}
@@ -254,12 +254,12 @@ func TestBytes(t *testing.T) {
 			"HTTP/1.1 204 " + head + "\r\n",
 		},
 	}
-	each(t, func(t *testing.T, path string) {
-		p := serve(t, files(t), path)
+	each(t, func(t *testing.T, f target) {
+		p := serve(t, files(t), f.path)
 		for name, c := range cases {
 			want := c.want
-			if strings.HasSuffix(t.Name(), "real") {
-				want = strings.ReplaceAll(want, `"1.16.1"`, `"`+realVersion(t, path)+`"`)
+			if f.real {
+				want = strings.ReplaceAll(want, `"1.16.1"`, `"`+realVersion(t, f.path)+`"`)
 			}
 			if got := p.raw(len(want), c.parts...); got != want {
 				t.Errorf("%s:\n%q, want\n%q", name, got, want)
@@ -283,8 +283,8 @@ func realVersion(t *testing.T, path string) string {
 
 // TestConnections: ten clients have a place, and the next one is told so.
 func TestConnections(t *testing.T) {
-	each(t, func(t *testing.T, path string) {
-		p := serve(t, files(t), path)
+	each(t, func(t *testing.T, f target) {
+		p := serve(t, files(t), f.path)
 		for range 10 {
 			c, err := p.dial()
 			if err != nil {

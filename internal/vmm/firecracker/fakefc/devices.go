@@ -198,15 +198,16 @@ func (m *machine) putNetwork(q *query) (any, error) {
 			}
 		}
 	}
-	if n.MTU != nil && *n.MTU < 68 {
-		return nil, fail("Network config error: Invalid MTU: %d", *n.MTU)
-	}
 	// The device of an interface that is configured again is gone before the new one is made.
 	m.keep(m.taps, n.ID, nil)
 	m.config.Networks = slices.DeleteFunc(m.config.Networks, func(o netInterface) bool { return o.ID == n.ID })
 	tap, err := m.openTAP(n.TAP)
 	if err != nil {
 		return nil, fail("Network config error: Could not create the network device: %s", err)
+	}
+	if n.MTU != nil && *n.MTU < 68 {
+		_ = tap.Close()
+		return nil, fail("Network config error: Invalid MTU: %d", *n.MTU)
 	}
 	m.keep(m.taps, n.ID, tap)
 	m.config.Networks = append(m.config.Networks, n)
@@ -327,10 +328,13 @@ func (m *machine) patchBalloonStats(q *query) (any, error) {
 }
 
 func (m *machine) getBalloon(*query) (any, error) {
-	if m.config.Balloon == nil {
-		return nil, errNoBalloon
+	switch {
+	case m.config.Balloon != nil:
+		return m.config.Balloon, nil
+	case m.state != notStarted: // seen of 1.16.1; its documentation knows one text only
+		return nil, fail("Internal VMM error: Failed perform action on device: Device not found")
 	}
-	return m.config.Balloon, nil
+	return nil, errNoBalloon
 }
 
 func (m *machine) getBalloonStats(*query) (any, error) {

@@ -1,6 +1,7 @@
 package fakefc
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -9,12 +10,14 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unsafe"
 )
 
 // Exit codes of the process.
 const (
 	exitOK         = 0
 	exitGeneric    = 1
+	exitSegfault   = 150
 	exitBadLevel   = 152
 	exitArguments  = 153
 	exitXCPU       = 154
@@ -60,11 +63,11 @@ func parseArguments(args []string, v version) (map[string]string, error) {
 		o, known := options[name]
 		switch {
 		case !ok || !known || o.since != "" && !v.atLeast(since(o.since)):
-			return nil, fail("Found argument '%s' which wasn't expected, or isn't valid in this context.", args[i])
+			return nil, fail("Found argument '%s' which wasn't expected, or isn't valid in this context.", strings.TrimPrefix(args[i], "--"))
 		case hasKey(given, name):
-			return nil, fail("The argument '%s' was provided more than once.", args[i])
+			return nil, fail("The argument '%s' was provided more than once.", name)
 		case o.value && i+1 == len(args):
-			return nil, fail("The argument '%s' requires a value, but none was supplied.", args[i])
+			return nil, fail("The argument '%s' requires a value, but none was supplied.", name)
 		}
 		given[name] = ""
 		if o.value {
@@ -74,9 +77,9 @@ func parseArguments(args []string, v version) (map[string]string, error) {
 	}
 	switch {
 	case hasKey(given, "no-api") && !hasKey(given, "config-file"):
-		return nil, fail("Argument '--no-api' requires '--config-file'.")
+		return nil, fail("Argument 'config-file' required, but not found.")
 	case hasKey(given, "seccomp-filter") && hasKey(given, "no-seccomp"):
-		return nil, fail("Argument '--no-seccomp' cannot be used together with '--seccomp-filter'.")
+		return nil, fail("Argument 'no-seccomp' cannot be used together with argument 'seccomp-filter'.")
 	}
 	return given, nil
 }
@@ -118,7 +121,10 @@ func readFlags(given map[string]string) flags {
 // abort is a panic of the process: it ends by SIGABRT.
 func abort(why string) {
 	fmt.Fprintf(os.Stderr, "thread 'main' panicked: %s\n", why)
-	signal.Reset(syscall.SIGABRT)
+	// Go's own way with that signal is a long report and another exit.
+	var byDefault [4]uint64 // of struct sigaction
+	_, _, _ = syscall.RawSyscall6(syscall.SYS_RT_SIGACTION, uintptr(syscall.SIGABRT),
+		uintptr(unsafe.Pointer(&byDefault)), 0, 8, 0, 0)
 	_ = syscall.Kill(os.Getpid(), syscall.SIGABRT)
 	select {}
 }
@@ -220,8 +226,8 @@ func (m *machine) live() int {
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: m.flags.socket, Net: "unix"})
 	if err != nil {
-		text := fmt.Sprintf("Failed to open the API socket at: %s. Check that it is not already used. %s", m.flags.socket, osError(err))
-		m.log.printf("main", "%s", text)
+		text := apiError(m.flags.socket, err)
+		m.log.printf("main", "RunWithApiError error: %s", text)
 		fmt.Fprintln(os.Stderr, "Error:", text)
 		return leave(m.log, exitGeneric)
 	}
@@ -235,6 +241,17 @@ func (m *machine) live() int {
 	code := m.wait(signals, failed)
 	m.metrics.flush()
 	return leave(m.log, code)
+}
+
+// apiError words what keeps the API from its socket; only one that is there is said to be open.
+func apiError(path string, err error) string {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Sprintf("Failed to open the API socket at: %s. Check that it is not already used.", path)
+	case errors.Is(err, syscall.EINVAL):
+		return "Failed to bind and run the HTTP server: IO error: path must be shorter than SUN_LEN"
+	}
+	return "Failed to bind and run the HTTP server: IO error: " + osError(err)
 }
 
 func (m *machine) wait(signals chan os.Signal, failed chan error) int {

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"banger/internal/vmm/firecracker/fakefc"
 	"banger/internal/vmm/firecracker/fctest"
 )
 
@@ -107,11 +108,13 @@ func (p *process) raw(wanted int, parts ...string) string {
 		if _, err := io.WriteString(c, part); err != nil {
 			p.t.Fatal(err)
 		}
-		patience := 20 * time.Millisecond
-		if i == len(parts)-1 {
+		switch {
+		case i == len(parts)-1:
 			read(c, &got, wanted, time.Second)
+		case strings.HasSuffix(part, "\r\n\r\n"): // which is answered
+			read(c, &got, got.Len()+1, time.Second)
 		}
-		read(c, &got, 1<<20, patience)
+		read(c, &got, 1<<20, 20*time.Millisecond)
 	}
 	return got.String()
 }
@@ -227,8 +230,31 @@ func (p *process) read(name string) string {
 	return string(b)
 }
 
-// each runs a test on the fake, and on the real Firecracker where there is one.
-func each(t *testing.T, test func(t *testing.T, path string)) {
-	t.Run("fake", func(t *testing.T) { test(t, fctest.Fake(t)) })
-	t.Run("real", func(t *testing.T) { test(t, fctest.Real(t)) })
+// target is a Firecracker under test.
+type target struct {
+	path string
+	real bool
 }
+
+// each runs a test on the fake, and on the real Firecracker where there is one.
+func each(t *testing.T, test func(t *testing.T, f target)) {
+	t.Run("fake", func(t *testing.T) { test(t, target{path: fctest.Fake(t)}) })
+	t.Run("real", func(t *testing.T) { test(t, target{path: fctest.Real(t), real: true}) })
+}
+
+// guest puts a guest that ends like this into p's directory, and returns the request that names it. What a kernel of its
+// own is to the real one, an argument is to the fake.
+func (f target) guest(p *process, e fctest.Ending) string {
+	p.t.Helper()
+	args := map[fctest.Ending]string{fctest.Panic: fakefc.ArgPanic, fctest.TripleFault: fakefc.ArgTripleFault}[e]
+	p.write("kernel", fctest.Guest(e))
+	return fmt.Sprintf(`PUT /boot-source {"kernel_image_path":"kernel","boot_args":"console=ttyS0 panic=1 %s"}`, args)
+}
+
+const (
+	start  = `PUT /actions {"action_type":"InstanceStart"}`
+	pause  = `PATCH /vm {"state":"Paused"}`
+	resume = `PATCH /vm {"state":"Resumed"}`
+	create = `PUT /snapshot/create {"snapshot_path":"state","mem_file_path":"memory"}`
+	load   = `PUT /snapshot/load {"snapshot_path":"state","mem_backend":{"backend_type":"File","backend_path":"memory"},"resume_vm":true}`
+)
