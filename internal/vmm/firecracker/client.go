@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
 
 	"banger/internal/fault"
 	"banger/internal/system"
@@ -175,7 +176,13 @@ func said(text []byte) string {
 
 // printable is one line of text for people, not too long.
 func printable(text []byte) string {
-	line := strings.Join(strings.FieldsFunc(strings.ToValidUTF8(string(text), "?"), func(r rune) bool { return r < ' ' }), " ")
+	spaced := strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(string(text), "?"))
+	line := strings.Join(strings.Fields(spaced), " ")
 	if len(line) > maxSaid {
 		line = strings.ToValidUTF8(line[:maxSaid], "") + "…"
 	}
