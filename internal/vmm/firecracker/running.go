@@ -42,6 +42,7 @@ func (d *Driver) running(m vmm.Machine, p *system.Process, c *client) *running {
 	r.life, r.end = context.WithCancel(context.Background())
 	var pressed atomic.Bool
 	var halted atomic.Pointer[string]
+	group := system.CgroupOf(p.PID(), groupName(m))
 	watch := watchHalt(m.Dir, func(line string) {
 		halted.Store(&line)
 		_ = p.Signal(syscall.SIGTERM) // it may have ended
@@ -52,6 +53,7 @@ func (d *Driver) running(m vmm.Machine, p *system.Process, c *client) *running {
 		Streams: func(ctx context.Context) (net.Conn, error) { return dialGuest(ctx, m.Dir) },
 		Classify: func(s system.ExitStatus, stopped bool) vmm.Exit {
 			d.sweep(m.Dir)
+			removeGroup(group)
 			e := ending{
 				stopped: stopped, pressed: pressed.Load(), console: console(m.Dir),
 				said: machine.Tail(filepath.Join(m.Dir, vmm.VMMLog), 20),

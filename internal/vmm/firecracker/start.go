@@ -67,8 +67,10 @@ func (d *Driver) bringUp(ctx context.Context, m vmm.Machine, reads []string, beg
 		return d.running(m, p, c), nil
 	}
 	err = d.explain(ctx, m, p, err)
+	group := system.CgroupOf(p.PID(), groupName(m))
 	machine.Kill(p)
 	c.close()
+	removeGroup(group)
 	d.sweep(m.Dir)
 	return nil, err
 }
@@ -88,13 +90,14 @@ func (d *Driver) launch(f found, m vmm.Machine, reads []string) (*system.Process
 	if err := machine.WriteFacts(m, accelerator, layout(f.version, m)); err != nil {
 		return nil, err
 	}
-	return system.Start(system.StartOptions{
+	o := system.StartOptions{
 		Path: f.binary, Args: args, Dir: m.Dir, NewSession: true, ExtraFiles: []*os.File{lock},
 		// The console goes to stdout, which is opened for appending as Firecracker's own files are not: so it can
 		// be cut while it is written to.
 		Log: filepath.Join(m.Dir, vmm.SerialLog), ErrorLog: filepath.Join(m.Dir, StderrLog),
 		Env: []string{}, Confine: confinement(f.binary, m, reads),
-	})
+	}
+	return d.startInGroup(m, o)
 }
 
 // arguments returns Firecracker's command line.
@@ -197,7 +200,7 @@ var errEnded = errors.New("its process ended")
 // explain makes the error of a failed start, with Firecracker's own last words when it has ended.
 func (d *Driver) explain(ctx context.Context, m vmm.Machine, p *system.Process, err error) error {
 	command := filepath.Join(m.Dir, vmm.CommandFile)
-	died := ctx.Err() == nil && (errors.Is(err, errEnded) || fault.KindOf(err) == fault.Conflict && machine.Ended(p, lastWords))
+	died := ctx.Err() == nil && (errors.Is(err, errEnded) || !errors.As(err, new(*apiError)) && machine.Ended(p, lastWords))
 	if !died {
 		f := fault.Wrap(fault.KindOf(err), err, "Firecracker did not start %s", m.Name)
 		if fault.HintOf(err) != "" {
@@ -211,7 +214,7 @@ func (d *Driver) explain(ctx context.Context, m vmm.Machine, p *system.Process, 
 		how += " (" + meaning + ")"
 	}
 	kind, hint := classify(said)
-	if strings.Contains(said, "API socket") {
+	if strings.Contains(said, "Failed to open the API socket") {
 		kind, hint = fault.Conflict, "another process may use this VM's directory: see banger doctor"
 	}
 	if hint == "" {
