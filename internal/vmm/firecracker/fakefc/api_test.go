@@ -2,10 +2,12 @@ package fakefc_test
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"banger/internal/vmm/firecracker/fctest"
 )
@@ -286,21 +288,36 @@ func TestConnections(t *testing.T) {
 	each(t, func(t *testing.T, f target) {
 		p := serve(t, files(t), f.path)
 		for range 10 {
-			c, err := p.dial()
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer c.Close()
-			if _, err := c.Write([]byte("GET /version HTTP/1.1\r\n\r\n")); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := c.Read(make([]byte, 4<<10)); err != nil {
-				t.Fatal(err)
-			}
+			defer p.place().Close()
 		}
 		const full = "HTTP/1.1 503\r\nServer: Firecracker API\r\nConnection: close\r\nContent-Length: 40\r\n\r\n{ \"error\": \"Too many open connections\" }"
 		if got := p.raw(len(full), ""); got != full {
 			t.Errorf("%q", got)
 		}
 	})
+}
+
+// place is a connection that is served. Those closed before count until their end is noticed.
+func (p *process) place() net.Conn {
+	p.t.Helper()
+	for end := time.Now().Add(limit); ; {
+		c, err := p.dial()
+		if err == nil {
+			_, err = c.Write([]byte("GET /version HTTP/1.1\r\n\r\n"))
+		}
+		b := make([]byte, 4<<10)
+		n := 0
+		if err == nil {
+			n, err = c.Read(b)
+		}
+		switch {
+		case err == nil && strings.HasPrefix(string(b[:n]), "HTTP/1.1 200 "):
+			return c
+		case time.Now().After(end):
+			p.t.Fatalf("no place: %v, %q", err, b[:n])
+		}
+		if c != nil {
+			_ = c.Close()
+		}
+	}
 }

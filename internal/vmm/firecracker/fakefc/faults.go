@@ -24,7 +24,7 @@ type Faults struct {
 	KVM     syscall.Errno `json:"kvm,omitempty"`    // of opening /dev/kvm
 	NoTAP   bool          `json:"no_tap,omitempty"` // TAP devices are not touched: for tests without the right to
 	NoAPI   bool          `json:"no_api,omitempty"` // it hangs before it listens
-	Exit    int           `json:"exit,omitempty"`   // ends at once with this code and a word on stderr
+	Exit    int           `json:"exit,omitempty"`   // ends with this code before it listens
 }
 
 // APIFault spoils answers.
@@ -120,7 +120,7 @@ func (f APIFault) answer(m *machine, c net.Conn, r request) {
 	// Who hung up does not want to know: no error of a write matters.
 	switch f.Do {
 	case Hang:
-		select {}
+		time.Sleep(time.Hour)
 	case Die:
 		die()
 	case Cut:

@@ -146,10 +146,6 @@ func Main(args []string) int {
 		fmt.Fprintln(os.Stderr, "fakefc:", err)
 		return exitGeneric
 	}
-	if faults.Exit != 0 {
-		fmt.Fprintln(os.Stderr, "ends for a test")
-		return faults.Exit
-	}
 	log := &logger{id: defaultID, out: os.Stdout}
 	given, err := parseArguments(args, v)
 	if err != nil {
@@ -222,7 +218,10 @@ func describe(path string, v version) int {
 func (m *machine) live() int {
 	if m.faults.NoAPI {
 		m.log.printf("main", neverListening)
-		select {}
+		time.Sleep(time.Hour)
+	}
+	if m.faults.Exit != 0 {
+		return leave(m.log, m.faults.Exit)
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: m.flags.socket, Net: "unix"})
 	if err != nil {

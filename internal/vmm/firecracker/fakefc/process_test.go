@@ -105,8 +105,10 @@ func (p *process) raw(wanted int, parts ...string) string {
 	defer c.Close()
 	var got bytes.Buffer
 	for i, part := range parts {
-		if _, err := io.WriteString(c, part); err != nil {
-			p.t.Fatal(err)
+		if part != "" {
+			if _, err := io.WriteString(c, part); err != nil {
+				p.t.Fatal(err)
+			}
 		}
 		switch {
 		case i == len(parts)-1:
