@@ -125,8 +125,10 @@ var rooms = map[string][]string{
 	"internal/agent/serve":    {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/build"},
 
 	// Tests.
-	"internal/arch":          {},
-	"internal/bench":         {"internal/build", "internal/disk", "internal/system"},
+	"internal/arch": {},
+	"internal/bench": {
+		"internal/build", "internal/disk", "internal/system", "internal/vm", "internal/vmm", "internal/vmm/firecracker", "internal/vmm/kvm",
+	},
 	"internal/e2e":           {},
 	"internal/hosttest":      {"internal/hosttest/need"},
 	"internal/hosttest/need": {"internal/paths"},
