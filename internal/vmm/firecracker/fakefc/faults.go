@@ -5,7 +5,6 @@ import (
 	"cmp"
 	"encoding/binary"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -136,9 +135,9 @@ func (f APIFault) answer(m *machine, c net.Conn, r request) {
 		_, _ = io.WriteString(c, fullAnswer)
 		_ = c.Close()
 	case Huge:
-		_, _ = c.Write(faultMessage(errors.New(strings.Repeat("x", hugeAnswer))).bytes())
+		_, _ = c.Write(faultMessage(failure(strings.Repeat("x", hugeAnswer))).bytes())
 	case Refuse:
-		_, _ = c.Write(faultMessage(errors.New("Refused for a test.")).bytes())
+		_, _ = c.Write(faultMessage(fail("Refused for a test.")).bytes())
 	default:
 		panic("unknown fault " + f.Do)
 	}

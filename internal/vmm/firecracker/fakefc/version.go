@@ -47,8 +47,14 @@ func (v version) atLeast(w version) bool {
 // format is the version of a release's snapshot files.
 func (v version) format() string {
 	for _, f := range []struct{ since, format string }{
-		{"1.17", "11.0.0"}, {"1.16", "10.0.0"}, {"1.15", "9.0.0"}, {"1.13", "8.0.0"}, {"1.12", "6.0.0"},
-		{"1.11", "5.0.0"}, {"1.9", "3.0.0"}, {"1.8", "2.0.0"},
+		{"1.17", "11.0.0"},
+		{"1.16", "10.0.0"},
+		{"1.15", "9.0.0"},
+		{"1.13", "8.0.0"},
+		{"1.12", "6.0.0"},
+		{"1.11", "5.0.0"},
+		{"1.9", "3.0.0"},
+		{"1.8", "2.0.0"},
 	} {
 		if v.atLeast(since(f.since)) {
 			return f.format
