@@ -32,6 +32,16 @@ func (d unplugged) Check(ctx context.Context, m vmm.Machine) error {
 	return d.Driver.Check(ctx, m)
 }
 
+func (d unplugged) CheckSaved(ctx context.Context, m vmm.Machine, dir string) error {
+	m.NICs = nil
+	return d.Driver.CheckSaved(ctx, m, dir)
+}
+
+func (d unplugged) Restore(ctx context.Context, m vmm.Machine, dir string) (vmm.Running, error) {
+	m.NICs = nil
+	return d.Driver.Restore(ctx, m, dir)
+}
+
 func newFirecracker(t *testing.T) unplugged {
 	t.Helper()
 	return unplugged{firecracker.New(firecracker.Options{
@@ -91,6 +101,54 @@ func TestAnotherVMM(t *testing.T) {
 		if err := h.SetVMM(ctx, "on-"+fake.Name, bad); fault.KindOf(err) != fault.Usage {
 			t.Errorf("VMM %q: %v", bad, err)
 		}
+	}
+}
+
+// What keeps a VM's memory works under Firecracker, too: suspend, snapshot, fork.
+func TestMemoryUnderFirecracker(t *testing.T) {
+	h := newHouse(t)
+	if err := os.WriteFile(h.files.k.ELF, fctest.Kernel(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.close()
+	h.more = []vmm.Driver{newFirecracker(t)}
+	h.open()
+	ctx := t.Context()
+	spec := houseSpec("web")
+	spec.VMM = firecracker.Name
+	if _, err := h.Create(ctx, spec, true, nil); err != nil {
+		t.Fatal(err)
+	}
+	boot := h.bootID("web")
+	if _, err := h.Suspend(ctx, "web", nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.SetVMM(ctx, "web", fake.Name); fault.KindOf(err) != fault.Conflict {
+		t.Errorf("another VMM for a suspended VM: %v", err)
+	}
+	if v, err := h.Resume(ctx, "web", nil); err != nil || v.State != vm.Running {
+		t.Fatalf("%+v, %v", v, err)
+	}
+	if again := h.bootID("web"); again != boot {
+		t.Errorf("resumed with the boot id %s, not %s", again, boot)
+	}
+	if _, err := h.CreateSnapshot(ctx, "web", SnapshotOptions{Tag: "one"}, nil); err != nil {
+		t.Fatalf("snapshot: %v", err)
+	}
+	if _, err := h.Fork(ctx, "web", ForkOptions{Count: 2}, nil); err != nil {
+		t.Fatalf("fork: %v", err)
+	}
+	if _, err := h.Restart(ctx, "web", nil); err != nil {
+		t.Fatal(err)
+	}
+	if other := h.bootID("web"); other == boot {
+		t.Error("a restart kept the boot id")
+	}
+	if _, err := h.RestoreSnapshot(ctx, "web", "one", RestoreOptions{Running: true}, nil); err != nil {
+		t.Fatalf("restore: %v", err)
+	}
+	if again := h.bootID("web"); again != boot {
+		t.Errorf("restored with the boot id %s, not %s", again, boot)
 	}
 }
 
