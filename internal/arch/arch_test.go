@@ -142,7 +142,7 @@ var rooms = map[string][]string{
 
 // keys lists outside packages that only some rooms may hold.
 var keys = map[string][]string{
-	"os/exec":      {"internal/system", "internal/agent/run", "internal/hosttest", "internal/hosttest/need", "internal/vmm/firecracker/fctest"},
+	"os/exec":      {"internal/system", "internal/agent/run", "internal/hosttest", "internal/hosttest/need", "internal/vmm/firecracker/fctest", "internal/vmm/vmmtest"},
 	"database/sql": {"internal/store"},
 	"github.com/vishvananda/netlink": {
 		"internal/hostnet", "internal/hostnet/helper", "internal/agent/identity", "internal/hosttest",
