@@ -212,8 +212,7 @@ func (m *machine) start() error {
 	case m.config.Boot.Kernel == "":
 		return fail("Cannot start microvm without kernel configuration.")
 	case m.faults.KVM != 0:
-		return fail("Internal error while starting microVM: Kvm error: Error creating KVM object: %s Make sure the user launching the firecracker process is configured on the /dev/kvm file's ACL.",
-			osError(m.faults.KVM))
+		return errKVM(m.faults.KVM)
 	}
 	if err := checkMemory(m.config.Machine.MemoryMiB); err != nil {
 		return err
@@ -240,6 +239,11 @@ func (m *machine) start() error {
 	m.state, m.guest = running, g
 	g.boot()
 	return nil
+}
+
+// errKVM has a line break in it, as the real one has.
+func errKVM(err error) error {
+	return fail("Kvm error: Error creating KVM object: %s Make sure the user launching the firecracker process is \\\nconfigured on the /dev/kvm file's ACL.", osError(err))
 }
 
 // checkMemory maps as much as the guest would get, for a moment.

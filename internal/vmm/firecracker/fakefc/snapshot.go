@@ -108,7 +108,7 @@ func (m *machine) load(l *snapshotLoad) error {
 		return fail("Failed to restore from snapshot: Failed to get snapshot state from file: %s", err)
 	}
 	if m.faults.KVM != 0 {
-		return fail("Kvm error: Error creating KVM object: %s", osError(m.faults.KVM))
+		return errKVM(m.faults.KVM)
 	}
 	memory, err := readBackend(l, int64(s.Config.Machine.MemoryMiB)<<20)
 	if err != nil {
