@@ -54,6 +54,7 @@ type Config struct {
 // FirecrackerConfig is the section [firecracker].
 type FirecrackerConfig struct {
 	Binary string `toml:"binary"` // absolute path; empty: the one in PATH
+	Jailer bool   `toml:"jailer"` // whether upstream's jailer starts it, as root: false
 }
 
 // NetworkConfig is the section [network].

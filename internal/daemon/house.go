@@ -107,7 +107,7 @@ func (o Options) vmms(config settings, logger *slog.Logger) ([]vmm.Driver, error
 		return []vmm.Driver{d}, err
 	}
 	return []vmm.Driver{
-		firecracker.New(firecracker.Options{Binary: config.firecracker.Binary, Log: logger}),
+		firecracker.New(firecracker.Options{Binary: config.firecracker.Binary, Jailer: config.firecracker.Jailer, Log: logger}),
 		qemu.New(qemu.Options{Log: logger}),
 	}, nil
 }

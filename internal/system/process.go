@@ -23,6 +23,7 @@ type StartOptions struct {
 	Dir        string
 	Log        string     // file for stdout and stderr, emptied, opened for appending, mode 0600; "" is /dev/null
 	ErrorLog   string     // file for stderr alone; "" is Log
+	Stdin      *os.File   // nil: /dev/null
 	ExtraFiles []*os.File // descriptors 3, 4, … of the program
 	NewSession bool       // setsid: no terminal's signals reach it
 
@@ -59,7 +60,7 @@ type Process struct {
 	status    ExitStatus // valid once done is closed
 }
 
-// Start starts a program with /dev/null as its stdin. It does not wait for it.
+// Start starts a program. It does not wait for it.
 func Start(o StartOptions) (*Process, error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
@@ -77,7 +78,11 @@ func Start(o StartOptions) (*Process, error) {
 	}
 	defer errs.Close()
 	keepDescriptors()
-	p, err := o.spawn(null, out, errs)
+	in := null
+	if o.Stdin != nil {
+		in = o.Stdin
+	}
+	p, err := o.spawn(in, out, errs)
 	if err != nil {
 		return nil, cannotStart(o.Path, err)
 	}

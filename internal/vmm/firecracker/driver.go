@@ -39,6 +39,7 @@ type Options struct {
 	Binary string            // of Firecracker; "" is looked up in PATH
 	KVM    func() kvm.Result // how fast KVM is; nil: it is measured
 	Log    *slog.Logger      // nil: nothing is logged
+	Jailer bool              // upstream's jailer starts it, which needs root, in place of our own confinement
 }
 
 // Driver runs machines on Firecracker.
@@ -57,6 +58,7 @@ type found struct {
 	caps    vmm.Caps
 	version version
 	binary  string
+	jailer  string // "" is none
 }
 
 var (
@@ -113,6 +115,11 @@ func (d *Driver) find(ctx context.Context) (found, error) {
 		Accelerator: accelerator, Version: v.String(), Build: v.String(), KernelFormats: kernelFormats(v),
 		Channel: "vsock", MaxCPUs: maxCPUs, Warning: v.warning(),
 	}}
+	if d.o.Jailer {
+		if f.jailer, err = d.checkJailer(binary); err != nil {
+			return found{}, err
+		}
+	}
 	if f.caps.Warning != "" {
 		d.log.WarnContext(ctx, f.caps.Warning)
 	}

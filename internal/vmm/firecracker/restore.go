@@ -60,12 +60,12 @@ func (d *Driver) Restore(ctx context.Context, m vmm.Machine, dir string) (vmm.Ru
 	if err := machine.CheckHost(m); err != nil {
 		return nil, err
 	}
-	return d.bringUp(ctx, m, []string{dir}, func(ctx context.Context, c *client, v version) error {
-		return load(ctx, c, v, m, saved, dir)
+	return d.bringUp(ctx, m, dir, func(ctx context.Context, c *client, v version) error {
+		return load(ctx, c, v, m, saved, d.seen(m, dir).saved)
 	})
 }
 
-// load reads the state, maps the memory, and lets the guest run. Its drives are those that the links of this machine's
+// load reads the state in dir, as Firecracker sees it, maps the memory, and lets the guest run. Its drives are those that the links of this machine's
 // directory lead to.
 func load(ctx context.Context, c *client, v version, m vmm.Machine, saved machine.Saved, dir string) error {
 	l := snapshotLoad{

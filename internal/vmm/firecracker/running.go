@@ -18,7 +18,7 @@ import (
 // running is a machine on Firecracker that can be paused and saved.
 type running struct {
 	*machine.Machine
-	name, dir string
+	name, dir string // dir is where Firecracker works
 	api       *client
 	facts     machine.Facts
 
@@ -38,7 +38,7 @@ var (
 )
 
 func (d *Driver) running(m vmm.Machine, p *system.Process, c *client) *running {
-	r := &running{name: m.Name, dir: m.Dir, api: c, facts: machine.ReadFacts(m.Dir)}
+	r := &running{name: m.Name, dir: home(m.Dir), api: c, facts: machine.ReadFacts(m.Dir)}
 	r.life, r.end = context.WithCancel(context.Background())
 	var pressed atomic.Bool
 	var halted atomic.Pointer[string]
@@ -50,7 +50,7 @@ func (d *Driver) running(m vmm.Machine, p *system.Process, c *client) *running {
 	untrim := d.trim.Watch(logs(m.Dir)...)
 	o := machine.Options{
 		Dir: m.Dir, Process: p, Sockets: sockets,
-		Streams: func(ctx context.Context) (net.Conn, error) { return dialGuest(ctx, m.Dir) },
+		Streams: func(ctx context.Context) (net.Conn, error) { return dialGuest(ctx, r.dir) },
 		Classify: func(s system.ExitStatus, stopped bool) vmm.Exit {
 			d.sweep(m.Dir)
 			removeGroup(group)

@@ -17,16 +17,19 @@ const maxFiles = 2048
 var libraries = []string{"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache"}
 
 // confinement is all that Firecracker may use on the host, around its own filter of system calls: this machine's files
-// and the devices that make one. reads are further files and directories to read.
-func confinement(binary string, m vmm.Machine, reads []string) *system.Confinement {
+// and the devices that make one. saved is a directory to read, or "".
+func confinement(binary string, m vmm.Machine, saved string) *system.Confinement {
 	c := &system.Confinement{
 		Execute: []string{binary},
 		// Times in its log; on arm64 it tells the guest of the processors' caches.
-		Read:    append([]string{"/etc/localtime", "/usr/share/zoneinfo", "/sys/devices/system/cpu", "/dev/urandom"}, reads...),
+		Read:    []string{"/etc/localtime", "/usr/share/zoneinfo", "/sys/devices/system/cpu", "/dev/urandom"},
 		Write:   []string{m.Dir},
 		Devices: []string{"/dev/kvm", "/dev/net/tun"},
 		// A core would have the guest's memory in it.
 		Limits: map[int]uint64{unix.RLIMIT_NOFILE: maxFiles, unix.RLIMIT_CORE: 0},
+	}
+	if saved != "" {
+		c.Read = append(c.Read, saved)
 	}
 	if dynamic(binary) {
 		c.Execute = append(c.Execute, libraries...)

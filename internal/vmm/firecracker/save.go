@@ -97,6 +97,9 @@ func (r *running) snapshot(ctx context.Context) error {
 	if err == nil {
 		err = os.Mkdir(dir, 0o700)
 	}
+	if err == nil {
+		err = giveLike(r.dir, dir)
+	}
 	if err != nil {
 		return fault.Wrap(fault.Precondition, err, "cannot save %s", r.name)
 	}
@@ -162,7 +165,7 @@ func (r *running) handOver(ctx context.Context, dir string) error {
 
 // move gives a file another name, on another file system if need be.
 func move(ctx context.Context, from, to string) error {
-	if err := os.Chmod(from, 0o600); err != nil {
+	if err := errors.Join(os.Chmod(from, 0o600), os.Lchown(from, os.Geteuid(), os.Getegid())); err != nil {
 		return err
 	}
 	err := os.Rename(from, to)

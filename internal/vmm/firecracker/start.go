@@ -33,14 +33,8 @@ func (d *Driver) Start(ctx context.Context, m vmm.Machine) (vmm.Running, error) 
 	if err := d.Check(ctx, m); err != nil {
 		return nil, err
 	}
-	if m.MemoryFile != "" {
-		// The memory comes there when it is saved; whoever looks for the file finds it from now on.
-		if err := os.WriteFile(machine.Absolute(m.Dir, m.MemoryFile), nil, 0o600); err != nil {
-			return nil, fault.Wrap(fault.Precondition, err, "cannot make the memory file of %s", m.Name)
-		}
-	}
-	return d.bringUp(ctx, m, nil, func(ctx context.Context, c *client, v version) error {
-		if err := configure(ctx, c, d.platform, v, m); err != nil {
+	return d.bringUp(ctx, m, "", func(ctx context.Context, c *client, v version) error {
+		if err := configure(ctx, c, d.platform, v, d.seen(m, "").machine); err != nil {
 			return err
 		}
 		return c.instanceStart(ctx)
@@ -48,18 +42,18 @@ func (d *Driver) Start(ctx context.Context, m vmm.Machine) (vmm.Running, error) 
 }
 
 // bringUp starts Firecracker and makes it run the guest once its API answers. On error nothing is left behind.
-// reads are further files that it has to read.
-func (d *Driver) bringUp(ctx context.Context, m vmm.Machine, reads []string, begin func(context.Context, *client, version) error) (vmm.Running, error) {
+// saved is the directory of the saved machine that it goes on from, or "".
+func (d *Driver) bringUp(ctx context.Context, m vmm.Machine, saved string, begin func(context.Context, *client, version) error) (vmm.Running, error) {
 	f, err := d.find(ctx)
 	if err != nil {
 		return nil, err
 	}
-	p, err := d.launch(f, m, reads)
+	p, err := d.launch(f, m, saved)
 	if err != nil {
 		return nil, err
 	}
-	c := newClient(m.Dir)
-	v, err := greet(ctx, c, m.Dir, p)
+	c := newClient(home(m.Dir))
+	v, err := greet(ctx, c, home(m.Dir), p)
 	if err == nil {
 		err = begin(ctx, c, v)
 	}
@@ -76,37 +70,49 @@ func (d *Driver) bringUp(ctx context.Context, m vmm.Machine, reads []string, beg
 }
 
 // launch starts the process, which holds the machine's lock from then on.
-func (d *Driver) launch(f found, m vmm.Machine, reads []string) (*system.Process, error) {
+func (d *Driver) launch(f found, m vmm.Machine, saved string) (*system.Process, error) {
 	lock, err := machine.Lock(m.Dir)
 	if err != nil {
 		return nil, err
 	}
 	defer lock.Close()
 	removeTraces(m.Dir)
-	args := arguments(f.version, m)
-	if err := prepareFiles(m, append([]string{f.binary}, args...)); err != nil {
+	if err := prepareFiles(m); err != nil {
+		return nil, err
+	}
+	o := system.StartOptions{
+		Path: f.binary, Args: arguments(f.version), Dir: m.Dir, NewSession: true, Env: []string{},
+		// The console goes to stdout, which is opened for appending as Firecracker's own files are not: so it can
+		// be cut while it is written to.
+		Log: filepath.Join(m.Dir, vmm.SerialLog), ErrorLog: filepath.Join(m.Dir, StderrLog),
+	}
+	if d.o.Jailer {
+		inJail, err := jail(f, m, saved)
+		if err != nil {
+			removeTraces(m.Dir)
+			return nil, err
+		}
+		// The jailer closes all other descriptors, and tells Firecracker its id.
+		o.Path, o.Args, o.Stdin = f.jailer, append(inJail, o.Args...), lock
+	} else {
+		if idPattern.MatchString(string(m.ID)) {
+			o.Args = append(o.Args, "--id", string(m.ID))
+		}
+		o.ExtraFiles, o.Confine = []*os.File{lock}, confinement(f.binary, m, saved)
+	}
+	if err := machine.WriteCommand(m.Dir, append([]string{o.Path}, o.Args...)); err != nil {
 		return nil, err
 	}
 	if err := machine.WriteFacts(m, accelerator, layout(f.version, m)); err != nil {
 		return nil, err
 	}
-	o := system.StartOptions{
-		Path: f.binary, Args: args, Dir: m.Dir, NewSession: true, ExtraFiles: []*os.File{lock},
-		// The console goes to stdout, which is opened for appending as Firecracker's own files are not: so it can
-		// be cut while it is written to.
-		Log: filepath.Join(m.Dir, vmm.SerialLog), ErrorLog: filepath.Join(m.Dir, StderrLog),
-		Env: []string{}, Confine: confinement(f.binary, m, reads),
-	}
 	return d.startInGroup(m, o)
 }
 
 // arguments returns Firecracker's command line.
-func arguments(v version, m vmm.Machine) []string {
+func arguments(v version) []string {
 	args := []string{
 		"--api-sock", APISocket, "--log-path", vmm.VMMLog, "--level", "Info", "--show-level", "--metrics-path", MetricsLog,
-	}
-	if idPattern.MatchString(string(m.ID)) {
-		args = append(args, "--id", string(m.ID))
 	}
 	if v.pci() {
 		args = append(args, "--enable-pci")
@@ -114,13 +120,24 @@ func arguments(v version, m vmm.Machine) []string {
 	return args
 }
 
-// prepareFiles makes new logs, which Firecracker before 1.14 does not make itself, and the links to the drives.
-func prepareFiles(m vmm.Machine, argv []string) error {
-	if err := machine.PrepareLogs(m.Dir, argv); err != nil {
+// prepareFiles makes new logs, which Firecracker before 1.14 does not make itself, and the links to the drives, and
+// the file for the memory, which comes there when it is saved.
+func prepareFiles(m vmm.Machine) error {
+	if err := machine.PrepareLog(m.Dir); err != nil {
 		return err
 	}
+	if m.MemoryFile != "" {
+		if err := os.WriteFile(machine.Absolute(m.Dir, m.MemoryFile), nil, 0o600); err != nil {
+			return fault.Wrap(fault.Precondition, err, "cannot make the memory file of %s", m.Name)
+		}
+	}
 	for _, name := range []string{vmm.VMMLog, MetricsLog} {
-		if err := os.WriteFile(filepath.Join(m.Dir, name), nil, 0o600); err != nil {
+		// A new file: a jail of another user's may have had the last one.
+		err := os.Remove(filepath.Join(m.Dir, name))
+		if err == nil || os.IsNotExist(err) {
+			err = os.WriteFile(filepath.Join(m.Dir, name), nil, 0o600)
+		}
+		if err != nil {
 			return fault.Wrap(fault.Precondition, err, "cannot make the logs of %s", m.Name)
 		}
 	}
@@ -137,6 +154,7 @@ func prepareFiles(m vmm.Machine, argv []string) error {
 func removeTraces(dir string) {
 	machine.RemoveSockets(dir, sockets)
 	_ = os.RemoveAll(filepath.Join(dir, newSnapshot))
+	_ = os.RemoveAll(filepath.Join(dir, jailDir))
 	links, err := filepath.Glob(filepath.Join(escapeGlob(dir), drivePath("*")))
 	if err != nil {
 		return
@@ -244,7 +262,7 @@ func (d *Driver) Adopt(ctx context.Context, m vmm.Machine, h vmm.Handle) (vmm.Ru
 	}
 	ctx, cancel := context.WithTimeout(ctx, adoptTimeout)
 	defer cancel()
-	c := newClient(m.Dir)
+	c := newClient(home(m.Dir))
 	state, err := c.state(ctx)
 	switch {
 	case err != nil && machine.Ended(p, lastWords):

@@ -128,9 +128,16 @@ func ClassifyStatus(s system.ExitStatus, stopped bool) vmm.Exit {
 	return vmm.Exit{Kind: kind, Detail: s.String()}
 }
 
-// PrepareLogs puts the last serial log aside and writes down the command line. The new log is ours
-// alone to read: a console may show secrets.
+// PrepareLogs is PrepareLog, and writes down the command line.
 func PrepareLogs(dir string, argv []string) error {
+	if err := PrepareLog(dir); err != nil {
+		return err
+	}
+	return WriteCommand(dir, argv)
+}
+
+// PrepareLog puts the last serial log aside. The new one is ours alone to read: a console may show secrets.
+func PrepareLog(dir string) error {
 	log := filepath.Join(dir, vmm.SerialLog)
 	if err := os.Rename(log, log+".1"); err != nil && !os.IsNotExist(err) {
 		return fault.Wrap(fault.Precondition, err, "cannot put the old serial log aside")
@@ -142,7 +149,7 @@ func PrepareLogs(dir string, argv []string) error {
 	if err != nil {
 		return fault.Wrap(fault.Precondition, err, "cannot make the serial log")
 	}
-	return WriteCommand(dir, argv)
+	return nil
 }
 
 // Ended tells whether a process whose sockets fail ends as well, within a moment.
