@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
-
 	agentv1 "banger/api/agent/v1"
 	"banger/internal/fault"
 	"banger/internal/guest"
@@ -319,16 +317,7 @@ func TestBadMachines(t *testing.T) {
 func TestTAPBusy(t *testing.T) {
 	onBoth(t, func(t *testing.T, b bench) {
 		hosttest.NetNS(t)
-		link := netlink.Tuntap{
-			LinkAttrs: netlink.LinkAttrs{Name: "tap-x"}, Mode: netlink.TUNTAP_MODE_TAP,
-			Flags: netlink.TUNTAP_NO_PI | netlink.TUNTAP_VNET_HDR,
-		}
-		if err := netlink.LinkAdd(&link); err != nil {
-			t.Fatal(err)
-		}
-		for _, q := range link.Fds {
-			_ = q.Close()
-		}
+		hosttest.TAP(t, "tap-x")
 		one, two := b.machine(t, fctest.Count), b.machine(t, fctest.Count)
 		one.NICs = []vmm.NIC{{TAP: "tap-x", MAC: "52:54:00:00:00:01"}}
 		two.NICs = []vmm.NIC{{TAP: "tap-x", MAC: "52:54:00:00:00:02"}}

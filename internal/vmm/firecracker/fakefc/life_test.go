@@ -320,13 +320,7 @@ func TestCommandLine(t *testing.T) {
 func TestTAP(t *testing.T) {
 	each(t, func(t *testing.T, f target) {
 		hosttest.NetNS(t)
-		link := netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: "tap-x"}, Mode: netlink.TUNTAP_MODE_TAP, Flags: netlink.TUNTAP_NO_PI | netlink.TUNTAP_VNET_HDR}
-		if err := netlink.LinkAdd(&link); err != nil {
-			t.Fatal(err)
-		}
-		for _, q := range link.Fds {
-			_ = q.Close()
-		}
+		hosttest.TAP(t, "tap-x")
 		const put = `PUT /network-interfaces/eth0 {"iface_id":"eth0","host_dev_name":"tap-x","guest_mac":"06:00:AC:10:00:02"}`
 		one, two := serve(t, files(t), f.path), serve(t, files(t), f.path)
 		one.must(put, put)
