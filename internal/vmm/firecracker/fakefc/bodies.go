@@ -141,6 +141,13 @@ type balloonStatsUpdate struct {
 	Interval uint16 `json:"stats_polling_interval_s" fc:"required"`
 }
 
+// hintingCommand takes unknown fields.
+type hintingCommand struct {
+	Acknowledge bool `json:"acknowledge_on_stop"`
+}
+
+func (hintingCommand) loose() {}
+
 type entropy struct {
 	Limiter *rateLimiter `json:"rate_limiter"`
 }

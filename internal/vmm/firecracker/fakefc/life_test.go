@@ -11,8 +11,11 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"banger/internal/hosttest"
+	"banger/internal/hosttest/need"
+	"banger/internal/vmm/firecracker/fakefc"
 	"banger/internal/vmm/firecracker/fctest"
 )
 
@@ -98,9 +101,94 @@ func TestPCI(t *testing.T) {
 		p.must(f.guest(p, fctest.Count), `PUT /drives/a {"drive_id":"a","is_root_device":false,"path_on_host":"disk"}`, start)
 		p.steps(
 			step{"DELETE /drives/z", 400, words("not found")},
+			step{`PUT /drives/a {"drive_id":"a","is_root_device":false,"path_on_host":"disk"}`, 400, words("in use")},
+			step{`PUT /drives/b {"drive_id":"b","is_root_device":true,"path_on_host":"disk"}`, 400, nil},
+			step{`PUT /drives/b {"drive_id":"b","is_root_device":false,"path_on_host":"gone"}`, 400, words("os error 2")},
+			step{`PUT /drives/b {"drive_id":"b","is_root_device":false,"path_on_host":"disk"}`, 204, nil},
+			step{`PUT /drives/b {"drive_id":"b","is_root_device":false,"path_on_host":"disk"}`, 400, words("in use")},
+			step{"GET /vm/config", 200, words(`{"drive_id":"b"`)},
+			step{"DELETE /drives/b", 204, nil},
+			step{"DELETE /drives/b", 400, words("not found")},
+			step{"DELETE /network-interfaces/z", 400, words("not found")},
+			step{`PUT /machine-config {"vcpu_count":1,"mem_size_mib":128}`, 400, words("after starting")},
 			step{"GET /", 200, words("Running")},
 		)
 	})
+}
+
+// TestBalloon: before the guest's driver is there, a balloon can be looked at and no more.
+func TestBalloon(t *testing.T) {
+	each(t, func(t *testing.T, f target) {
+		p := serve(t, files(t), f.path)
+		boot := f.guest(p, fctest.Count) // which has no driver
+		if !f.real {
+			boot = strings.Replace(boot, "panic=1", fakefc.ArgHangBoot, 1)
+		}
+		p.must(boot, `PUT /balloon {"amount_mib":16,"deflate_on_oom":true,"stats_polling_interval_s":1}`, start)
+		p.steps(
+			step{"GET /balloon", 200, words(`"amount_mib":16,"deflate_on_oom":true,"stats_polling_interval_s":1`)},
+			step{`PATCH /balloon {"amount_mib":8}`, 400, words("activ")},
+			step{`PATCH /balloon {"amount_mib":8,"stats_polling_interval_s":1}`, 400, words("unknown field")},
+			step{"GET /balloon/statistics", 200, words(`"target_pages":4096`, `"actual_mib":0`)},
+			step{"PATCH /balloon/hinting/start", 400, nil},
+		)
+	})
+}
+
+// TestLimits: of bodies and of the metadata.
+func TestLimits(t *testing.T) {
+	each(t, func(t *testing.T, f target) {
+		p := serve(t, files(t), f.path, "--http-api-max-payload-size", "2000", "--mmds-size-limit", "1000")
+		big := func(n int) string { return `PUT /mmds {"a":"` + strings.Repeat("x", n) + `"}` }
+		p.steps(
+			step{big(900), 204, nil},
+			step{`PATCH /mmds {"b":"` + strings.Repeat("x", 200) + `"}`, 413, words("limit")},
+			step{big(1200), 413, words("limit")},
+			step{"GET /mmds", 200, words("xxx")},
+		)
+		if a := p.ask(big(2000)); a.status != 400 || !strings.Contains(a.body, `{ "error": "`) {
+			t.Errorf("%+v", a)
+		}
+	})
+}
+
+// TestCreateFails: a snapshot that cannot be written leaves the machine as it was.
+func TestCreateFails(t *testing.T) {
+	each(t, func(t *testing.T, f target) {
+		p := serve(t, files(t), f.path)
+		if err := os.Mkdir(filepath.Join(p.dir, "full"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		fill(t, filepath.Join(p.dir, "full"))
+		p.must(f.guest(p, fctest.Count), start, pause)
+		p.steps(
+			step{`PUT /snapshot/create {"snapshot_path":"gone/state","mem_file_path":"memory"}`, 400, words("os error 2")},
+			step{`PUT /snapshot/create {"snapshot_path":"state","mem_file_path":"gone/memory"}`, 400, words("os error 2")},
+			step{`PUT /snapshot/create {"snapshot_path":"full/state","mem_file_path":"full/memory"}`, 400, words("os error 28")},
+			step{`PUT /snapshot/create {"snapshot_path":"state","mem_file_path":"full/memory"}`, 400, words("os error 28")},
+			step{`PUT /snapshot/create {"snapshot_path":"state","mem_file_path":"memory","version":"1.0.0"}`, 400, words("unknown field")},
+			step{create, 204, nil},
+			step{resume, 204, nil},
+			step{"GET /", 200, words("Running")},
+		)
+	})
+}
+
+// fill puts a file system without room there.
+func fill(t *testing.T, dir string) {
+	t.Helper()
+	need.Root(t)
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.WriteFile(filepath.Join(dir, "filler"), make([]byte, 1<<20), 0o600); err == nil {
+		t.Fatal("the disk does not fill")
+	}
 }
 
 func TestGuestsEnd(t *testing.T) {
@@ -207,6 +295,7 @@ func TestLoad(t *testing.T) {
 			"no disk":        {spoil: func(p *process) { p.remove("disk") }, load: load, words: words("backing file", "os error 2")},
 			"socket in way":  {spoil: func(p *process) { p.write("v.sock", nil) }, load: load, words: words("host-side Unix socket", "os error 98")},
 			"unknown device": {load: strings.Replace(load, "true}", `true,"network_overrides":[{"iface_id":"x","host_dev_name":"y"}]}`, 1), words: words("Unknown Network Device")},
+			"no handler":     {load: strings.Replace(load, `"File"`, `"Uffd"`, 1), words: words("uffd")},
 			"huge pages":     {load: strings.Replace(load, "true}", `true,"huge_pages":"None"}`, 1), words: words("unknown field `huge_pages`"), lives: true},
 		} {
 			t.Run(name, func(t *testing.T) {

@@ -37,7 +37,7 @@ type flags struct {
 	pci              bool
 	payload          int
 	mmdsLimit        int
-	version          bool
+	version, help    bool
 	snapshotVersion  bool
 	describeSnapshot string
 }
@@ -78,6 +78,8 @@ func parseArguments(args []string, v version) (map[string]string, error) {
 	switch {
 	case hasKey(given, "no-api") && !hasKey(given, "config-file"):
 		return nil, fail("Argument 'config-file' required, but not found.")
+	case hasKey(given, "config-file") || hasKey(given, "metadata"):
+		return nil, fail("Neither 'config-file' nor 'metadata' is understood by this fake.")
 	case hasKey(given, "seccomp-filter") && hasKey(given, "no-seccomp"):
 		return nil, fail("Argument 'no-seccomp' cannot be used together with argument 'seccomp-filter'.")
 	}
@@ -91,7 +93,7 @@ func readFlags(given map[string]string) flags {
 	f := flags{
 		socket: defaultSocket, id: defaultID, logPath: given["log-path"], level: given["level"],
 		metricsPath: given["metrics-path"], pci: hasKey(given, "enable-pci"), payload: defaultPayload,
-		version: hasKey(given, "version"), snapshotVersion: hasKey(given, "snapshot-version"),
+		version: hasKey(given, "version"), help: hasKey(given, "help"), snapshotVersion: hasKey(given, "snapshot-version"),
 		describeSnapshot: given["describe-snapshot"],
 	}
 	if hasKey(given, "api-sock") {
@@ -169,6 +171,9 @@ func leave(log *logger, code int) int {
 func process(faults Faults, v version, f flags, log *logger) int {
 	log.id = f.id
 	switch {
+	case f.help:
+		fmt.Println("a fake Firecracker for tests; its flags are those of the real one")
+		return leave(log, exitOK)
 	case f.version:
 		fmt.Printf("Firecracker v%s\n\n", faults.version())
 		return leave(log, exitOK)

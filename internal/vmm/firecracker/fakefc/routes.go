@@ -29,18 +29,20 @@ func init() {
 		"DELETE /drives": {hot: true, id: true, since: "1.16", run: (*machine).deleteDrive},
 		"PUT /pmem":      {pre: true, hot: true, boot: true, id: true, since: "1.14", body: pmem{}, run: (*machine).putPmem},
 		"PATCH /pmem":    {post: true, id: true, since: "1.16", body: pmemUpdate{}, run: accept},
-		"DELETE /pmem":   {hot: true, id: true, since: "1.16", run: notThere},
+		"DELETE /pmem":   {hot: true, id: true, since: "1.16", run: (*machine).deletePmem},
 		"PUT /network-interfaces": {
 			pre: true, hot: true, boot: true, id: true, body: netInterface{}, run: (*machine).putNetwork,
 		},
 		"PATCH /network-interfaces":  {post: true, id: true, body: netUpdate{}, run: (*machine).patchNetwork},
-		"DELETE /network-interfaces": {hot: true, id: true, since: "1.16", run: notThere},
+		"DELETE /network-interfaces": {hot: true, id: true, since: "1.16", run: (*machine).deleteNetwork},
 
 		"PUT /vsock":                {pre: true, boot: true, body: vsockConfig{}, run: (*machine).putVsock},
 		"PUT /entropy":              {pre: true, boot: true, body: entropy{}, run: (*machine).putEntropy},
 		"PUT /balloon":              {pre: true, boot: true, body: balloon{}, run: (*machine).putBalloon},
 		"PATCH /balloon":            {post: true, body: balloonUpdate{}, run: (*machine).patchBalloon},
 		"PATCH /balloon/statistics": {post: true, body: balloonStatsUpdate{}, run: (*machine).patchBalloonStats},
+		"PATCH /balloon/hinting":    {post: true, since: "1.14", body: hintingCommand{}, optional: true, run: (*machine).hinting},
+		"GET /balloon/hinting":      {post: true, since: "1.14", run: (*machine).hintingStatus},
 		"GET /balloon":              {pre: true, post: true, run: (*machine).getBalloon},
 		"GET /balloon/statistics":   {post: true, run: (*machine).getBalloonStats},
 		"PUT /hotplug/memory": {
