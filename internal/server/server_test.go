@@ -139,7 +139,7 @@ func (w *world) SetVMM(ctx context.Context, ref, vmm string) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	v.Spec.VMM = vmm
+	v.Spec.VMM, v.Driver = vmm, vmm
 	w.vms[v.Spec.Name] = v
 	return nil
 }
@@ -385,6 +385,11 @@ func suspendAndResume(t *testing.T, c *client.Client) {
 	}
 	_, err = c.Start(ctx, &bangerv1.StartVMRequest{Vm: "web", Cold: true, Resume: true}, nil)
 	wantKind(t, err, fault.Usage)
+	_, err = c.Start(ctx, &bangerv1.StartVMRequest{Vm: "web", Resume: true, Vmm: "qemu"}, nil)
+	wantKind(t, err, fault.Usage)
+	if v, err := c.Start(ctx, &bangerv1.StartVMRequest{Vm: "web", Vmm: "other"}, nil); err != nil || v.GetVmm() != "other" {
+		t.Errorf("started under another VMM: %v, %v", v, err)
+	}
 	_, err = c.Suspend(ctx, &bangerv1.SuspendVMRequest{}, nil)
 	wantKind(t, err, fault.Usage)
 }
