@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 
 	"banger/internal/hosttest/need"
@@ -83,7 +84,10 @@ func Faulty(t testing.TB, f fakefc.Faults) string {
 	return path
 }
 
+// copyFaulty holds up forks meanwhile: a child that gets the open file would keep the program from being started.
 func copyFaulty(from, to string, f fakefc.Faults) (err error) {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	in, err := os.Open(from)
 	if err != nil {
 		return err
