@@ -444,3 +444,55 @@ func TestSocketsInTheWay(t *testing.T) {
 		}
 	})
 }
+
+// TestRestoreFails: what goes wrong at the one request of a restore leaves nothing behind, and what was saved is good
+// for another try.
+func TestRestoreFails(t *testing.T) {
+	saver := onFake(fctest.Fake(t))(t)
+	m := fakeMachine(t, t.TempDir())
+	dir := t.TempDir()
+	r := boot(t, saver, m)
+	if err := ping(within(t, 10*time.Second), r); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.(vmm.Pauser).Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.(vmm.Saver).Save(t.Context(), dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		faults fakefc.Faults
+		most   time.Duration
+		kind   fault.Kind
+	}{
+		"hangs":    {fakefc.Faults{API: []fakefc.APIFault{{On: "PUT /snapshot/load", Do: fakefc.Hang}}}, 500 * time.Millisecond, fault.Timeout},
+		"dies":     {fakefc.Faults{API: []fakefc.APIFault{{On: "PUT /snapshot/load", Do: fakefc.Die}}}, 10 * time.Second, fault.Unexpected},
+		"refuses":  {fakefc.Faults{API: []fakefc.APIFault{{On: "PUT /snapshot/load", Do: fakefc.Refuse}}}, 10 * time.Second, fault.Unexpected},
+		"no right": {fakefc.Faults{KVM: syscall.EACCES}, 10 * time.Second, fault.Precondition},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := onFake(fctest.Faulty(t, c.faults))(t)
+			r, err := d.(vmm.Restorer).Restore(within(t, c.most), m, dir)
+			if err == nil {
+				stopAtEnd(t, r)
+			}
+			t.Logf("%.300v", err)
+			if fault.KindOf(err) != c.kind {
+				t.Errorf("kind %v, want %v: %v", fault.KindOf(err), c.kind, err)
+			}
+			nothingLeft(t, d, m)
+		})
+	}
+	again, err := saver.(vmm.Restorer).Restore(within(t, 10*time.Second), m, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stopAtEnd(t, again)
+	if err := ping(within(t, 10*time.Second), again); err != nil {
+		t.Error(err)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -226,12 +227,13 @@ func (d *Driver) explain(ctx context.Context, m vmm.Machine, p *system.Process, 
 		}
 		return f.WithHint("the command line is in %s", command)
 	}
-	said := strings.Join(words(m.Dir), "; ")
+	last := words(m.Dir)
+	said := strings.Join(last, "; ")
 	how := p.Status().String()
 	if meaning := exitMeaning(p.Status()); meaning != "" {
 		how += " (" + meaning + ")"
 	}
-	kind, hint := classify(said)
+	kind, hint := classify(strings.Join(slices.DeleteFunc(last, isRequest), "; "))
 	if strings.Contains(said, "Failed to open the API socket") {
 		kind, hint = fault.Conflict, "another process may use this VM's directory: see banger doctor"
 	}
@@ -240,6 +242,9 @@ func (d *Driver) explain(ctx context.Context, m vmm.Machine, p *system.Process, 
 	}
 	return fault.New(kind, "Firecracker did not start %s: %s: %s", m.Name, how, said).WithHint("%s", hint)
 }
+
+// isRequest tells a line of the log that repeats a request, with words that would be taken for complaints.
+func isRequest(line string) bool { return strings.Contains(line, "API server received") }
 
 // words are the last ones that Firecracker said: in its log, or before it had one.
 func words(dir string) []string {
