@@ -18,11 +18,11 @@ const newSnapshot = "snapshot.new"
 
 // Save writes the machine's state and memory.
 func (r *running) Save(ctx context.Context, dir string) error {
-	seal, err := r.Write(ctx, dir)
+	sealed, err := r.Write(ctx, dir)
 	if err != nil {
 		return err
 	}
-	if err := seal(ctx); err != nil {
+	if err := sealed(ctx); err != nil {
 		return err
 	}
 	if r.facts.MemoryFile != "" {
@@ -34,7 +34,7 @@ func (r *running) Save(ctx context.Context, dir string) error {
 }
 
 // Write is the part of Save for which the guest has to stand still.
-func (r *running) Write(ctx context.Context, dir string) (seal func(context.Context) error, err error) {
+func (r *running) Write(ctx context.Context, dir string) (sealed func(context.Context) error, err error) {
 	release, err := r.hold()
 	if err != nil {
 		return nil, err
@@ -54,11 +54,24 @@ func (r *running) Write(ctx context.Context, dir string) (seal func(context.Cont
 		return nil, errors.Join(err, removeSaved(dir, own))
 	}
 	return func(ctx context.Context) error {
-		if err := machine.WriteSaved(ctx, dir, manifest, true); err != nil {
+		if err := seal(ctx, dir, manifest); err != nil {
 			return errors.Join(err, removeSaved(dir, own))
 		}
 		return nil
 	}, nil
+}
+
+// seal makes what was written small, durable and known by its manifest. Firecracker writes all of the memory, most of
+// which is zero as a rule.
+func seal(ctx context.Context, dir string, manifest machine.Saved) error {
+	if err := disk.Dig(ctx, filepath.Join(dir, vmm.SavedMemory)); err != nil {
+		kind := fault.Precondition
+		if ctx.Err() != nil {
+			kind = fault.KindOf(ctx.Err())
+		}
+		return fault.Wrap(kind, err, "cannot write the saved machine in %s", dir)
+	}
+	return machine.WriteSaved(ctx, dir, manifest, true)
 }
 
 // manifest asks Firecracker what it is, and finds reasons not to save the machine.
