@@ -148,7 +148,7 @@ var scripts = map[string][]step{
 		{`PUT /boot-source {"kernel_image_path":"empty"}`, 204, nil},
 		{`PUT /actions {"action_type":"InstanceStart"}`, 400, words("kernel image")},
 		{`PUT /boot-source {"kernel_image_path":"disk"}`, 204, nil},
-		{`PUT /actions {"action_type":"InstanceStart"}`, 400, words("kernel image", "Elf magic")},
+		{`PUT /actions {"action_type":"InstanceStart"}`, 400, words("kernel image", "invalid")}, // 1.17 says bzImage, not ELF
 		{"GET /", 200, words("Not started")},
 		{`PUT /boot-source {"kernel_image_path":"kernel"}`, 204, nil},
 		{`PUT /machine-config {"vcpu_count":1,"mem_size_mib":1099511627776}`, 204, nil},
@@ -227,7 +227,7 @@ func broken(text string) string {
 // TestBytes compares what goes over the wire, byte by byte.
 func TestBytes(t *testing.T) {
 	const entropy = "PUT /entropy HTTP/1.1\r\nContent-Length: 2\r\n"
-	version := fmt.Sprintf("HTTP/1.1 200 %sContent-Length: 32\r\n\r\n{\"firecracker_version\":\"1.16.1\"}", jsonHead)
+	const version = "<the version>"
 	cases := map[string]struct {
 		parts []string
 		want  string
@@ -258,11 +258,10 @@ func TestBytes(t *testing.T) {
 	}
 	each(t, func(t *testing.T, f target) {
 		p := serve(t, files(t), f.path)
+		body := fmt.Sprintf(`{"firecracker_version":"%s"}`, versionOf(t, f.path))
+		answer := fmt.Sprintf("HTTP/1.1 200 %sContent-Length: %d\r\n\r\n%s", jsonHead, len(body), body)
 		for name, c := range cases {
-			want := c.want
-			if f.real {
-				want = strings.ReplaceAll(want, `"1.16.1"`, `"`+realVersion(t, f.path)+`"`)
-			}
+			want := strings.ReplaceAll(c.want, version, answer)
 			if got := p.raw(len(want), c.parts...); got != want {
 				t.Errorf("%s:\n%q, want\n%q", name, got, want)
 			}
@@ -275,7 +274,7 @@ func TestBytes(t *testing.T) {
 	})
 }
 
-func realVersion(t *testing.T, path string) string {
+func versionOf(t *testing.T, path string) string {
 	t.Helper()
 	p := launch(t, t.TempDir(), path, "--version")
 	p.ended()

@@ -299,6 +299,9 @@ func TestLoad(t *testing.T) {
 			"huge pages":     {load: strings.Replace(load, "true}", `true,"huge_pages":"None"}`, 1), words: words("unknown field `huge_pages`"), lives: true},
 		} {
 			t.Run(name, func(t *testing.T) {
+				if name == "huge pages" && strings.HasPrefix(versionOf(t, f.path), "1.17.") {
+					t.Skip("this version knows the field")
+				}
 				p := serve(t, clone(t, from), f.path)
 				if c.spoil != nil {
 					c.spoil(p)

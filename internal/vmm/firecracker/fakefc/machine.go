@@ -221,7 +221,7 @@ func (m *machine) start() error {
 		return fail("Cannot load command line string: capacity of the command line was exceeded.")
 	}
 	if err := m.checkKernel(m.config.Boot.Kernel); err != nil {
-		return fail("Cannot load kernel due to invalid memory configuration or invalid kernel image: %s", err)
+		return fail("System configuration error: Cannot load kernel due to invalid memory configuration or invalid kernel image: %s", err)
 	}
 	if path := m.config.Boot.Initrd; path != nil {
 		info, err := os.Stat(*path)
@@ -327,6 +327,9 @@ func (m *machine) checkKernel(path string) error {
 		return nil
 	case n == 0x206 && string(head[0x202:0x206]) == "HdrS" && m.version.atLeast(version{1, 17, 0}):
 		return nil
+	}
+	if m.version.atLeast(version{1, 17, 0}) {
+		return fail("Kernel Loader: failed to load bzImage kernel image: Kernel Loader: Invalid bzImage")
 	}
 	return fail("Kernel Loader: failed to load ELF kernel image: Invalid Elf magic number")
 }
