@@ -64,6 +64,7 @@ arch:
 
 bench: build ## speed and size against a stock boot in the same run; writes docs/benchmarks.md
 	@$(BUILD) -o bin/banger-bench ./cmd/banger-bench
+	@$(BUILD) -o bin/banger-fake-firecracker ./internal/vmm/firecracker/fakefc/firecracker
 	@scripts/bench
 
 install: build ## programs to PREFIX, with the network helper's one capability

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -57,7 +59,7 @@ func dispatch(args []string, stdout io.Writer) error {
 	return errors.New(usage)
 }
 
-// serveOn answers the host on the virtio-serial port of that name until SIGTERM.
+// serveOn answers the host on the guest channel of that name until SIGTERM.
 func serveOn(name string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
@@ -71,14 +73,35 @@ func serveOn(name string) error {
 		Runner: run.Runner{Root: "/"}, Shutdown: shutdown, SetTime: adopt.SetTime, StepTime: adopt.StepTime, Status: status,
 		Quiesce: guest.Quiesce, Adopt: guest.Adopt, Ready: awaitInit,
 	})
-	port, err := openPort(ctx, name)
+	listen, err := listener(ctx, name)
 	if err != nil {
 		return err
 	}
 	if err := boot.AwaitRelease(); err != nil {
 		return err
 	}
-	return serve.Serve(ctx, channel.Listen(port), handler)
+	l, err := listen()
+	if err != nil {
+		return err
+	}
+	return serve.Serve(ctx, l, handler)
+}
+
+// listener gets the guest channel of that name ready; what it returns begins to answer. On a vsock port each of the
+// host's connections is a stream, a virtio-serial port carries them all.
+func listener(ctx context.Context, name string) (func() (net.Listener, error), error) {
+	if number, ok := strings.CutPrefix(name, boot.VsockPrefix); ok {
+		port, err := strconv.ParseUint(number, 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("%q is no vsock port", name)
+		}
+		return func() (net.Listener, error) { return listenVsock(uint32(port)) }, nil
+	}
+	port, err := openPort(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return func() (net.Listener, error) { return channel.Listen(port), nil }, nil
 }
 
 const (

@@ -57,11 +57,15 @@ var rooms = map[string][]string{
 	"internal/template":    {"internal/disk", "internal/fault", "internal/vmm"},
 	"internal/vmm":         {"internal/fault", "internal/vm"},
 	"internal/vmm/machine": {"internal/channel", "internal/fault", "internal/system", "internal/vmm"},
-	"internal/vmm/kvm":     {},
-	"internal/vmm/qemu":    {"internal/fault", "internal/system", "internal/vmm", "internal/vmm/kvm", "internal/vmm/machine"},
+	"internal/vmm/firecracker": {
+		"internal/disk", "internal/fault", "internal/system", "internal/vmm", "internal/vmm/kvm", "internal/vmm/machine",
+	},
+	"internal/vmm/kvm":       {},
+	"internal/vmm/qemu":      {"internal/fault", "internal/system", "internal/vmm", "internal/vmm/kvm", "internal/vmm/machine"},
+	"internal/vmm/fakeguest": {"api/agent/v1", "internal/agent/serve"},
 	"internal/vmm/fake": {
 		"api/agent/v1", "internal/agent/serve", "internal/channel", "internal/fault", "internal/system",
-		"internal/vmm", "internal/vmm/machine",
+		"internal/vmm", "internal/vmm/fakeguest", "internal/vmm/machine",
 	},
 
 	// Layer 3.
@@ -101,7 +105,7 @@ var rooms = map[string][]string{
 		"internal/agent/serve", "internal/build", "internal/capability", "internal/engine", "internal/fault",
 		"internal/guest", "internal/hostnet", "internal/image", "internal/kernel", "internal/paths",
 		"internal/progress", "internal/server", "internal/store", "internal/system", "internal/template", "internal/vm",
-		"internal/vmm", "internal/vmm/fake", "internal/vmm/qemu", "internal/disk", "internal/doctor",
+		"internal/vmm", "internal/vmm/fake", "internal/vmm/firecracker", "internal/vmm/qemu", "internal/disk", "internal/doctor",
 	},
 	"internal/cli": {
 		"api/agent/v1", "api/banger/v1", "internal/build", "internal/client", "internal/doctor", "internal/doctor/host",
@@ -122,17 +126,24 @@ var rooms = map[string][]string{
 	"internal/agent/serve":    {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/build"},
 
 	// Tests.
-	"internal/arch":          {},
-	"internal/bench":         {"internal/build", "internal/disk", "internal/system"},
+	"internal/arch": {},
+	"internal/bench": {
+		"internal/build", "internal/disk", "internal/system", "internal/vm", "internal/vmm", "internal/vmm/firecracker", "internal/vmm/kvm",
+	},
 	"internal/e2e":           {},
 	"internal/hosttest":      {"internal/hosttest/need"},
 	"internal/hosttest/need": {"internal/paths"},
-	"internal/vmm/vmmtest":   {"api/agent/v1", "internal/fault", "internal/guest", "internal/hosttest/need", "internal/vm", "internal/vmm"},
+	"internal/vmm/firecracker/fakefc": {
+		"api/agent/v1", "internal/agent/serve", "internal/vmm/fakeguest",
+	},
+	"internal/vmm/firecracker/fakefc/firecracker": {"internal/vmm/firecracker/fakefc"},
+	"internal/vmm/firecracker/fctest":             {"internal/hosttest/need", "internal/vmm/firecracker/fakefc"},
+	"internal/vmm/vmmtest":                        {"api/agent/v1", "internal/fault", "internal/guest", "internal/hosttest/need", "internal/vm", "internal/vmm"},
 }
 
 // keys lists outside packages that only some rooms may hold.
 var keys = map[string][]string{
-	"os/exec":      {"internal/system", "internal/agent/run", "internal/hosttest", "internal/hosttest/need"},
+	"os/exec":      {"internal/system", "internal/agent/run", "internal/hosttest", "internal/hosttest/need", "internal/vmm/firecracker/fctest", "internal/vmm/vmmtest"},
 	"database/sql": {"internal/store"},
 	"github.com/vishvananda/netlink": {
 		"internal/hostnet", "internal/hostnet/helper", "internal/agent/identity", "internal/hosttest",

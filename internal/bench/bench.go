@@ -28,6 +28,7 @@ const (
 type bench struct {
 	bin, docs    string
 	parts        string
+	firecracker  string // a real one; "" is none
 	rounds       int
 	cache, state string
 	real         *world // VMs that boot
@@ -46,7 +47,8 @@ func Main(args []string) int {
 	flags.StringVar(&b.bin, "bin", "bin", "directory of the programs")
 	flags.StringVar(&b.docs, "docs", "", "directory of benchmarks.md and benchmarks.json; empty: print only")
 	flags.IntVar(&b.rounds, "rounds", 3, "boots of each kind; the median counts")
-	flags.StringVar(&b.parts, "parts", "", "what to measure beside the baseline, separated by commas: boot, restore, fake; empty: all")
+	flags.StringVar(&b.parts, "parts", "", "what to measure beside the baseline, separated by commas: boot, restore, fake, firecracker; empty: all")
+	flags.StringVar(&b.firecracker, "firecracker", os.Getenv("BANGER_FIRECRACKER"), "a real Firecracker, to measure its memory")
 	flags.StringVar(&b.state, "state", "", "state directory with the kernel and image to use")
 	flags.StringVar(&b.cache, "cache", "", "directory for the baseline, kept between runs")
 	only := flags.Bool("only-baseline", false, "make the baseline and end")
@@ -95,7 +97,8 @@ func (b *bench) run(ctx context.Context) (err error) {
 	}{
 		{"boot", []func(context.Context) error{b.commands, b.two}},
 		{"restore", []func(context.Context) error{b.restores, b.fiveAtOnce, b.idleClones, b.suspends, b.forks}},
-		{"fake", []func(context.Context) error{b.many, b.idle}},
+		{"fake", []func(context.Context) error{b.daemonMemory, b.many, b.idle}},
+		{"firecracker", []func(context.Context) error{b.drivers, b.overhead}},
 	} {
 		if b.parts != "" && !slices.Contains(strings.Split(b.parts, ","), part.name) {
 			continue

@@ -84,3 +84,23 @@ func TestBannerIsWaitedFor(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestMemoryBesideTheGuests(t *testing.T) {
+	const smaps = `7f0000000000-7f0008000000 rw-p 00000000 00:00 0
+Size:             131072 kB
+Pss:               65000 kB
+Pss_Dirty:         65000 kB
+55d000000000-55d000300000 r-xp 00000000 08:01 5 /usr/bin/firecracker
+Size:               3072 kB
+Pss:                1500 kB
+7ffc00000000-7ffc00021000 rw-p 00000000 00:00 0 [stack]
+Size:                132 kB
+Pss:                  20 kB
+`
+	if got, err := besideGuest(strings.NewReader(smaps), 128<<10); err != nil || got != 1520 {
+		t.Errorf("%d KiB, %v", got, err)
+	}
+	if _, err := besideGuest(strings.NewReader("Size: many"), 1); err == nil {
+		t.Error("nonsense was summed up")
+	}
+}

@@ -15,9 +15,6 @@ import (
 	"banger/internal/vmm"
 )
 
-// vsockPort is where the agent listens on a VMM that has vsock; below 1024 is for the privileged.
-const vsockPort = 1024
-
 // plainDirs hold file systems of their own making, which do not work on an overlayfs.
 var plainDirs = []string{"/var/lib/docker", "/var/lib/containerd"}
 
@@ -83,7 +80,7 @@ func (c *agent) initramfs(ctx context.Context, v vm.VM, b *Build) error {
 	g.Modules, g.PlainDirs = modules, plainDirs
 	g.MaskedUnits = masks(v.Spec.Units, img)
 	if b.Caps.Channel == "vsock" {
-		g.ChannelVsockPort = vsockPort
+		g.ChannelVsockPort = vmm.VsockPort
 	} else {
 		g.ChannelPort = vmm.ChannelPort
 	}

@@ -14,6 +14,9 @@ import (
 	"banger/internal/vm"
 )
 
+// vmms are what --vmm takes.
+var vmms = []string{"auto", "firecracker", "qemu"}
+
 // specOptions are the flags that say what a new VM is like. What is left out is the daemon's default.
 type specOptions struct {
 	image, kernel, vmm     string
@@ -31,7 +34,7 @@ func (o *specOptions) addFlags(cmd *cobra.Command, e *Env) {
 	f := cmd.Flags()
 	f.StringVar(&o.image, "image", "", "image to use (default: the default image)")
 	f.StringVar(&o.kernel, "kernel", "", "kernel to boot (default: the default kernel)")
-	f.StringVar(&o.vmm, "vmm", "", "machine monitor: auto or qemu (default auto)")
+	f.StringVar(&o.vmm, "vmm", "", "machine monitor: auto, firecracker or qemu (default auto)")
 	f.Int32Var(&o.cpus, "cpus", 0, "number of CPUs")
 	f.StringVar(&o.memory, "memory", "", "memory, for instance 512M or 2G")
 	f.StringVar(&o.disk, "disk", "", "what / can hold beyond the image, for instance 8G")
@@ -42,7 +45,7 @@ func (o *specOptions) addFlags(cmd *cobra.Command, e *Env) {
 	f.BoolVar(&o.cold, "cold", false, "boot the VM, also when there is a template to restore it from")
 	for flag, complete := range map[string]completer{
 		"image": e.completeImages, "kernel": e.completeKernels,
-		"vmm": fixedCompletions("auto", "qemu"), "units": fixedCompletions("fast", "stock"),
+		"vmm": fixedCompletions(vmms...), "units": fixedCompletions("fast", "stock"),
 	} {
 		if err := cmd.RegisterFlagCompletionFunc(flag, complete); err != nil {
 			panic(err) // the flag exists: it was added above

@@ -25,6 +25,7 @@ type lifecycleOptions struct {
 	yes     bool
 	cold    bool
 	suspend bool
+	vmm     string
 	output  outputFormat
 }
 
@@ -41,10 +42,14 @@ func newVMStartCommand(e *Env) *cobra.Command {
 		use: "start NAME...", short: "Start VMs", limit: bootLimit, fits: isStopped,
 		long: "Start VMs. A suspended one is resumed; with --cold it boots anew, without its saved memory and with its disks.",
 		ask: func(ctx context.Context, c *client.Client, name string, o lifecycleOptions, sink client.Sink) (*bangerv1.VM, error) {
-			return c.Start(ctx, &bangerv1.StartVMRequest{Vm: name, Cold: o.cold}, sink)
+			return c.Start(ctx, &bangerv1.StartVMRequest{Vm: name, Cold: o.cold, Vmm: o.vmm}, sink)
 		},
 	})
 	cmd.Flags().BoolVar(&o.cold, "cold", false, "boot suspended VMs anew: their saved memory is dropped")
+	cmd.Flags().StringVar(&o.vmm, "vmm", "", "run them under this machine monitor from now on: auto, firecracker or qemu")
+	if err := cmd.RegisterFlagCompletionFunc("vmm", fixedCompletions(vmms...)); err != nil {
+		panic(err) // the flag exists: it was added above
+	}
 	return cmd
 }
 

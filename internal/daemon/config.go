@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"time"
@@ -20,6 +21,9 @@ import (
 	"banger/internal/hostnet"
 	"banger/internal/paths"
 	"banger/internal/vm"
+	"banger/internal/vmm/fake"
+	"banger/internal/vmm/firecracker"
+	"banger/internal/vmm/qemu"
 )
 
 // Config is the user's configuration, config.toml. Everything has a default; unknown keys are errors.
@@ -43,7 +47,14 @@ type Config struct {
 	TemplateBudget  string `toml:"template_budget"`   // what all templates together may take on disk: "4G"
 	TemplateAgeDays int    `toml:"template_age_days"` // after so many days without a use one is removed: 30
 
-	Network NetworkConfig `toml:"network"`
+	Network     NetworkConfig     `toml:"network"`
+	Firecracker FirecrackerConfig `toml:"firecracker"`
+}
+
+// FirecrackerConfig is the section [firecracker].
+type FirecrackerConfig struct {
+	Binary string `toml:"binary"` // absolute path; empty: the one in PATH
+	Jailer bool   `toml:"jailer"` // whether upstream's jailer starts it, as root: false
 }
 
 // NetworkConfig is the section [network].
@@ -72,6 +83,7 @@ type settings struct {
 	logLevel    slog.Level
 	restore     bool                  // whether there are templates
 	templates   engine.TemplateConfig // without its store
+	firecracker FirecrackerConfig
 	bridge      string
 	subnet      netip.Prefix // zero: choose one
 }
@@ -139,6 +151,7 @@ func (c Config) settings() (settings, error) {
 		bootTimeout: r.duration("boot_timeout", c.BootTimeout),
 		stopTimeout: r.duration("stop_timeout", c.StopTimeout),
 		bridge:      c.Network.Bridge,
+		firecracker: c.Firecracker,
 		restore:     c.Templates,
 		mirror:      c.Mirror,
 	}
@@ -148,6 +161,10 @@ func (c Config) settings() (settings, error) {
 	}
 	if c.TemplateAgeDays < 1 {
 		r.note("template_age_days", fault.New(fault.Usage, "%d is no number of days", c.TemplateAgeDays).WithHint("use at least 1"))
+	}
+	r.note("vmm", checkVMM(c.VMM))
+	if c.Firecracker.Binary != "" && !filepath.IsAbs(c.Firecracker.Binary) {
+		r.note("firecracker.binary", fault.New(fault.Usage, "%q is no absolute path", c.Firecracker.Binary).WithHint("for example /usr/local/bin/firecracker"))
 	}
 	r.note("mirror", checkMirror(c.Mirror))
 	r.note("network.bridge", hostnet.CheckBridge(c.Network.Bridge))
@@ -163,6 +180,14 @@ func (c Config) settings() (settings, error) {
 		}
 	}
 	return s, r.err
+}
+
+// checkVMM refuses what no driver is called.
+func checkVMM(name string) error {
+	if name == "auto" || name == firecracker.Name || name == qemu.Name || name == fake.Name {
+		return nil
+	}
+	return fault.New(fault.Usage, "%q is no VMM", name).WithHint("use auto, firecracker or qemu")
 }
 
 // checkMirror refuses what is no address that packages can be fetched from.

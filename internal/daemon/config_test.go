@@ -52,9 +52,15 @@ mirror = "http://mirror.example/debian"
 bridge = "banger7"
 subnet = "10.213.0.0/16"
 nat = false
+[firecracker]
+binary = "/opt/firecracker"
+jailer = true
 `)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if s.firecracker != (FirecrackerConfig{Binary: "/opt/firecracker", Jailer: true}) {
+		t.Errorf("firecracker is %+v", s.firecracker)
 	}
 	if s.defaults.CPUs != 1 || s.defaults.MemoryBytes != 512<<20 || s.defaults.NAT || s.bootTimeout != 90*time.Second ||
 		s.logLevel != slog.LevelDebug || s.mirror != "http://mirror.example/debian" || s.bridge != "banger7" || s.subnet.String() != "10.213.0.0/16" || s.defaults.DiskBytes != 4<<30 {
@@ -67,6 +73,8 @@ func TestConfigMistakes(t *testing.T) {
 		"cpus = 2\ncolour = 1\n":              `config.toml:2: unknown key "colour"`,
 		"[network]\n\nname = 1\n":             `config.toml:3: unknown key "network.name"`,
 		"cpus = \"two\"\n":                    "config.toml:1:",
+		"vmm = \"vbox\"\n":                    "vmm: \"vbox\" is no VMM",
+		"[firecracker]\nbinary = \"fc\"\n":    "firecracker.binary: \"fc\" is no absolute path",
 		"cpus = \n":                           "config.toml:1:",
 		"memory = \"lots\"\n":                 "memory:",
 		"boot_timeout = \"soon\"\n":           `boot_timeout: "soon" is no time limit`,

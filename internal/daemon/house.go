@@ -33,6 +33,7 @@ import (
 	"banger/internal/vm"
 	"banger/internal/vmm"
 	"banger/internal/vmm/fake"
+	"banger/internal/vmm/firecracker"
 	"banger/internal/vmm/qemu"
 )
 
@@ -63,7 +64,7 @@ func (o Options) assemble(ctx context.Context, config settings, logger *slog.Log
 		options: o, config: config, logger: logger, started: time.Now(), subnet: config.subnet,
 		images: image.Open(o.Paths.Images()), kernels: kernel.Open(o.Paths.Kernels(), o.Paths.Cache),
 	}
-	if h.drivers, err = o.vmms(logger); err != nil {
+	if h.drivers, err = o.vmms(config, logger); err != nil {
 		return nil, err
 	}
 	agent, err := o.agentBinary()
@@ -100,12 +101,15 @@ func (o Options) assemble(ctx context.Context, config settings, logger *slog.Log
 }
 
 // vmms returns the drivers in order of preference.
-func (o Options) vmms(logger *slog.Logger) ([]vmm.Driver, error) {
+func (o Options) vmms(config settings, logger *slog.Logger) ([]vmm.Driver, error) {
 	if o.FakeVMM {
 		d, err := fake.New(o.FakeCommand...)
 		return []vmm.Driver{d}, err
 	}
-	return []vmm.Driver{qemu.New(qemu.Options{Log: logger})}, nil
+	return []vmm.Driver{
+		firecracker.New(firecracker.Options{Binary: config.firecracker.Binary, Jailer: config.firecracker.Jailer, Log: logger}),
+		qemu.New(qemu.Options{Log: logger}),
+	}, nil
 }
 
 // agentBinary returns the program that the guests' init is.
@@ -291,17 +295,21 @@ func (h *house) closeNetwork() error {
 // host tells about the daemon and the machine.
 func (h *house) host(ctx context.Context) server.Host {
 	info := server.Host{PID: os.Getpid(), StartedAt: h.started, Bridge: h.config.bridge}
+	passedOver := "" // why better drivers cannot be used
 	for _, d := range h.drivers {
 		entry := server.Driver{Name: d.Name()}
 		caps, err := d.Caps(ctx)
 		if err != nil {
 			entry.Reason = err.Error()
 		} else {
-			entry.Available, entry.Version, entry.Accelerator, entry.Reason = true, caps.Version, caps.Accelerator, caps.SlowReason
+			entry.Available, entry.Version, entry.Accelerator, entry.Reason = true, caps.Version, caps.Accelerator, or(caps.SlowReason, caps.Warning)
 		}
 		if entry.Available && info.DefaultVMM == "" {
 			info.DefaultVMM = entry.Name
-			info.DefaultVMMReason = or(caps.SlowReason, "the best that works here: "+caps.Accelerator)
+			info.DefaultVMMReason = or(or(caps.SlowReason, passedOver), "the best that works here: "+caps.Accelerator)
+		}
+		if !entry.Available && passedOver == "" {
+			passedOver = "not " + entry.Name + ": " + entry.Reason
 		}
 		info.Drivers = append(info.Drivers, entry)
 	}

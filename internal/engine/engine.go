@@ -81,6 +81,7 @@ type Engine struct {
 	live   map[vm.ID]*machine
 
 	reboots map[vm.ID][]time.Time // the last ones of each VM
+	told    map[string]bool       // slower paths that were told
 
 	maker *maker // of templates
 }
@@ -107,7 +108,7 @@ func New(c Config) *Engine {
 	}
 	c.Templates = c.Templates.withDefaults()
 	life, end := context.WithCancelCause(context.Background())
-	return &Engine{c: c, log: c.Logger, life: life, end: end, live: map[vm.ID]*machine{}, reboots: map[vm.ID][]time.Time{}, maker: newMaker()}
+	return &Engine{c: c, log: c.Logger, life: life, end: end, live: map[vm.ID]*machine{}, reboots: map[vm.ID][]time.Time{}, told: map[string]bool{}, maker: newMaker()}
 }
 
 // Get returns a VM.
@@ -244,6 +245,13 @@ func (e *Engine) Resume(ctx context.Context, ref string, sink progress.Sink) (vm
 
 func (e *Engine) bring(ctx context.Context, ref, name string, ask vm.Event, sink progress.Sink) (vm.VM, error) {
 	return e.verb(ctx, ref, name, sink, func(ctx context.Context, o *operation) error { return o.start(ctx, ask) })
+}
+
+// SetVMM says under which VMM a VM that is stopped, or failed, is started from then on: a driver's name, or auto.
+// Its disks and identity are the same under each.
+func (e *Engine) SetVMM(ctx context.Context, ref, name string) error {
+	_, err := e.verb(ctx, ref, "set", nil, func(ctx context.Context, o *operation) error { return o.setVMM(ctx, name) })
+	return err
 }
 
 // Suspend writes the memory of a running VM to disk and ends its process; Start resumes it. When that

@@ -20,14 +20,20 @@ import (
 	"banger/internal/vm"
 	"banger/internal/vmm"
 	"banger/internal/vmm/fake"
+	"banger/internal/vmm/firecracker/fctest"
 )
 
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == fake.Argument {
 		os.Exit(fake.Main(os.Args[2:]))
 	}
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(program(func() int { return fctest.Main(m) }))
 }
+
+// program is what goleak runs.
+type program func() int
+
+func (p program) Run() int { return p() }
 
 func TestLifeOfAVM(t *testing.T) {
 	b := newBench(t)

@@ -29,6 +29,7 @@ import (
 	"banger/internal/vm"
 	"banger/internal/vmm"
 	"banger/internal/vmm/fake"
+	"banger/internal/vmm/firecracker"
 )
 
 // house is an engine with the real capabilities and the fake driver, whose machines are processes.
@@ -40,6 +41,7 @@ type house struct {
 	files files
 	store *store.Store
 	hook  func(operation, stage string)
+	more  []vmm.Driver // beside the fake
 
 	templates TemplateConfig
 	images    capability.Images
@@ -119,8 +121,8 @@ func (h *house) open() {
 	}
 	h.store = s
 	h.Engine = New(Config{
-		Store: s, Paths: h.p, Drivers: []vmm.Driver{d}, BootTimeout: 10 * time.Second, StopTimeout: 5 * time.Second,
-		Limits: vm.Limits{CPUs: 4, MemoryBytes: 8 << 30, VMMs: []string{fake.Name}},
+		Store: s, Paths: h.p, Drivers: append([]vmm.Driver{d}, h.more...), BootTimeout: 10 * time.Second, StopTimeout: 5 * time.Second,
+		Limits: vm.Limits{CPUs: 4, MemoryBytes: 8 << 30, VMMs: []string{fake.Name, firecracker.Name}},
 		Capabilities: capability.All(capability.Options{
 			Paths: h.p, Images: h.images, Kernels: kernelFiles{h.files}, Network: h.net, AgentBinary: h.files.base,
 		}),

@@ -235,11 +235,23 @@ func linkMemory(ctx context.Context, to, from string) error {
 		if os.Link(filepath.Join(from, e.Name()), filepath.Join(to, e.Name())) == nil {
 			continue
 		}
-		if err := disk.CloneFile(ctx, filepath.Join(to, e.Name()), filepath.Join(from, e.Name())); err != nil { // a file system without links
+		if err := copyMemory(ctx, filepath.Join(to, e.Name()), filepath.Join(from, e.Name())); err != nil { // a file system without links
 			return err
 		}
 	}
 	return nil
+}
+
+// copyMemory copies a file with its time, by which a driver knows that nobody has written to it.
+func copyMemory(ctx context.Context, to, from string) error {
+	info, err := os.Stat(from)
+	if err == nil {
+		err = disk.CloneFile(ctx, to, from)
+	}
+	if err == nil {
+		err = os.Chtimes(to, info.ModTime(), info.ModTime())
+	}
+	return err
 }
 
 // copyRunning saves memory and disks of one moment of the guest's life, each in its directory, and tells how long its

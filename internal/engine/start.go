@@ -102,6 +102,21 @@ func (o *operation) start(ctx context.Context, ask vm.Event) error {
 	return nil
 }
 
+// setVMM changes which VMM the next start asks for.
+func (o *operation) setVMM(ctx context.Context, name string) error {
+	spec := o.v.Spec
+	spec.VMM = name
+	if err := spec.Validate(o.e.c.Limits); err != nil || spec.VMM == o.v.Spec.VMM {
+		return err
+	}
+	if o.v.State != vm.Stopped && o.v.State != vm.Failed {
+		return fault.New(fault.Conflict, "VM %s is %s: its VMM is chosen while it is stopped", spec.Name, o.v.State).
+			WithHint("stop it first: banger vm stop %s", spec.Name)
+	}
+	o.v.Spec = spec
+	return o.save(ctx)
+}
+
 // check finds what would make the start under a VMM fail; it touches nothing.
 func (o *operation) check(ctx context.Context, name string) (driver vmm.Driver, caps vmm.Caps, err error) {
 	err = o.stage(ctx, stageCheck, func(ctx context.Context) error {
@@ -110,6 +125,9 @@ func (o *operation) check(ctx context.Context, name string) (driver vmm.Driver, 
 		}
 		if driver, caps, err = o.e.pickDriver(ctx, name); err != nil {
 			return err
+		}
+		if name == "auto" && driver != o.e.c.Drivers[0] {
+			o.tellFallback(driver, caps)
 		}
 		return o.fits(ctx, driver, caps)
 	})
@@ -129,7 +147,21 @@ func (o *operation) fits(ctx context.Context, driver vmm.Driver, caps vmm.Caps) 
 	return nil
 }
 
-// pickDriver returns the driver of that name, or for "auto" the first that can be used here.
+// tellFallback says once for each reason that the best VMM is not the one that is used.
+func (o *operation) tellFallback(driver vmm.Driver, caps vmm.Caps) {
+	text := fmt.Sprintf("VMs run on %s (%s): %s", driver.Name(), caps.Accelerator, caps.SlowReason)
+	o.e.mu.Lock()
+	defer o.e.mu.Unlock()
+	const most = 16 // a reason that changes all the time is not worth more
+	if o.e.told[text] || len(o.e.told) >= most {
+		return
+	}
+	o.e.told[text] = true
+	o.sink.Notice(text)
+}
+
+// pickDriver returns the driver of that name, or for "auto" the first that can be used here. SlowReason then says
+// also why a better one cannot.
 func (e *Engine) pickDriver(ctx context.Context, name string) (vmm.Driver, vmm.Caps, error) {
 	var why []string
 	for _, d := range e.c.Drivers {
@@ -138,6 +170,7 @@ func (e *Engine) pickDriver(ctx context.Context, name string) (vmm.Driver, vmm.C
 		}
 		caps, err := d.Caps(ctx)
 		if err == nil {
+			caps.SlowReason = or(caps.SlowReason, strings.Join(why, "; "))
 			return d, caps, nil
 		}
 		if name != "auto" || len(e.c.Drivers) == 1 {

@@ -105,6 +105,21 @@ func (ns *NS) Try(name string, args ...string) (string, error) {
 	return out.String(), err
 }
 
+// TAP makes a TAP device in the namespace that the test is in, which nobody holds.
+func TAP(t testing.TB, name string) {
+	t.Helper()
+	link := netlink.Tuntap{
+		LinkAttrs: netlink.LinkAttrs{Name: name}, Mode: netlink.TUNTAP_MODE_TAP,
+		Flags: netlink.TUNTAP_NO_PI | netlink.TUNTAP_VNET_HDR,
+	}
+	if err := netlink.LinkAdd(&link); err != nil {
+		t.Fatalf("make the TAP device %s: %v", name, err)
+	}
+	for _, queue := range link.Fds {
+		_ = queue.Close()
+	}
+}
+
 // onThread runs f on a thread that ends with it, whatever f did to the thread.
 func onThread(f func() error) error {
 	done := make(chan error)

@@ -44,6 +44,8 @@ type Verbs interface {
 	Start(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error)
 	Boot(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error)
 	Resume(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error)
+	// SetVMM says under which VMM a VM that is stopped is started from then on.
+	SetVMM(ctx context.Context, ref, vmm string) error
 	Suspend(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error)
 	Stop(ctx context.Context, ref string, force bool, sink progress.Sink) (vm.VM, error)
 	Restart(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error)
@@ -87,7 +89,7 @@ type Host struct {
 type Driver struct {
 	Name, Version, Accelerator string
 	Available                  bool
-	Reason                     string // why it cannot be used, or why it is slow
+	Reason                     string // why it cannot be used, or why it is slow, or what is wrong with it
 }
 
 type service struct{ Options }

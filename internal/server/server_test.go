@@ -132,6 +132,18 @@ func (w *world) Boot(ctx context.Context, ref string, sink progress.Sink) (vm.VM
 	return w.Start(ctx, ref, sink)
 }
 
+func (w *world) SetVMM(ctx context.Context, ref, vmm string) error {
+	v, err := w.Get(ctx, ref)
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	v.Spec.VMM, v.Driver = vmm, vmm
+	w.vms[v.Spec.Name] = v
+	return nil
+}
+
 func (w *world) Resume(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error) {
 	v, err := w.Get(ctx, ref)
 	if err == nil && v.State != vm.Suspended {
@@ -373,6 +385,11 @@ func suspendAndResume(t *testing.T, c *client.Client) {
 	}
 	_, err = c.Start(ctx, &bangerv1.StartVMRequest{Vm: "web", Cold: true, Resume: true}, nil)
 	wantKind(t, err, fault.Usage)
+	_, err = c.Start(ctx, &bangerv1.StartVMRequest{Vm: "web", Resume: true, Vmm: "qemu"}, nil)
+	wantKind(t, err, fault.Usage)
+	if v, err := c.Start(ctx, &bangerv1.StartVMRequest{Vm: "web", Vmm: "other"}, nil); err != nil || v.GetVmm() != "other" {
+		t.Errorf("started under another VMM: %v, %v", v, err)
+	}
 	_, err = c.Suspend(ctx, &bangerv1.SuspendVMRequest{}, nil)
 	wantKind(t, err, fault.Usage)
 }

@@ -107,6 +107,8 @@ func (s vmService) StartVM(ctx context.Context, req *bangerv1.StartVMRequest, ou
 	switch {
 	case req.GetCold() && req.GetResume():
 		return fault.New(fault.Usage, "a start is cold or resumes, not both")
+	case req.GetVmm() != "" && req.GetResume():
+		return fault.New(fault.Usage, "a VM goes on under the VMM that saved it: it is resumed, or started under another one")
 	case req.GetCold():
 		start = s.Engine.Boot
 	case req.GetResume():
@@ -117,6 +119,11 @@ func (s vmService) StartVM(ctx context.Context, req *bangerv1.StartVMRequest, ou
 			return out.Send(&bangerv1.StartVMResponse{Event: &bangerv1.StartVMResponse_Progress{Progress: p}})
 		},
 		func(ctx context.Context, sink progress.Sink) (vm.VM, error) {
+			if req.GetVmm() != "" {
+				if err := s.Engine.SetVMM(ctx, req.GetVm(), req.GetVmm()); err != nil {
+					return vm.VM{}, err
+				}
+			}
 			return start(ctx, req.GetVm(), sink)
 		})
 	if err != nil {

@@ -21,9 +21,14 @@ type StartOptions struct {
 	Args       []string
 	Env        []string // nil: ours
 	Dir        string
-	Log        string     // file for stdout and stderr, emptied, mode 0600; "" is /dev/null
+	Log        string     // file for stdout and stderr, emptied, opened for appending, mode 0600; "" is /dev/null
+	ErrorLog   string     // file for stderr alone; "" is Log
+	Stdin      *os.File   // nil: /dev/null
 	ExtraFiles []*os.File // descriptors 3, 4, … of the program
 	NewSession bool       // setsid: no terminal's signals reach it
+
+	Confine *Confinement // nil: it may do what we may
+	Cgroup  *os.File     // directory of the control group that it starts in; nil: ours
 }
 
 // ExitStatus is how a process ended. Only a parent learns it, so Known is false for adopted
@@ -55,33 +60,40 @@ type Process struct {
 	status    ExitStatus // valid once done is closed
 }
 
-// Start starts a program with /dev/null as its stdin. It does not wait for it.
+// Start starts a program. It does not wait for it.
 func Start(o StartOptions) (*Process, error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", o.Path, err)
 	}
 	defer null.Close()
-	out := null
-	if o.Log != "" {
-		out, err = os.OpenFile(o.Log, os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600)
-		if err != nil {
-			return nil, fault.Wrap(fault.Precondition, err, "cannot open the log for %s", o.Path)
-		}
-		defer out.Close()
+	out, err := openLog(o, o.Log, null)
+	if err != nil {
+		return nil, err
 	}
+	defer out.Close()
+	errs, err := openLog(o, o.ErrorLog, out)
+	if err != nil {
+		return nil, err
+	}
+	defer errs.Close()
 	keepDescriptors()
-	p, err := os.StartProcess(o.Path, append([]string{o.Path}, o.Args...), &os.ProcAttr{
-		Dir: o.Dir, Env: o.Env,
-		Files: append([]*os.File{null, out, out}, o.ExtraFiles...),
-		Sys:   &syscall.SysProcAttr{Setsid: o.NewSession},
-	})
+	in := null
+	if o.Stdin != nil {
+		in = o.Stdin
+	}
+	p, err := o.spawn(in, out, errs)
 	if err != nil {
 		return nil, cannotStart(o.Path, err)
 	}
 	pid := p.Pid
 	// Nobody but watch reaps it, so the number cannot have been given to another process yet.
 	process, err := hold(pid)
+	if err == nil && o.Confine != nil {
+		if err = o.Confine.limit(pid); err != nil {
+			_ = process.Close()
+		}
+	}
 	if err != nil {
 		_ = p.Kill()
 		_, _ = p.Wait()
@@ -90,6 +102,37 @@ func Start(o StartOptions) (*Process, error) {
 	_ = p.Release()
 	go process.watch()
 	return process, nil
+}
+
+// spawn starts the program with those as its first three descriptors.
+func (o StartOptions) spawn(in, out, errs *os.File) (*os.Process, error) {
+	attr := &os.ProcAttr{
+		Dir: o.Dir, Env: o.Env,
+		Files: append([]*os.File{in, out, errs}, o.ExtraFiles...),
+		Sys:   &syscall.SysProcAttr{Setsid: o.NewSession},
+	}
+	if o.Cgroup != nil {
+		attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(o.Cgroup.Fd())
+	}
+	begin := func() (*os.Process, error) {
+		return os.StartProcess(o.Path, append([]string{o.Path}, o.Args...), attr)
+	}
+	if o.Confine == nil {
+		return begin()
+	}
+	return o.Confine.start(begin)
+}
+
+// openLog opens a log of the program's; without a name it is the other file.
+func openLog(o StartOptions, name string, other *os.File) (*os.File, error) {
+	if name == "" {
+		return other, nil
+	}
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_TRUNC|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, fault.Wrap(fault.Precondition, err, "cannot open the log for %s", o.Path)
+	}
+	return f, nil
 }
 
 // keepDescriptors keeps what we inherited without close-on-exec from a program that outlives us; Go's

@@ -23,6 +23,10 @@ const (
 // ChannelPort is the name of the virtio-serial port that carries the guest channel.
 const ChannelPort = "banger.agent.0"
 
+// VsockPort is where the agent listens on a VMM that has vsock; below 1024 is for the privileged. Each connection is
+// one stream, which is to say that nothing of package channel is spoken there.
+const VsockPort = 1024
+
 // Disk is one drive. Order matters: the first one is /dev/vda in the guest.
 type Disk struct {
 	Role     string // root, overlay, work or modules; unique in a machine
@@ -69,6 +73,7 @@ type Caps struct {
 	SlowReason    string   // why Accelerator is not kvm; empty when it is
 	KernelFormats []string // in order of preference: "elf", "bzimage", "image" (arm64)
 	Channel       string   // "virtio-serial" or "vsock"
+	Warning       string   // what is known to be wrong with this version of the VMM; empty when nothing is
 	MaxCPUs       int
 }
 

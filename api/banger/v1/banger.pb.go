@@ -1053,7 +1053,9 @@ type StartVMRequest struct {
 	// Boot a suspended VM anew: its saved memory is dropped, its disks stay.
 	Cold bool `protobuf:"varint,2,opt,name=cold,proto3" json:"cold,omitempty"`
 	// Only resume: a VM that is not suspended is a conflict.
-	Resume        bool `protobuf:"varint,3,opt,name=resume,proto3" json:"resume,omitempty"`
+	Resume bool `protobuf:"varint,3,opt,name=resume,proto3" json:"resume,omitempty"`
+	// The VMM to run it under from now on, as in VMSpec; empty: as before. The VM must be stopped or failed.
+	Vmm           string `protobuf:"bytes,4,opt,name=vmm,proto3" json:"vmm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1107,6 +1109,13 @@ func (x *StartVMRequest) GetResume() bool {
 		return x.Resume
 	}
 	return false
+}
+
+func (x *StartVMRequest) GetVmm() string {
+	if x != nil {
+		return x.Vmm
+	}
+	return ""
 }
 
 type StartVMResponse struct {
@@ -4167,11 +4176,12 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\fGetVMRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\".\n" +
 	"\rGetVMResponse\x12\x1d\n" +
-	"\x02vm\x18\x01 \x01(\v2\r.banger.v1.VMR\x02vm\"L\n" +
+	"\x02vm\x18\x01 \x01(\v2\r.banger.v1.VMR\x02vm\"^\n" +
 	"\x0eStartVMRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x12\n" +
 	"\x04cold\x18\x02 \x01(\bR\x04cold\x12\x16\n" +
-	"\x06resume\x18\x03 \x01(\bR\x06resume\"n\n" +
+	"\x06resume\x18\x03 \x01(\bR\x06resume\x12\x10\n" +
+	"\x03vmm\x18\x04 \x01(\tR\x03vmm\"n\n" +
 	"\x0fStartVMResponse\x121\n" +
 	"\bprogress\x18\x01 \x01(\v2\x13.banger.v1.ProgressH\x00R\bprogress\x12\x1f\n" +
 	"\x02vm\x18\x02 \x01(\v2\r.banger.v1.VMH\x00R\x02vmB\a\n" +

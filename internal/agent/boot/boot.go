@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -109,7 +110,7 @@ func run() error {
 	// The agent gets ready while we go on, and answers when we are done.
 	var agent starting
 	if initPath != "" {
-		if agent, err = startAgent(cfg.GetChannelPort()); err != nil {
+		if agent, err = startAgent(channelOf(cfg)); err != nil {
 			return err
 		}
 	}
@@ -144,7 +145,7 @@ func settle(plan diskPlan, cfg *agentv1.GuestConfig) error {
 // handOver lets the agent answer and becomes the image's init.
 func handOver(agent starting, cfg *agentv1.GuestConfig, initPath string) error {
 	if initPath == "" {
-		err := syscall.Exec(AgentPath, []string{AgentPath, "supervise", cfg.GetChannelPort()}, environment())
+		err := syscall.Exec(AgentPath, []string{AgentPath, "supervise", channelOf(cfg)}, environment())
 		return fmt.Errorf("execute the agent as supervisor: %w", err)
 	}
 	if err := writeUnits("/", cfg); err != nil {
@@ -173,10 +174,22 @@ func readConfig(name string) (*agentv1.GuestConfig, error) {
 	if err := (protojson.UnmarshalOptions{DiscardUnknown: true}).Unmarshal(b, cfg); err != nil {
 		return nil, fmt.Errorf("read the guest config: %w", err)
 	}
-	if cfg.GetChannelPort() == "" {
+	if channelOf(cfg) == "" {
 		return nil, fmt.Errorf("read the guest config: it names no port for the guest channel")
 	}
 	return cfg, nil
+}
+
+// VsockPrefix begins the name of a guest channel over vsock; the port's number follows.
+const VsockPrefix = "vsock:"
+
+// channelOf names where the agent listens: a virtio-serial port, or a vsock port where the machine has none; "" when
+// the config says neither.
+func channelOf(cfg *agentv1.GuestConfig) string {
+	if name := cfg.GetChannelPort(); name != "" || cfg.GetChannelVsockPort() == 0 {
+		return name
+	}
+	return VsockPrefix + strconv.FormatUint(uint64(cfg.GetChannelVsockPort()), 10)
 }
 
 // setClock steps the clock forward to the config's time when it is behind that.

@@ -54,7 +54,7 @@ DefaultTimeoutStopSec=10s
 // writeUnits writes what systemd is to know below root/run.
 func writeUnits(root string, cfg *agentv1.GuestConfig) error {
 	for name, text := range map[string]string{
-		unitDir + "/banger-agent.service":          fmt.Sprintf(agentUnit, cfg.GetChannelPort()),
+		unitDir + "/banger-agent.service":          fmt.Sprintf(agentUnit, channelOf(cfg)),
 		unitDir + "/ssh.service.d/50-banger.conf":  sshUnit,
 		"run/systemd/system.conf.d/50-banger.conf": managerConf,
 	} {

@@ -50,3 +50,15 @@ func TestMaskRefusesPaths(t *testing.T) {
 		}
 	}
 }
+
+func TestChannelNames(t *testing.T) {
+	for want, cfg := range map[string]*agentv1.GuestConfig{
+		"banger.agent.0": config,
+		"vsock:1024":     {ChannelVsockPort: 1024},
+		"":               {},
+	} {
+		if got := channelOf(cfg); got != want {
+			t.Errorf("%v names %q, want %q", cfg, got, want)
+		}
+	}
+}

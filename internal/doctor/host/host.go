@@ -32,6 +32,7 @@ const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 // Checks returns the checks of this host for the banger of p.
 func Checks(p paths.Paths) []doctor.Check {
 	return []doctor.Check{
+		{Name: "firecracker", Run: checkFirecracker},
 		program("qemu", qemuBinary, qemuPackage, "runs VMs where Firecracker cannot"),
 		program("mke2fs", "mke2fs", "e2fsprogs", "makes the disks"),
 		program("resize2fs", "resize2fs", "e2fsprogs", "grows the disks"),
@@ -56,6 +57,15 @@ func program(name, binary, debianPackage, what string) doctor.Check {
 		}
 		return doctor.Good(path)
 	}}
+}
+
+// checkFirecracker misses nothing: QEMU runs the VMs then. What the daemon finds is in its own check.
+func checkFirecracker(context.Context) doctor.Result {
+	path, err := system.Find("firecracker", "")
+	if err != nil {
+		return doctor.Note("not in PATH: unless config.toml names one, QEMU runs the VMs (docs/firecracker.md has where to get it)")
+	}
+	return doctor.Good(path)
 }
 
 // optional makes a warning of what is missing: VMs run without it.

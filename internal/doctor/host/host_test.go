@@ -62,6 +62,20 @@ func TestDirectoriesAndSocket(t *testing.T) {
 	}
 }
 
+func TestFirecrackerIsNotMissed(t *testing.T) {
+	t.Setenv("PATH", t.TempDir())
+	if r := checkFirecracker(context.Background()); r.Status != doctor.OKStatus || r.Message == "" {
+		t.Errorf("without one: %+v", r)
+	}
+	path := filepath.Join(os.Getenv("PATH"), "firecracker")
+	if err := os.WriteFile(path, nil, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if r := checkFirecracker(context.Background()); r.Status != doctor.OKStatus || r.Message != path {
+		t.Errorf("with one: %+v", r)
+	}
+}
+
 func TestMissingProgramNamesItsPackage(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
 	r := program("x", "no-such-program", "no-such-package", "does nothing").Run(context.Background())

@@ -1,6 +1,6 @@
 // Package need says what a test needs of the machine. Where it is missing the test is skipped,
 // unless the environment variable BANGER_REQUIRE names it: then the test fails, so that a skip
-// never looks like a pass. BANGER_REQUIRE is a list with commas: root, binary, kvm, vm, network.
+// never looks like a pass. BANGER_REQUIRE is a list with commas: root, binary, kvm, vm, network, firecracker.
 package need
 
 import (
@@ -34,7 +34,7 @@ const defaultMirror = "http://deb.debian.org/debian"
 func Root(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		missing(t, "root", "this test runs as root only")
+		Missing(t, "root", "this test runs as root only")
 	}
 }
 
@@ -44,7 +44,7 @@ func Binary(t testing.TB, name string) string {
 	if path := find(name); path != "" {
 		return path
 	}
-	missing(t, "binary", "program "+name+" is not installed")
+	Missing(t, "binary", "program "+name+" is not installed")
 	return ""
 }
 
@@ -53,12 +53,12 @@ func KVM(t testing.TB) {
 	t.Helper()
 	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
 	if err != nil {
-		missing(t, "kvm", err.Error())
+		Missing(t, "kvm", err.Error())
 		return
 	}
 	_ = f.Close()
 	if !hardwareVirtualization() {
-		missing(t, "kvm", "/dev/kvm is there, but the processor shows neither vmx nor svm")
+		Missing(t, "kvm", "/dev/kvm is there, but the processor shows neither vmx nor svm")
 	}
 }
 
@@ -76,9 +76,9 @@ func VM(t testing.TB) string {
 	}
 	switch {
 	case find(qemu) == "":
-		missing(t, "vm", "program "+qemu+" is not installed")
+		Missing(t, "vm", "program "+qemu+" is not installed")
 	case !matches(state, "kernels/*/kernel.json") || !matches(state, "images/*/image.json"):
-		missing(t, "vm", "no kernel or no image in "+state+": run banger setup, or set "+StateVariable)
+		Missing(t, "vm", "no kernel or no image in "+state+": run banger setup, or set "+StateVariable)
 	}
 	return state
 }
@@ -89,7 +89,7 @@ var mirrorAnswers = sync.OnceValue(func() error { return ask(mirror()) })
 func Network(t testing.TB) string {
 	t.Helper()
 	if err := mirrorAnswers(); err != nil {
-		missing(t, "network", err.Error())
+		Missing(t, "network", err.Error())
 	}
 	return mirror()
 }
@@ -110,7 +110,8 @@ func ask(mirror string) error {
 	return answer.Body.Close()
 }
 
-func missing(t testing.TB, what, why string) {
+// Missing says that the test needs what is not there: it is skipped, or fails where BANGER_REQUIRE names it.
+func Missing(t testing.TB, what, why string) {
 	t.Helper()
 	if slices.Contains(strings.Split(os.Getenv(RequireVariable), ","), what) {
 		t.Fatalf("%s requires %s: %s", RequireVariable, what, why)

@@ -63,13 +63,13 @@ func (m *guestMachine) serveControl(l net.Listener) {
 func (m *guestMachine) control(r request, saved *bool) error {
 	switch r.Do {
 	case doPause:
-		m.clock.set(true)
+		m.clock.Set(true)
 	case doResume:
-		m.clock.set(false)
+		m.clock.Set(false)
 		*saved = false
 	case doSave:
 		switch {
-		case !m.clock.stands():
+		case !m.clock.Stands():
 			return fmt.Errorf("%w: it runs, and can be saved when it is paused", errState)
 		case *saved:
 			return fmt.Errorf("%w: it was saved already and has not run since", errState)
@@ -77,7 +77,7 @@ func (m *guestMachine) control(r request, saved *bool) error {
 			return fmt.Errorf("asked for by %s: %w", ArgFailSave, syscall.ENOSPC)
 		}
 		time.Sleep(m.knobs.slowSave)
-		if err := m.memory.write(r.Dir, m.knobs.memoryFile); err != nil {
+		if err := writeMemory(m.memory, r.Dir, m.knobs.memoryFile); err != nil {
 			return err
 		}
 		*saved = true

@@ -18,6 +18,7 @@ import (
 	"banger/internal/agent/serve"
 	"banger/internal/channel"
 	"banger/internal/vmm"
+	"banger/internal/vmm/fakeguest"
 )
 
 // Faults that a kernel argument of the machine brings about.
@@ -99,7 +100,7 @@ func Main(args []string) int {
 		return 1
 	}
 	m := &guestMachine{
-		name: args[0], knobs: k, end: make(chan ending, 1), signals: make(chan os.Signal, 4), clock: newClock(),
+		name: args[0], knobs: k, end: make(chan ending, 1), signals: make(chan os.Signal, 4), clock: fakeguest.NewClock(),
 	}
 	signal.Notify(m.signals, syscall.SIGTERM, syscall.SIGINT, powerButton)
 	if err := m.boot(args[1:]); err != nil {
@@ -121,8 +122,8 @@ type guestMachine struct {
 	end     chan ending
 	signals chan os.Signal
 	serial  *os.File
-	clock   *clock
-	memory  *memory
+	clock   *fakeguest.Clock
+	memory  *fakeguest.Memory
 }
 
 func (m *guestMachine) boot(cmdline []string) error {
@@ -161,7 +162,7 @@ func listen(name string) (net.Listener, error) {
 func (m *guestMachine) load(cmdline []string) error {
 	if m.knobs.restore == "" {
 		fmt.Fprintf(m.serial, "[    0.000000] Linux version fake\n[    0.000000] Command line: %s\n", strings.Join(cmdline, " "))
-		memory, err := newMemory(m.name, cmdline)
+		memory, err := fakeguest.NewMemory(m.name, cmdline)
 		if err == nil && m.knobs.memoryFile != "" {
 			err = os.WriteFile(m.knobs.memoryFile, nil, 0o600)
 		}
@@ -176,7 +177,7 @@ func (m *guestMachine) load(cmdline []string) error {
 	// What the kernel was started with is in the memory; the guest has booted long ago.
 	m.knobs, err = parseKnobs(memory.Cmdline)
 	m.knobs.memoryFile, m.knobs.slowBoot, m.knobs.dieAfter = "", 0, 0
-	m.clock.set(true) // until the driver lets it run
+	m.clock.Set(true) // until the driver lets it run
 	return err
 }
 
@@ -194,39 +195,9 @@ func (m *guestMachine) guest(p io.ReadWriteCloser) {
 		return
 	}
 	time.Sleep(m.knobs.slowBoot)
-	fmt.Fprintf(m.serial, "[    0.200000] Run /init as init process\n%s login: \n", m.memory.hostname())
-	if err := serve.Serve(context.Background(), channel.Listen(p), serve.New(m.agent())); err != nil {
+	fmt.Fprintf(m.serial, "[    0.200000] Run /init as init process\n%s login: \n", m.memory.Name())
+	if err := serve.Serve(context.Background(), channel.Listen(p), serve.New(fakeguest.Agent(m.memory, m.shutdown, m.knobs.hangQuiesce))); err != nil {
 		fmt.Fprintln(m.serial, "agent:", err)
-	}
-}
-
-// agent says how the guest's agent does its work.
-func (m *guestMachine) agent() serve.Options {
-	return serve.Options{
-		Runner: runner{memory: m.memory},
-		Shutdown: func(_ context.Context, mode agentv1.ShutdownRequest_Mode) error {
-			m.shutdown(mode)
-			return nil
-		},
-		// The host's clock is the guest's: there is nothing to step.
-		SetTime:  func(t time.Time) (time.Duration, error) { return time.Until(t), nil },
-		StepTime: func(time.Duration) error { return nil },
-		Status: func(context.Context) (*agentv1.StatusResponse, error) {
-			return &agentv1.StatusResponse{
-				Hostname: m.memory.hostname(), KernelRelease: "fake", SystemState: "running",
-				MemoryTotalBytes: 512 << 20, MemoryAvailableBytes: 400 << 20, SshListening: false,
-				UnixNanos: time.Now().UnixNano(),
-			}, nil
-		},
-		Quiesce: func(ctx context.Context, _ *agentv1.QuiesceRequest) error {
-			if m.knobs.hangQuiesce {
-				<-ctx.Done()
-				return ctx.Err()
-			}
-			return nil
-		},
-		Adopt:  func(_ context.Context, r *agentv1.AdoptRequest) error { return m.memory.adopt(r) },
-		BootID: m.memory.BootID,
 	}
 }
 
@@ -292,12 +263,12 @@ func (m *guestMachine) leave(e ending) int {
 // one is lost.
 type port struct {
 	l     net.Listener
-	clock *clock
+	clock *fakeguest.Clock
 	mu    sync.Mutex
 	conn  net.Conn
 }
 
-func newPort(l net.Listener, c *clock) *port { return &port{l: l, clock: c} }
+func newPort(l net.Listener, c *fakeguest.Clock) *port { return &port{l: l, clock: c} }
 
 func (p *port) current() net.Conn {
 	p.mu.Lock()
@@ -319,7 +290,7 @@ func (p *port) Read(b []byte) (int, error) {
 			continue
 		}
 		n, err := c.Read(b)
-		p.clock.wait() // a paused guest sees nothing
+		p.clock.Wait() // a paused guest sees nothing
 		if n > 0 || err == nil {
 			return n, nil
 		}
@@ -328,7 +299,7 @@ func (p *port) Read(b []byte) (int, error) {
 }
 
 func (p *port) Write(b []byte) (int, error) {
-	p.clock.wait()
+	p.clock.Wait()
 	if c := p.current(); c != nil {
 		if _, err := c.Write(b); err != nil {
 			p.drop(c)

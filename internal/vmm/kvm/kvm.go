@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,6 +27,9 @@ type Result struct {
 	Rate   float64 // kernel-mode instructions a second; 0 when it was not measured
 	Reason string  // why it is not usable, for people; empty when it is
 }
+
+// Probed is Probe, measured once for the process.
+var Probed = sync.OnceValue(Probe)
 
 // Probe measures, for at most some 200 ms.
 func Probe() Result {

@@ -19,8 +19,9 @@ import (
 // LockFile is held locked by a machine's process for its whole life. Nothing is written in it.
 const LockFile = "vmm.lock"
 
-// lockFD is the descriptor under which the process inherits the lock: the first extra one.
-const lockFD = 3
+// lockFDs are the descriptors under which a process may inherit the lock: the first extra one, or stdin where the
+// others are closed on the way to it.
+var lockFDs = []int{3, 0}
 
 // lockPatience covers a child of ours that has forked but not yet executed its program: for that
 // moment it holds copies of our descriptors.
@@ -97,13 +98,17 @@ func Find(dir string, h vmm.Handle) (*system.Process, error) {
 // holds tells whether a process has the lock: the file open and, as /proc/<pid>/fdinfo says, the lock on that
 // descriptor. Who only reads the file, such as a backup, is no machine.
 func holds(pid int, lock unix.Stat_t) bool {
-	var st unix.Stat_t
-	err := unix.Stat(fmt.Sprintf("/proc/%d/fd/%d", pid, lockFD), &st)
-	if err != nil || st.Dev != lock.Dev || st.Ino != lock.Ino {
-		return false
+	for _, fd := range lockFDs {
+		var st unix.Stat_t
+		err := unix.Stat(fmt.Sprintf("/proc/%d/fd/%d", pid, fd), &st)
+		if err != nil || st.Dev != lock.Dev || st.Ino != lock.Ino {
+			continue
+		}
+		if info, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%d", pid, fd)); err == nil && heldLock.Match(info) {
+			return true
+		}
 	}
-	info, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%d", pid, lockFD))
-	return err == nil && heldLock.Match(info)
+	return false
 }
 
 var heldLock = regexp.MustCompile(`(?m)^lock:.*\bFLOCK\b`)

@@ -29,7 +29,7 @@ func Tail(path string, n int) []string {
 		return nil
 	}
 	var lines []string
-	for line := range strings.Lines(strings.ToValidUTF8(string(text), "?")) {
+	for line := range strings.Lines(strings.ToValidUTF8(strings.TrimLeft(string(text), "\x00"), "?")) {
 		if line = strings.TrimRight(line, "\r\n"); line != "" {
 			lines = append(lines, strings.Map(printable, line))
 		}

@@ -40,6 +40,7 @@ type Options struct {
 	Process     *system.Process
 	Extra       json.RawMessage                                       // for the handle
 	Dial        func(context.Context) (net.Conn, error)               // the pipe of the guest channel
+	Streams     func(context.Context) (net.Conn, error)               // in its place: each call a stream of its own to the agent
 	Sockets     []string                                              // files in Dir, removed at the end
 	Ask         *Step                                                 // nil: Stop begins with SIGTERM
 	Classify    func(status system.ExitStatus, stopped bool) vmm.Exit // called once, after the end
@@ -47,10 +48,16 @@ type Options struct {
 	Release     func() // ends the driver's own connections and goroutines; called once
 }
 
+// opener opens streams to the agent; Close ends them all.
+type opener interface {
+	Open(context.Context) (net.Conn, error)
+	Close() error
+}
+
 // Machine is a vmm.Running.
 type Machine struct {
 	o        Options
-	host     *channel.Host
+	host     opener
 	alive    context.Context // ends with the machine, or with Close
 	end      context.CancelFunc
 	stopping atomic.Bool
@@ -65,7 +72,12 @@ var _ vmm.Running = (*Machine)(nil)
 
 // New returns the Running of a process; both are the Machine's from now on.
 func New(o Options) *Machine {
-	m := &Machine{o: o, host: channel.NewHost(o.Dial), done: make(chan struct{})}
+	m := &Machine{o: o, done: make(chan struct{})}
+	if o.Streams != nil {
+		m.host = &streams{open: o.Streams, live: map[*stream]bool{}}
+	} else {
+		m.host = channel.NewHost(o.Dial)
+	}
 	m.alive, m.end = context.WithCancel(context.Background())
 	m.watcher.Go(m.watch)
 	return m

@@ -2,6 +2,7 @@ package machine
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -46,6 +47,20 @@ func checkFile(dir, path string) error {
 	}
 	if !info.Mode().IsRegular() || info.Size() == 0 {
 		return fmt.Errorf("%s is empty or no regular file", path)
+	}
+	return nil
+}
+
+// CheckHost finds what of the machine this host lacks.
+func CheckHost(m vmm.Machine) error {
+	if err := CheckFiles(m); err != nil {
+		return err
+	}
+	for _, n := range m.NICs {
+		// A VMM with the right to do so would make a missing one, connected to nothing.
+		if _, err := net.InterfaceByName(n.TAP); err != nil {
+			return fault.Wrap(fault.Precondition, err, "the network device %s of %s cannot be used", n.TAP, m.Name)
+		}
 	}
 	return nil
 }
@@ -111,4 +126,40 @@ func ClassifyStatus(s system.ExitStatus, stopped bool) vmm.Exit {
 		kind = vmm.ExitKilled
 	}
 	return vmm.Exit{Kind: kind, Detail: s.String()}
+}
+
+// PrepareLogs is PrepareLog, and writes down the command line.
+func PrepareLogs(dir string, argv []string) error {
+	if err := PrepareLog(dir); err != nil {
+		return err
+	}
+	return WriteCommand(dir, argv)
+}
+
+// PrepareLog puts the last serial log aside. The new one is ours alone to read: a console may show secrets.
+func PrepareLog(dir string) error {
+	log := filepath.Join(dir, vmm.SerialLog)
+	if err := os.Rename(log, log+".1"); err != nil && !os.IsNotExist(err) {
+		return fault.Wrap(fault.Precondition, err, "cannot put the old serial log aside")
+	}
+	f, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY, 0o600)
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		return fault.Wrap(fault.Precondition, err, "cannot make the serial log")
+	}
+	return nil
+}
+
+// Ended tells whether a process whose sockets fail ends as well, within a moment.
+func Ended(p *system.Process, within time.Duration) bool {
+	t := time.NewTimer(within)
+	defer t.Stop()
+	select {
+	case <-p.Done():
+		return true
+	case <-t.C:
+		return false
+	}
 }

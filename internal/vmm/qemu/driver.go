@@ -39,7 +39,7 @@ type Driver struct {
 	o        Options
 	log      *slog.Logger
 	platform platform
-	trim     trimmer
+	trim     machine.Trimmer
 
 	mu     sync.Mutex
 	probed *vmm.Caps
@@ -63,9 +63,6 @@ func New(o Options) *Driver {
 
 // Name returns "qemu".
 func (d *Driver) Name() string { return Name }
-
-// probeKVM is measured once for the process.
-var probeKVM = sync.OnceValue(kvm.Probe)
 
 // Caps finds QEMU and measures KVM. Failures are not remembered: QEMU may be installed meanwhile.
 func (d *Driver) Caps(ctx context.Context) (vmm.Caps, error) {
@@ -93,7 +90,7 @@ func (d *Driver) Caps(ctx context.Context) (vmm.Caps, error) {
 		Accelerator: "kvm", Version: version, Build: build, KernelFormats: d.platform.kernelFormats,
 		Channel: "virtio-serial", MaxCPUs: maxCPUs,
 	}
-	if r := probeKVM(); !r.Usable {
+	if r := kvm.Probed(); !r.Usable {
 		caps.Accelerator, caps.SlowReason = "tcg", r.Reason+"; software emulation is used"
 	}
 	d.platform = d.platform.emulatedBy(version)
@@ -169,21 +166,7 @@ func (d *Driver) Check(ctx context.Context, m vmm.Machine) error {
 	if err := checkBoot(m); err != nil {
 		return err
 	}
-	return checkHost(m)
-}
-
-// checkHost finds what of the machine this host lacks.
-func checkHost(m vmm.Machine) error {
-	if err := machine.CheckFiles(m); err != nil {
-		return err
-	}
-	for _, n := range m.NICs {
-		// QEMU with the right to do so would make a missing one, connected to nothing.
-		if _, err := net.InterfaceByName(n.TAP); err != nil {
-			return fault.Wrap(fault.Precondition, err, "the network device %s of %s cannot be used", n.TAP, m.Name)
-		}
-	}
-	return nil
+	return machine.CheckHost(m)
 }
 
 // sockets are QEMU's files that mean a running process.
@@ -200,7 +183,7 @@ func (d *Driver) Adopt(ctx context.Context, m vmm.Machine, h vmm.Handle) (vmm.Ru
 	}
 	mon, err := connect(ctx, adoptTimeout, m.Dir, p)
 	if err != nil {
-		if ended(p, lastWords) {
+		if machine.Ended(p, lastWords) {
 			_ = p.Close()
 			machine.RemoveIfUnlocked(m.Dir, sockets)
 			return nil, fault.New(fault.NotFound, "QEMU of %s has just ended", m.Name)
@@ -219,7 +202,7 @@ func (d *Driver) Adopt(ctx context.Context, m vmm.Machine, h vmm.Handle) (vmm.Ru
 
 func (d *Driver) running(m vmm.Machine, p *system.Process, mon *monitor) vmm.Running {
 	facts := machine.ReadFacts(m.Dir)
-	untrim := d.trim.watch(filepath.Join(m.Dir, vmm.SerialLog), filepath.Join(m.Dir, vmm.VMMLog))
+	untrim := d.trim.Watch(filepath.Join(m.Dir, vmm.SerialLog), filepath.Join(m.Dir, vmm.VMMLog))
 	o := machine.Options{
 		Dir: m.Dir, Process: p, Sockets: sockets,
 		Dial: func(ctx context.Context) (net.Conn, error) {
@@ -238,16 +221,4 @@ func (d *Driver) running(m vmm.Machine, p *system.Process, mon *monitor) vmm.Run
 		o.Release = func() { untrim(); mon.close() }
 	}
 	return &running{Machine: machine.New(o), name: m.Name, mon: mon, facts: facts}
-}
-
-// ended tells whether a process whose sockets fail ends as well, within a moment.
-func ended(p *system.Process, within time.Duration) bool {
-	t := time.NewTimer(within)
-	defer t.Stop()
-	select {
-	case <-p.Done():
-		return true
-	case <-t.C:
-		return false
-	}
 }

@@ -2,20 +2,11 @@ package qemu
 
 import (
 	"path/filepath"
-	"strings"
 	"time"
 
 	"banger/internal/system"
 	"banger/internal/vmm"
 	"banger/internal/vmm/machine"
-)
-
-// What Linux writes on its console last.
-const (
-	panicText    = "Kernel panic - not syncing"
-	powerOffText = "reboot: Power down"
-	haltText     = "reboot: System halted"
-	restartText  = "reboot: Restarting system"
 )
 
 // patchedText is what a kernel says of a breakpoint that it did not expect. It sets some for a moment while it
@@ -46,7 +37,7 @@ func blame(e vmm.Exit, console []string, software bool) vmm.Exit {
 	if e.Kind != vmm.ExitPanic || !software {
 		return e
 	}
-	if _, ok := last(console, patchedText); ok {
+	if _, ok := machine.LastLine(console, patchedText); ok {
 		e.Emulation = true
 		e.Detail += " (int3: QEMU without KVM ran code that was being patched)"
 	}
@@ -60,40 +51,14 @@ func judge(reason string, console []string, s system.ExitStatus, stopped bool) v
 		return vmm.Exit{Kind: vmm.ExitPowerOff, Detail: "the guest powered itself off"}
 	case "guest-reset", "guest-panic", "subsystem-reset":
 		// The kernel resets the machine after a panic as it does on a reboot.
-		if line, ok := last(console, panicText); ok {
+		if line, ok := machine.LastLine(console, machine.PanicText); ok {
 			return vmm.Exit{Kind: vmm.ExitPanic, Detail: line}
 		}
 		return vmm.Exit{Kind: vmm.ExitReboot, Detail: "the guest asked for a reboot"}
 	case "":
-		if e, ok := fromConsole(console); ok && !stopped && s.Signal == 0 {
+		if e, ok := machine.FromConsole(console); ok && !stopped && s.Signal == 0 {
 			return e
 		}
 	}
 	return machine.ClassifyStatus(s, stopped)
-}
-
-// fromConsole believes the console's end alone: a guest that said it long ago has gone on since.
-func fromConsole(console []string) (vmm.Exit, bool) {
-	tail := console[max(0, len(console)-3):]
-	for text, kind := range map[string]vmm.ExitKind{
-		powerOffText: vmm.ExitPowerOff, haltText: vmm.ExitPowerOff, restartText: vmm.ExitReboot,
-	} {
-		if line, ok := last(tail, text); ok {
-			return vmm.Exit{Kind: kind, Detail: line}, true
-		}
-	}
-	if line, ok := last(console[max(0, len(console)-60):], panicText); ok {
-		return vmm.Exit{Kind: vmm.ExitPanic, Detail: line}, true
-	}
-	return vmm.Exit{}, false
-}
-
-// last returns the last line that holds text, from there on.
-func last(lines []string, text string) (string, bool) {
-	for i := len(lines) - 1; i >= 0; i-- {
-		if at := strings.Index(lines[i], text); at >= 0 {
-			return lines[i][at:], true
-		}
-	}
-	return "", false
 }

@@ -1,14 +1,13 @@
 package qemu
 
 import (
-	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 
 	"banger/internal/system"
 	"banger/internal/vmm"
+	"banger/internal/vmm/machine"
 )
 
 func TestJudge(t *testing.T) {
@@ -68,57 +67,12 @@ func TestBlame(t *testing.T) {
 		"another exception": {other, true, false},
 	} {
 		e := blame(judge("guest-reset", c.console, system.ExitStatus{Known: true}, false), c.console, c.software)
-		if e.Kind != vmm.ExitPanic || e.Emulation != c.want || !strings.HasPrefix(e.Detail, panicText) {
+		if e.Kind != vmm.ExitPanic || e.Emulation != c.want || !strings.HasPrefix(e.Detail, machine.PanicText) {
 			t.Errorf("%s: %+v", name, e)
 		}
 	}
 	down := append(patched, "[    9.0] reboot: Power down")
 	if e := blame(judge("guest-shutdown", down, system.ExitStatus{Known: true}, false), down, true); e.Emulation {
 		t.Errorf("a guest that survived: %+v", e)
-	}
-}
-
-func TestTrim(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "serial.log")
-	log, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
-	write := func(s string) {
-		if _, err := log.WriteString(s); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write(strings.Repeat("a", 90) + "0123456789")
-	if err := trim(path, 100); err != nil {
-		t.Fatal(err)
-	}
-	if info, _ := os.Stat(path); info.Size() != 100 {
-		t.Errorf("a short log was cut to %d", info.Size())
-	}
-	write("end")
-	if err := trim(path, 100); err != nil {
-		t.Fatal(err)
-	}
-	write("more")
-	now, _ := os.ReadFile(path)
-	before, _ := os.ReadFile(path + ".1")
-	if string(now) != "more" || len(before) != 100 || !strings.HasSuffix(string(before), "9end") {
-		t.Errorf("now %q, before %d bytes", now, len(before))
-	}
-}
-
-func TestTrimmerRestsWithoutMachines(t *testing.T) {
-	var tr trimmer
-	a, b := tr.watch("x"), tr.watch("x", "y")
-	a()
-	a()
-	if len(tr.logs) != 2 || tr.timer == nil {
-		t.Errorf("%v", tr.logs)
-	}
-	b()
-	if len(tr.logs) != 0 || tr.timer != nil {
-		t.Errorf("%v", tr.logs)
 	}
 }

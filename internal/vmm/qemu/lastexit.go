@@ -10,5 +10,5 @@ import (
 // LastExit tells how a machine ended that nobody watched, when its console says so. The console's log is a
 // new one at each start.
 func (d *Driver) LastExit(m vmm.Machine) (vmm.Exit, bool) {
-	return fromConsole(machine.Tail(filepath.Join(m.Dir, vmm.SerialLog), 500))
+	return machine.FromConsole(machine.Tail(filepath.Join(m.Dir, vmm.SerialLog), 500))
 }

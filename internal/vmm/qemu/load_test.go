@@ -35,7 +35,7 @@ func saved(t *testing.T, d *Driver, m vmm.Machine, caps vmm.Caps, state string) 
 		t.Fatal(err)
 	}
 	err = machine.WriteSaved(t.Context(), dir, machine.Saved{
-		VMM: Name, Build: caps.Build, Accelerator: caps.Accelerator, CPUModel: hostCPU(caps.Accelerator),
+		VMM: Name, Build: caps.Build, Accelerator: caps.Accelerator, CPUModel: machine.HostCPU(caps.Accelerator),
 		Layout: places, CPUs: m.CPUs, MemoryBytes: m.MemoryBytes,
 	}, false)
 	if err != nil {

@@ -1,18 +1,13 @@
 package qemu_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/cavaliergopher/cpio"
 
 	"banger/internal/fault"
 	"banger/internal/hosttest/need"
@@ -41,139 +36,11 @@ func testKernel(t testing.TB) string {
 	return k.ELF
 }
 
-// echoSource is the one program of the test's guest.
-const echoSource = `package main
-
-import (
-	"os"
-	"strings"
-)
-
-func main() { os.Stdout.WriteString(strings.Join(os.Args[1:], " ") + "\n") }
-`
-
-// countSource counts how often it was called, in memory.
-const countSource = `package main
-
-import (
-	"fmt"
-	"os"
-)
-
-func main() {
-	n := 0
-	if text, err := os.ReadFile("/tmp/count"); err == nil {
-		fmt.Sscan(string(text), &n)
-	}
-	n++
-	fmt.Println(n)
-	if err := os.WriteFile("/tmp/count", []byte(fmt.Sprint(n)), 0o600); err != nil {
-		panic(err)
-	}
-}
-`
-
-// chatterSource talks until nobody listens.
-const chatterSource = `package main
-
-import (
-	"os"
-	"time"
-)
-
-func main() {
-	for {
-		if _, err := os.Stdout.WriteString("chatter chatter chatter\n"); err != nil {
-			return
-		}
-		time.Sleep(time.Millisecond)
-	}
-}
-`
-
-// initSource is the guest's init: there is no disk and no other init, so the agent supervises.
-const initSource = `package main
-
-import (
-	"os"
-	"syscall"
-)
-
-func main() {
-	for where, what := range map[string]string{"/dev": "devtmpfs", "/proc": "proc", "/sys": "sysfs"} {
-		if err := syscall.Mount(what, where, what, 0, ""); err != nil {
-			panic(err)
-		}
-	}
-	const agent = "/run/banger/agent"
-	panic(syscall.Exec(agent, []string{agent, "supervise", "banger.agent.0"}, os.Environ()))
-}
-`
-
 // testInitramfs holds an init, the agent, the programs that the suite calls, and one called tool if its source
 // is given.
 func testInitramfs(t testing.TB, tool ...string) string {
 	t.Helper()
-	dir := t.TempDir()
-	programs := map[string]string{"run/banger/agent": "banger/cmd/banger-agent"}
-	sources := map[string]string{
-		"init": initSource, "bin/echo": echoSource, "bin/count": countSource, "bin/chatter": chatterSource,
-	}
-	for _, source := range tool {
-		sources["bin/tool"] = source
-	}
-	for name, source := range sources {
-		programs[name] = filepath.Join(dir, filepath.Base(name)+".go")
-		if err := os.WriteFile(programs[name], []byte(source), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	var archive bytes.Buffer
-	w := cpio.NewWriter(&archive)
-	for _, name := range []string{"dev", "proc", "sys", "run", "run/banger", "bin", "etc", "root", "tmp"} {
-		header(t, w, &cpio.Header{Name: name, Mode: cpio.TypeDir | 0o755})
-	}
-	for name, source := range programs {
-		program := build(t, source, filepath.Join(dir, filepath.Base(name)))
-		header(t, w, &cpio.Header{Name: name, Mode: cpio.TypeReg | 0o755, Size: int64(len(program))})
-		if _, err := w.Write(program); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(dir, "initramfs.img")
-	if err := os.WriteFile(path, archive.Bytes(), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
-func header(t testing.TB, w *cpio.Writer, h *cpio.Header) {
-	t.Helper()
-	if err := w.WriteHeader(h); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func build(t testing.TB, source, out string) []byte {
-	t.Helper()
-	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", out, source)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if said, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build %s: %v\n%s", source, err, said)
-	}
-	f, err := os.Open(out)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	program, err := io.ReadAll(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return program
+	return vmmtest.Initramfs(t, vmmtest.Guest{Channel: vmm.ChannelPort, Tool: strings.Join(tool, "")})
 }
 
 func TestConformance(t *testing.T) {

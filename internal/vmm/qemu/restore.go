@@ -1,10 +1,7 @@
 package qemu
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -36,7 +33,7 @@ func (d *Driver) checkSaved(ctx context.Context, m vmm.Machine, dir string) (mac
 		return saved, err
 	}
 	now := machine.Saved{
-		VMM: Name, Build: caps.Build, Accelerator: caps.Accelerator, CPUModel: hostCPU(caps.Accelerator),
+		VMM: Name, Build: caps.Build, Accelerator: caps.Accelerator, CPUModel: machine.HostCPU(caps.Accelerator),
 	}
 	if now.Layout, err = layout(d.platform, caps.Accelerator, m); err != nil {
 		return saved, err
@@ -55,7 +52,7 @@ func (d *Driver) Restore(ctx context.Context, m vmm.Machine, dir string) (vmm.Ru
 	}
 	// They are in the memory.
 	m.Kernel, m.Initramfs, m.MemoryFile = "", "", ""
-	if err := checkHost(m); err != nil {
+	if err := machine.CheckHost(m); err != nil {
 		return nil, err
 	}
 	var mem memory
@@ -102,26 +99,4 @@ func load(ctx context.Context, mon *monitor, m vmm.Machine, saved machine.Saved)
 		}
 	}
 	return mon.callFor(ctx, "cont", nil)
-}
-
-// hostCPU is a hash of the processor that a guest on KVM sees: a guest that has found a feature goes on using
-// it. In software every host is the same.
-func hostCPU(accelerator string) string {
-	if accelerator != "kvm" {
-		return ""
-	}
-	text, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		return "unknown"
-	}
-	first, _, _ := bytes.Cut(text, []byte("\n\n"))
-	sum := sha256.New()
-	for line := range bytes.Lines(first) {
-		name, _, _ := bytes.Cut(line, []byte(":"))
-		switch string(bytes.TrimSpace(name)) {
-		case "vendor_id", "model name", "stepping", "microcode", "flags", "CPU implementer", "CPU part", "Features":
-			sum.Write(line)
-		}
-	}
-	return hex.EncodeToString(sum.Sum(nil)[:8])
 }

@@ -186,7 +186,7 @@ func (r *running) manifest(ctx context.Context, dir string) (machine.Saved, erro
 	}
 	v := version.QEMU
 	s = r.facts.Saved()
-	s.VMM, s.CPUModel = Name, hostCPU(s.Accelerator)
+	s.VMM, s.CPUModel = Name, machine.HostCPU(s.Accelerator)
 	s.Build = buildName(fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Micro), version.Package)
 	s.Disks, err = r.disks(ctx)
 	return s, err

@@ -55,7 +55,7 @@ func (d *Driver) bringUp(ctx context.Context, m vmm.Machine, accelerator string,
 			return d.running(m, p, mon), nil
 		}
 	}
-	died := ctx.Err() == nil && ended(p, lastWords)
+	died := ctx.Err() == nil && machine.Ended(p, lastWords)
 	machine.Kill(p)
 	if mon != nil {
 		mon.close()
@@ -76,7 +76,7 @@ func (d *Driver) launch(m vmm.Machine, accelerator string, args []string, state 
 	}
 	defer lock.Close()
 	machine.RemoveSockets(m.Dir, sockets)
-	if err := prepareLogs(m.Dir, append([]string{d.binary}, args...)); err != nil {
+	if err := machine.PrepareLogs(m.Dir, append([]string{d.binary}, args...)); err != nil {
 		return nil, err
 	}
 	if err := machine.WriteFacts(m, accelerator, places); err != nil {
@@ -90,23 +90,6 @@ func (d *Driver) launch(m vmm.Machine, accelerator string, args []string, state 
 		Path: d.binary, Args: args, Dir: m.Dir, NewSession: true,
 		Log: filepath.Join(m.Dir, vmm.VMMLog), ExtraFiles: files,
 	})
-}
-
-// prepareLogs puts the last serial log aside and writes down the command line. The new log is ours
-// alone to read: a console may show secrets.
-func prepareLogs(dir string, argv []string) error {
-	log := filepath.Join(dir, vmm.SerialLog)
-	if err := os.Rename(log, log+".1"); err != nil && !os.IsNotExist(err) {
-		return fault.Wrap(fault.Precondition, err, "cannot put the old serial log aside")
-	}
-	f, err := os.OpenFile(log, os.O_CREATE|os.O_WRONLY, 0o600)
-	if err == nil {
-		err = f.Close()
-	}
-	if err != nil {
-		return fault.Wrap(fault.Precondition, err, "cannot make the serial log")
-	}
-	return machine.WriteCommand(dir, argv)
 }
 
 // connect connects to the monitor, which may not listen yet, as long as the process lives and the

@@ -241,7 +241,7 @@ func testSavedMapped(t *testing.T, target Target) {
 	g.count(g.restore(g.m, own), "5")
 }
 
-func readAll(t *testing.T, path string) []byte {
+func readAll(t testing.TB, path string) []byte {
 	t.Helper()
 	text, err := os.ReadFile(path)
 	if err != nil {

@@ -1,4 +1,4 @@
-package fake
+package fakeguest
 
 import (
 	"bufio"
@@ -21,15 +21,15 @@ import (
 // its next start.
 const rootDir = "fake-root"
 
-// runner plays the programs of a guest.
-type runner struct{ memory *memory }
+// Runner plays the programs of a guest.
+type Runner struct{ Memory *Memory }
 
-var _ serve.Runner = runner{}
+var _ serve.Runner = Runner{}
 
 // call is one program that runs.
 type call struct {
 	ctx    context.Context
-	memory *memory // of the machine
+	memory *Memory // of the machine
 	p      serve.Program
 	args   []string
 	end    syscall.Signal // the signal that ended it
@@ -48,7 +48,7 @@ func init() {
 
 // Run plays a program, or answers 127 for one there is none of. Without an argv it is a shell that
 // takes its commands from stdin.
-func (r runner) Run(ctx context.Context, p serve.Program) serve.Exit {
+func (r Runner) Run(ctx context.Context, p serve.Program) serve.Exit {
 	argv := p.Argv
 	if len(argv) == 0 {
 		argv = []string{"sh"}
@@ -57,7 +57,7 @@ func (r runner) Run(ctx context.Context, p serve.Program) serve.Exit {
 		return serve.Exit{Code: 127, Error: argv[0] + ": no such program in the fake guest"}
 	}
 	p.Started(1000)
-	c := &call{ctx: ctx, memory: r.memory, p: p}
+	c := &call{ctx: ctx, memory: r.Memory, p: p}
 	code := c.play(argv)
 	return serve.Exit{Code: code, Signal: c.end}
 }
@@ -96,7 +96,7 @@ func echo(c *call) int { return c.print(strings.Join(c.args, " ") + "\n") }
 
 func warn(c *call) int { return c.fail(0, errors.New(strings.Join(c.args, " "))) }
 
-func hostname(c *call) int { return c.print(c.memory.hostname() + "\n") }
+func hostname(c *call) int { return c.print(c.memory.Name() + "\n") }
 
 // count says how often it was called since the boot.
 func count(c *call) int { return c.print(strconv.Itoa(c.memory.count()) + "\n") }

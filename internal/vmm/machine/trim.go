@@ -1,10 +1,12 @@
-package qemu
+package machine
 
 import (
 	"io"
 	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Bounds of a machine's logs. A guest writes its console as it likes; QEMU has no limit for it. The
@@ -14,15 +16,15 @@ const (
 	trimAbove = 8 << 20 // bytes; a log and its predecessor take some twice that
 )
 
-// trimmer keeps logs short while machines run. It needs no goroutine, and rests without machines.
-type trimmer struct {
+// Trimmer keeps logs short while machines run. It needs no goroutine, and rests without machines.
+type Trimmer struct {
 	mu    sync.Mutex
 	logs  map[string]int // how often it is watched
 	timer *time.Timer
 }
 
-// watch begins to watch logs; the function returned ends it.
-func (t *trimmer) watch(logs ...string) func() {
+// Watch begins to watch logs; the function returned ends it.
+func (t *Trimmer) Watch(logs ...string) func() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.logs == nil {
@@ -37,7 +39,7 @@ func (t *trimmer) watch(logs ...string) func() {
 	return sync.OnceFunc(func() { t.unwatch(logs) })
 }
 
-func (t *trimmer) unwatch(logs []string) {
+func (t *Trimmer) unwatch(logs []string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, l := range logs {
@@ -51,7 +53,7 @@ func (t *trimmer) unwatch(logs []string) {
 	}
 }
 
-func (t *trimmer) tick() {
+func (t *Trimmer) tick() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for l := range t.logs {
@@ -66,16 +68,20 @@ func (t *trimmer) tick() {
 // trim moves the end of a log that is above most to its predecessor and empties it. What is written
 // between the two is lost.
 func trim(path string, most int64) error {
-	info, err := os.Stat(path)
-	if err != nil || info.Size() <= most {
+	var info unix.Stat_t
+	if err := unix.Stat(path, &info); err != nil {
 		return err
+	}
+	// What it takes, not its length: a VMM that does not append goes on behind the hole that the cut has left.
+	if min(info.Size, info.Blocks*512) <= most {
+		return nil
 	}
 	from, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
 	defer from.Close()
-	if _, err := from.Seek(info.Size()-most, io.SeekStart); err != nil {
+	if _, err := from.Seek(info.Size-most, io.SeekStart); err != nil {
 		return err
 	}
 	to, err := os.OpenFile(path+".1", os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
