@@ -85,7 +85,7 @@ func (x Progress_Status) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Progress_Status.Descriptor instead.
 func (Progress_Status) EnumDescriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{4, 0}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{5, 0}
 }
 
 type ReadLogRequest_Source int32
@@ -136,7 +136,7 @@ func (x ReadLogRequest_Source) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReadLogRequest_Source.Descriptor instead.
 func (ReadLogRequest_Source) EnumDescriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{32, 0}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{33, 0}
 }
 
 // Fault is the detail of every error: what kind, about which thing, what to do next.
@@ -224,7 +224,9 @@ type VMSpec struct {
 	// The VM is deleted when it stops.
 	Ephemeral bool `protobuf:"varint,12,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
 	// The VM boots, also when a template is there that it could be restored from.
-	Cold          bool `protobuf:"varint,13,opt,name=cold,proto3" json:"cold,omitempty"`
+	Cold bool `protobuf:"varint,13,opt,name=cold,proto3" json:"cold,omitempty"`
+	// Host ports that lead into the VM while it runs.
+	Ports         []*PortForward `protobuf:"bytes,20,rep,name=ports,proto3" json:"ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -350,6 +352,77 @@ func (x *VMSpec) GetCold() bool {
 	return false
 }
 
+func (x *VMSpec) GetPorts() []*PortForward {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+// PortForward leads TCP connections to an address of the host into a VM.
+type PortForward struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: 127.0.0.1.
+	HostAddress string `protobuf:"bytes,1,opt,name=host_address,json=hostAddress,proto3" json:"host_address,omitempty"`
+	// 1 to 65535.
+	HostPort int32 `protobuf:"varint,2,opt,name=host_port,json=hostPort,proto3" json:"host_port,omitempty"`
+	// 1 to 65535.
+	GuestPort     int32 `protobuf:"varint,3,opt,name=guest_port,json=guestPort,proto3" json:"guest_port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortForward) Reset() {
+	*x = PortForward{}
+	mi := &file_banger_v1_banger_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortForward) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortForward) ProtoMessage() {}
+
+func (x *PortForward) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortForward.ProtoReflect.Descriptor instead.
+func (*PortForward) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PortForward) GetHostAddress() string {
+	if x != nil {
+		return x.HostAddress
+	}
+	return ""
+}
+
+func (x *PortForward) GetHostPort() int32 {
+	if x != nil {
+		return x.HostPort
+	}
+	return 0
+}
+
+func (x *PortForward) GetGuestPort() int32 {
+	if x != nil {
+		return x.GuestPort
+	}
+	return 0
+}
+
 type VM struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -382,14 +455,16 @@ type VM struct {
 	// Process id of the VMM, 0 when there is none.
 	Pid int32 `protobuf:"varint,22,opt,name=pid,proto3" json:"pid,omitempty"`
 	// The VM's own directory on the host.
-	Directory     string `protobuf:"bytes,23,opt,name=directory,proto3" json:"directory,omitempty"`
+	Directory string `protobuf:"bytes,23,opt,name=directory,proto3" json:"directory,omitempty"`
+	// Host ports that lead into the VM while it runs.
+	Ports         []*PortForward `protobuf:"bytes,30,rep,name=ports,proto3" json:"ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VM) Reset() {
 	*x = VM{}
-	mi := &file_banger_v1_banger_proto_msgTypes[2]
+	mi := &file_banger_v1_banger_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -401,7 +476,7 @@ func (x *VM) String() string {
 func (*VM) ProtoMessage() {}
 
 func (x *VM) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[2]
+	mi := &file_banger_v1_banger_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -414,7 +489,7 @@ func (x *VM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VM.ProtoReflect.Descriptor instead.
 func (*VM) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{2}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *VM) GetId() string {
@@ -578,6 +653,13 @@ func (x *VM) GetDirectory() string {
 	return ""
 }
 
+func (x *VM) GetPorts() []*PortForward {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
 // SSHEndpoint is what an SSH client needs to reach a VM without a question asked.
 type SSHEndpoint struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -593,7 +675,7 @@ type SSHEndpoint struct {
 
 func (x *SSHEndpoint) Reset() {
 	*x = SSHEndpoint{}
-	mi := &file_banger_v1_banger_proto_msgTypes[3]
+	mi := &file_banger_v1_banger_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -605,7 +687,7 @@ func (x *SSHEndpoint) String() string {
 func (*SSHEndpoint) ProtoMessage() {}
 
 func (x *SSHEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[3]
+	mi := &file_banger_v1_banger_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -618,7 +700,7 @@ func (x *SSHEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SSHEndpoint.ProtoReflect.Descriptor instead.
 func (*SSHEndpoint) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{3}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SSHEndpoint) GetUser() string {
@@ -680,7 +762,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_banger_v1_banger_proto_msgTypes[4]
+	mi := &file_banger_v1_banger_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +774,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[4]
+	mi := &file_banger_v1_banger_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +787,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{4}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Progress) GetStage() string {
@@ -754,7 +836,7 @@ type CreateVMRequest struct {
 
 func (x *CreateVMRequest) Reset() {
 	*x = CreateVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[5]
+	mi := &file_banger_v1_banger_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -766,7 +848,7 @@ func (x *CreateVMRequest) String() string {
 func (*CreateVMRequest) ProtoMessage() {}
 
 func (x *CreateVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[5]
+	mi := &file_banger_v1_banger_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -779,7 +861,7 @@ func (x *CreateVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVMRequest.ProtoReflect.Descriptor instead.
 func (*CreateVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{5}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CreateVMRequest) GetSpec() *VMSpec {
@@ -809,7 +891,7 @@ type CreateVMResponse struct {
 
 func (x *CreateVMResponse) Reset() {
 	*x = CreateVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[6]
+	mi := &file_banger_v1_banger_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +903,7 @@ func (x *CreateVMResponse) String() string {
 func (*CreateVMResponse) ProtoMessage() {}
 
 func (x *CreateVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[6]
+	mi := &file_banger_v1_banger_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +916,7 @@ func (x *CreateVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVMResponse.ProtoReflect.Descriptor instead.
 func (*CreateVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{6}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateVMResponse) GetEvent() isCreateVMResponse_Event {
@@ -886,7 +968,7 @@ type ListVMsRequest struct {
 
 func (x *ListVMsRequest) Reset() {
 	*x = ListVMsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[7]
+	mi := &file_banger_v1_banger_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -898,7 +980,7 @@ func (x *ListVMsRequest) String() string {
 func (*ListVMsRequest) ProtoMessage() {}
 
 func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[7]
+	mi := &file_banger_v1_banger_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -911,7 +993,7 @@ func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsRequest.ProtoReflect.Descriptor instead.
 func (*ListVMsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{7}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{8}
 }
 
 type ListVMsResponse struct {
@@ -923,7 +1005,7 @@ type ListVMsResponse struct {
 
 func (x *ListVMsResponse) Reset() {
 	*x = ListVMsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[8]
+	mi := &file_banger_v1_banger_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -935,7 +1017,7 @@ func (x *ListVMsResponse) String() string {
 func (*ListVMsResponse) ProtoMessage() {}
 
 func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[8]
+	mi := &file_banger_v1_banger_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -948,7 +1030,7 @@ func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsResponse.ProtoReflect.Descriptor instead.
 func (*ListVMsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{8}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListVMsResponse) GetVms() []*VM {
@@ -968,7 +1050,7 @@ type GetVMRequest struct {
 
 func (x *GetVMRequest) Reset() {
 	*x = GetVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[9]
+	mi := &file_banger_v1_banger_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -980,7 +1062,7 @@ func (x *GetVMRequest) String() string {
 func (*GetVMRequest) ProtoMessage() {}
 
 func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[9]
+	mi := &file_banger_v1_banger_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -993,7 +1075,7 @@ func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMRequest.ProtoReflect.Descriptor instead.
 func (*GetVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{9}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetVMRequest) GetVm() string {
@@ -1012,7 +1094,7 @@ type GetVMResponse struct {
 
 func (x *GetVMResponse) Reset() {
 	*x = GetVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[10]
+	mi := &file_banger_v1_banger_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1024,7 +1106,7 @@ func (x *GetVMResponse) String() string {
 func (*GetVMResponse) ProtoMessage() {}
 
 func (x *GetVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[10]
+	mi := &file_banger_v1_banger_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1037,7 +1119,7 @@ func (x *GetVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMResponse.ProtoReflect.Descriptor instead.
 func (*GetVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{10}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetVMResponse) GetVm() *VM {
@@ -1060,7 +1142,7 @@ type StartVMRequest struct {
 
 func (x *StartVMRequest) Reset() {
 	*x = StartVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[11]
+	mi := &file_banger_v1_banger_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +1154,7 @@ func (x *StartVMRequest) String() string {
 func (*StartVMRequest) ProtoMessage() {}
 
 func (x *StartVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[11]
+	mi := &file_banger_v1_banger_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1085,7 +1167,7 @@ func (x *StartVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartVMRequest.ProtoReflect.Descriptor instead.
 func (*StartVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{11}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StartVMRequest) GetVm() string {
@@ -1122,7 +1204,7 @@ type StartVMResponse struct {
 
 func (x *StartVMResponse) Reset() {
 	*x = StartVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[12]
+	mi := &file_banger_v1_banger_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1134,7 +1216,7 @@ func (x *StartVMResponse) String() string {
 func (*StartVMResponse) ProtoMessage() {}
 
 func (x *StartVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[12]
+	mi := &file_banger_v1_banger_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1147,7 +1229,7 @@ func (x *StartVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartVMResponse.ProtoReflect.Descriptor instead.
 func (*StartVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{12}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StartVMResponse) GetEvent() isStartVMResponse_Event {
@@ -1202,7 +1284,7 @@ type StopVMRequest struct {
 
 func (x *StopVMRequest) Reset() {
 	*x = StopVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[13]
+	mi := &file_banger_v1_banger_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1214,7 +1296,7 @@ func (x *StopVMRequest) String() string {
 func (*StopVMRequest) ProtoMessage() {}
 
 func (x *StopVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[13]
+	mi := &file_banger_v1_banger_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1227,7 +1309,7 @@ func (x *StopVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVMRequest.ProtoReflect.Descriptor instead.
 func (*StopVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{13}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StopVMRequest) GetVm() string {
@@ -1257,7 +1339,7 @@ type StopVMResponse struct {
 
 func (x *StopVMResponse) Reset() {
 	*x = StopVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[14]
+	mi := &file_banger_v1_banger_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1269,7 +1351,7 @@ func (x *StopVMResponse) String() string {
 func (*StopVMResponse) ProtoMessage() {}
 
 func (x *StopVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[14]
+	mi := &file_banger_v1_banger_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1282,7 +1364,7 @@ func (x *StopVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVMResponse.ProtoReflect.Descriptor instead.
 func (*StopVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{14}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StopVMResponse) GetEvent() isStopVMResponse_Event {
@@ -1335,7 +1417,7 @@ type SuspendVMRequest struct {
 
 func (x *SuspendVMRequest) Reset() {
 	*x = SuspendVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[15]
+	mi := &file_banger_v1_banger_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1347,7 +1429,7 @@ func (x *SuspendVMRequest) String() string {
 func (*SuspendVMRequest) ProtoMessage() {}
 
 func (x *SuspendVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[15]
+	mi := &file_banger_v1_banger_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1360,7 +1442,7 @@ func (x *SuspendVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendVMRequest.ProtoReflect.Descriptor instead.
 func (*SuspendVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{15}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SuspendVMRequest) GetVm() string {
@@ -1383,7 +1465,7 @@ type SuspendVMResponse struct {
 
 func (x *SuspendVMResponse) Reset() {
 	*x = SuspendVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[16]
+	mi := &file_banger_v1_banger_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1395,7 +1477,7 @@ func (x *SuspendVMResponse) String() string {
 func (*SuspendVMResponse) ProtoMessage() {}
 
 func (x *SuspendVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[16]
+	mi := &file_banger_v1_banger_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1408,7 +1490,7 @@ func (x *SuspendVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendVMResponse.ProtoReflect.Descriptor instead.
 func (*SuspendVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{16}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SuspendVMResponse) GetEvent() isSuspendVMResponse_Event {
@@ -1467,7 +1549,7 @@ type ForkVMRequest struct {
 
 func (x *ForkVMRequest) Reset() {
 	*x = ForkVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[17]
+	mi := &file_banger_v1_banger_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1479,7 +1561,7 @@ func (x *ForkVMRequest) String() string {
 func (*ForkVMRequest) ProtoMessage() {}
 
 func (x *ForkVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[17]
+	mi := &file_banger_v1_banger_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1492,7 +1574,7 @@ func (x *ForkVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkVMRequest.ProtoReflect.Descriptor instead.
 func (*ForkVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{17}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ForkVMRequest) GetVm() string {
@@ -1536,7 +1618,7 @@ type ForkVMResponse struct {
 
 func (x *ForkVMResponse) Reset() {
 	*x = ForkVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[18]
+	mi := &file_banger_v1_banger_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1548,7 +1630,7 @@ func (x *ForkVMResponse) String() string {
 func (*ForkVMResponse) ProtoMessage() {}
 
 func (x *ForkVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[18]
+	mi := &file_banger_v1_banger_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1561,7 +1643,7 @@ func (x *ForkVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkVMResponse.ProtoReflect.Descriptor instead.
 func (*ForkVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{18}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ForkVMResponse) GetEvent() isForkVMResponse_Event {
@@ -1617,7 +1699,7 @@ type Forked struct {
 
 func (x *Forked) Reset() {
 	*x = Forked{}
-	mi := &file_banger_v1_banger_proto_msgTypes[19]
+	mi := &file_banger_v1_banger_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1629,7 +1711,7 @@ func (x *Forked) String() string {
 func (*Forked) ProtoMessage() {}
 
 func (x *Forked) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[19]
+	mi := &file_banger_v1_banger_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1642,7 +1724,7 @@ func (x *Forked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forked.ProtoReflect.Descriptor instead.
 func (*Forked) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{19}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Forked) GetVms() []*VM {
@@ -1670,7 +1752,7 @@ type CloneVMRequest struct {
 
 func (x *CloneVMRequest) Reset() {
 	*x = CloneVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[20]
+	mi := &file_banger_v1_banger_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1682,7 +1764,7 @@ func (x *CloneVMRequest) String() string {
 func (*CloneVMRequest) ProtoMessage() {}
 
 func (x *CloneVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[20]
+	mi := &file_banger_v1_banger_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1695,7 +1777,7 @@ func (x *CloneVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneVMRequest.ProtoReflect.Descriptor instead.
 func (*CloneVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{20}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CloneVMRequest) GetVm() string {
@@ -1725,7 +1807,7 @@ type CloneVMResponse struct {
 
 func (x *CloneVMResponse) Reset() {
 	*x = CloneVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[21]
+	mi := &file_banger_v1_banger_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1737,7 +1819,7 @@ func (x *CloneVMResponse) String() string {
 func (*CloneVMResponse) ProtoMessage() {}
 
 func (x *CloneVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[21]
+	mi := &file_banger_v1_banger_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1750,7 +1832,7 @@ func (x *CloneVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneVMResponse.ProtoReflect.Descriptor instead.
 func (*CloneVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{21}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CloneVMResponse) GetEvent() isCloneVMResponse_Event {
@@ -1803,7 +1885,7 @@ type RestartVMRequest struct {
 
 func (x *RestartVMRequest) Reset() {
 	*x = RestartVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[22]
+	mi := &file_banger_v1_banger_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1815,7 +1897,7 @@ func (x *RestartVMRequest) String() string {
 func (*RestartVMRequest) ProtoMessage() {}
 
 func (x *RestartVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[22]
+	mi := &file_banger_v1_banger_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1828,7 +1910,7 @@ func (x *RestartVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartVMRequest.ProtoReflect.Descriptor instead.
 func (*RestartVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{22}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RestartVMRequest) GetVm() string {
@@ -1851,7 +1933,7 @@ type RestartVMResponse struct {
 
 func (x *RestartVMResponse) Reset() {
 	*x = RestartVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[23]
+	mi := &file_banger_v1_banger_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1863,7 +1945,7 @@ func (x *RestartVMResponse) String() string {
 func (*RestartVMResponse) ProtoMessage() {}
 
 func (x *RestartVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[23]
+	mi := &file_banger_v1_banger_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1876,7 +1958,7 @@ func (x *RestartVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartVMResponse.ProtoReflect.Descriptor instead.
 func (*RestartVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{23}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RestartVMResponse) GetEvent() isRestartVMResponse_Event {
@@ -1931,7 +2013,7 @@ type DeleteVMRequest struct {
 
 func (x *DeleteVMRequest) Reset() {
 	*x = DeleteVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[24]
+	mi := &file_banger_v1_banger_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1943,7 +2025,7 @@ func (x *DeleteVMRequest) String() string {
 func (*DeleteVMRequest) ProtoMessage() {}
 
 func (x *DeleteVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[24]
+	mi := &file_banger_v1_banger_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1956,7 +2038,7 @@ func (x *DeleteVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVMRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{24}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DeleteVMRequest) GetVm() string {
@@ -1982,7 +2064,7 @@ type DeleteVMResponse struct {
 
 func (x *DeleteVMResponse) Reset() {
 	*x = DeleteVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[25]
+	mi := &file_banger_v1_banger_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1994,7 +2076,7 @@ func (x *DeleteVMResponse) String() string {
 func (*DeleteVMResponse) ProtoMessage() {}
 
 func (x *DeleteVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[25]
+	mi := &file_banger_v1_banger_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2007,7 +2089,7 @@ func (x *DeleteVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVMResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{25}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeleteVMResponse) GetProgress() *Progress {
@@ -2026,7 +2108,7 @@ type PingVMRequest struct {
 
 func (x *PingVMRequest) Reset() {
 	*x = PingVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[26]
+	mi := &file_banger_v1_banger_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2038,7 +2120,7 @@ func (x *PingVMRequest) String() string {
 func (*PingVMRequest) ProtoMessage() {}
 
 func (x *PingVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[26]
+	mi := &file_banger_v1_banger_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2051,7 +2133,7 @@ func (x *PingVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingVMRequest.ProtoReflect.Descriptor instead.
 func (*PingVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{26}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PingVMRequest) GetVm() string {
@@ -2073,7 +2155,7 @@ type PingVMResponse struct {
 
 func (x *PingVMResponse) Reset() {
 	*x = PingVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[27]
+	mi := &file_banger_v1_banger_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2085,7 +2167,7 @@ func (x *PingVMResponse) String() string {
 func (*PingVMResponse) ProtoMessage() {}
 
 func (x *PingVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[27]
+	mi := &file_banger_v1_banger_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2098,7 +2180,7 @@ func (x *PingVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingVMResponse.ProtoReflect.Descriptor instead.
 func (*PingVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{27}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PingVMResponse) GetRoundTripNanos() int64 {
@@ -2142,7 +2224,7 @@ type ExecVMRequest struct {
 
 func (x *ExecVMRequest) Reset() {
 	*x = ExecVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[28]
+	mi := &file_banger_v1_banger_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +2236,7 @@ func (x *ExecVMRequest) String() string {
 func (*ExecVMRequest) ProtoMessage() {}
 
 func (x *ExecVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[28]
+	mi := &file_banger_v1_banger_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +2249,7 @@ func (x *ExecVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecVMRequest.ProtoReflect.Descriptor instead.
 func (*ExecVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{28}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ExecVMRequest) GetInput() isExecVMRequest_Input {
@@ -2221,7 +2303,7 @@ type ExecVMResponse struct {
 
 func (x *ExecVMResponse) Reset() {
 	*x = ExecVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[29]
+	mi := &file_banger_v1_banger_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2233,7 +2315,7 @@ func (x *ExecVMResponse) String() string {
 func (*ExecVMResponse) ProtoMessage() {}
 
 func (x *ExecVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[29]
+	mi := &file_banger_v1_banger_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2246,7 +2328,7 @@ func (x *ExecVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecVMResponse.ProtoReflect.Descriptor instead.
 func (*ExecVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{29}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ExecVMResponse) GetExec() *v1.ExecResponse {
@@ -2267,7 +2349,7 @@ type GetSSHEndpointRequest struct {
 
 func (x *GetSSHEndpointRequest) Reset() {
 	*x = GetSSHEndpointRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[30]
+	mi := &file_banger_v1_banger_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2279,7 +2361,7 @@ func (x *GetSSHEndpointRequest) String() string {
 func (*GetSSHEndpointRequest) ProtoMessage() {}
 
 func (x *GetSSHEndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[30]
+	mi := &file_banger_v1_banger_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2292,7 +2374,7 @@ func (x *GetSSHEndpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSSHEndpointRequest.ProtoReflect.Descriptor instead.
 func (*GetSSHEndpointRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{30}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GetSSHEndpointRequest) GetVm() string {
@@ -2318,7 +2400,7 @@ type GetSSHEndpointResponse struct {
 
 func (x *GetSSHEndpointResponse) Reset() {
 	*x = GetSSHEndpointResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[31]
+	mi := &file_banger_v1_banger_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2330,7 +2412,7 @@ func (x *GetSSHEndpointResponse) String() string {
 func (*GetSSHEndpointResponse) ProtoMessage() {}
 
 func (x *GetSSHEndpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[31]
+	mi := &file_banger_v1_banger_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2343,7 +2425,7 @@ func (x *GetSSHEndpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSSHEndpointResponse.ProtoReflect.Descriptor instead.
 func (*GetSSHEndpointResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{31}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetSSHEndpointResponse) GetEndpoint() *SSHEndpoint {
@@ -2366,7 +2448,7 @@ type ReadLogRequest struct {
 
 func (x *ReadLogRequest) Reset() {
 	*x = ReadLogRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[32]
+	mi := &file_banger_v1_banger_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2378,7 +2460,7 @@ func (x *ReadLogRequest) String() string {
 func (*ReadLogRequest) ProtoMessage() {}
 
 func (x *ReadLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[32]
+	mi := &file_banger_v1_banger_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2391,7 +2473,7 @@ func (x *ReadLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogRequest.ProtoReflect.Descriptor instead.
 func (*ReadLogRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{32}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ReadLogRequest) GetVm() string {
@@ -2431,7 +2513,7 @@ type ReadLogResponse struct {
 
 func (x *ReadLogResponse) Reset() {
 	*x = ReadLogResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[33]
+	mi := &file_banger_v1_banger_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2443,7 +2525,7 @@ func (x *ReadLogResponse) String() string {
 func (*ReadLogResponse) ProtoMessage() {}
 
 func (x *ReadLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[33]
+	mi := &file_banger_v1_banger_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2456,7 +2538,7 @@ func (x *ReadLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogResponse.ProtoReflect.Descriptor instead.
 func (*ReadLogResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{33}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *ReadLogResponse) GetData() []byte {
@@ -2477,7 +2559,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[34]
+	mi := &file_banger_v1_banger_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2489,7 +2571,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[34]
+	mi := &file_banger_v1_banger_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2502,7 +2584,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{34}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListEventsRequest) GetVm() string {
@@ -2528,7 +2610,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[35]
+	mi := &file_banger_v1_banger_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2540,7 +2622,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[35]
+	mi := &file_banger_v1_banger_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2553,7 +2635,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{35}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -2580,7 +2662,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_banger_v1_banger_proto_msgTypes[36]
+	mi := &file_banger_v1_banger_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2592,7 +2674,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[36]
+	mi := &file_banger_v1_banger_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2605,7 +2687,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{36}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Event) GetId() int64 {
@@ -2679,7 +2761,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_banger_v1_banger_proto_msgTypes[37]
+	mi := &file_banger_v1_banger_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2691,7 +2773,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[37]
+	mi := &file_banger_v1_banger_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2704,7 +2786,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{37}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Image) GetName() string {
@@ -2806,7 +2888,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_banger_v1_banger_proto_msgTypes[38]
+	mi := &file_banger_v1_banger_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2818,7 +2900,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[38]
+	mi := &file_banger_v1_banger_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2831,7 +2913,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{38}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Kernel) GetName() string {
@@ -2891,7 +2973,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[39]
+	mi := &file_banger_v1_banger_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2903,7 +2985,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[39]
+	mi := &file_banger_v1_banger_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2916,7 +2998,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{39}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{40}
 }
 
 type ListImagesResponse struct {
@@ -2928,7 +3010,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[40]
+	mi := &file_banger_v1_banger_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2940,7 +3022,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[40]
+	mi := &file_banger_v1_banger_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2953,7 +3035,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{40}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -2972,7 +3054,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[41]
+	mi := &file_banger_v1_banger_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2984,7 +3066,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[41]
+	mi := &file_banger_v1_banger_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2997,7 +3079,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{41}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *GetImageRequest) GetName() string {
@@ -3016,7 +3098,7 @@ type GetImageResponse struct {
 
 func (x *GetImageResponse) Reset() {
 	*x = GetImageResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[42]
+	mi := &file_banger_v1_banger_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3028,7 +3110,7 @@ func (x *GetImageResponse) String() string {
 func (*GetImageResponse) ProtoMessage() {}
 
 func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[42]
+	mi := &file_banger_v1_banger_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3041,7 +3123,7 @@ func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageResponse.ProtoReflect.Descriptor instead.
 func (*GetImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{42}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *GetImageResponse) GetImage() *Image {
@@ -3059,7 +3141,7 @@ type ListKernelsRequest struct {
 
 func (x *ListKernelsRequest) Reset() {
 	*x = ListKernelsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[43]
+	mi := &file_banger_v1_banger_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3071,7 +3153,7 @@ func (x *ListKernelsRequest) String() string {
 func (*ListKernelsRequest) ProtoMessage() {}
 
 func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[43]
+	mi := &file_banger_v1_banger_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3084,7 +3166,7 @@ func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsRequest.ProtoReflect.Descriptor instead.
 func (*ListKernelsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{43}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{44}
 }
 
 type ListKernelsResponse struct {
@@ -3096,7 +3178,7 @@ type ListKernelsResponse struct {
 
 func (x *ListKernelsResponse) Reset() {
 	*x = ListKernelsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[44]
+	mi := &file_banger_v1_banger_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3108,7 +3190,7 @@ func (x *ListKernelsResponse) String() string {
 func (*ListKernelsResponse) ProtoMessage() {}
 
 func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[44]
+	mi := &file_banger_v1_banger_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3121,7 +3203,7 @@ func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsResponse.ProtoReflect.Descriptor instead.
 func (*ListKernelsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{44}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ListKernelsResponse) GetKernels() []*Kernel {
@@ -3141,7 +3223,7 @@ type SetupRequest struct {
 
 func (x *SetupRequest) Reset() {
 	*x = SetupRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[45]
+	mi := &file_banger_v1_banger_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3153,7 +3235,7 @@ func (x *SetupRequest) String() string {
 func (*SetupRequest) ProtoMessage() {}
 
 func (x *SetupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[45]
+	mi := &file_banger_v1_banger_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3166,7 +3248,7 @@ func (x *SetupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupRequest.ProtoReflect.Descriptor instead.
 func (*SetupRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{45}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *SetupRequest) GetRebuild() bool {
@@ -3189,7 +3271,7 @@ type SetupResponse struct {
 
 func (x *SetupResponse) Reset() {
 	*x = SetupResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[46]
+	mi := &file_banger_v1_banger_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3201,7 +3283,7 @@ func (x *SetupResponse) String() string {
 func (*SetupResponse) ProtoMessage() {}
 
 func (x *SetupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[46]
+	mi := &file_banger_v1_banger_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3214,7 +3296,7 @@ func (x *SetupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupResponse.ProtoReflect.Descriptor instead.
 func (*SetupResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{46}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SetupResponse) GetEvent() isSetupResponse_Event {
@@ -3270,7 +3352,7 @@ type SetupResult struct {
 
 func (x *SetupResult) Reset() {
 	*x = SetupResult{}
-	mi := &file_banger_v1_banger_proto_msgTypes[47]
+	mi := &file_banger_v1_banger_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3282,7 +3364,7 @@ func (x *SetupResult) String() string {
 func (*SetupResult) ProtoMessage() {}
 
 func (x *SetupResult) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[47]
+	mi := &file_banger_v1_banger_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3295,7 +3377,7 @@ func (x *SetupResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupResult.ProtoReflect.Descriptor instead.
 func (*SetupResult) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{47}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *SetupResult) GetImage() *Image {
@@ -3344,7 +3426,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	mi := &file_banger_v1_banger_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3356,7 +3438,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	mi := &file_banger_v1_banger_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3369,7 +3451,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{48}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Template) GetKey() string {
@@ -3471,7 +3553,7 @@ type ListTemplatesRequest struct {
 
 func (x *ListTemplatesRequest) Reset() {
 	*x = ListTemplatesRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[49]
+	mi := &file_banger_v1_banger_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3483,7 +3565,7 @@ func (x *ListTemplatesRequest) String() string {
 func (*ListTemplatesRequest) ProtoMessage() {}
 
 func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[49]
+	mi := &file_banger_v1_banger_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3496,7 +3578,7 @@ func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesRequest.ProtoReflect.Descriptor instead.
 func (*ListTemplatesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{49}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{50}
 }
 
 type ListTemplatesResponse struct {
@@ -3508,7 +3590,7 @@ type ListTemplatesResponse struct {
 
 func (x *ListTemplatesResponse) Reset() {
 	*x = ListTemplatesResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[50]
+	mi := &file_banger_v1_banger_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3520,7 +3602,7 @@ func (x *ListTemplatesResponse) String() string {
 func (*ListTemplatesResponse) ProtoMessage() {}
 
 func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[50]
+	mi := &file_banger_v1_banger_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3533,7 +3615,7 @@ func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesResponse.ProtoReflect.Descriptor instead.
 func (*ListTemplatesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{50}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ListTemplatesResponse) GetTemplates() []*Template {
@@ -3553,7 +3635,7 @@ type DeleteTemplateRequest struct {
 
 func (x *DeleteTemplateRequest) Reset() {
 	*x = DeleteTemplateRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[51]
+	mi := &file_banger_v1_banger_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3565,7 +3647,7 @@ func (x *DeleteTemplateRequest) String() string {
 func (*DeleteTemplateRequest) ProtoMessage() {}
 
 func (x *DeleteTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[51]
+	mi := &file_banger_v1_banger_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3578,7 +3660,7 @@ func (x *DeleteTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTemplateRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{51}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *DeleteTemplateRequest) GetKey() string {
@@ -3596,7 +3678,7 @@ type DeleteTemplateResponse struct {
 
 func (x *DeleteTemplateResponse) Reset() {
 	*x = DeleteTemplateResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[52]
+	mi := &file_banger_v1_banger_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3608,7 +3690,7 @@ func (x *DeleteTemplateResponse) String() string {
 func (*DeleteTemplateResponse) ProtoMessage() {}
 
 func (x *DeleteTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[52]
+	mi := &file_banger_v1_banger_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3621,7 +3703,7 @@ func (x *DeleteTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTemplateResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{52}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{53}
 }
 
 type WarmTemplateRequest struct {
@@ -3634,7 +3716,7 @@ type WarmTemplateRequest struct {
 
 func (x *WarmTemplateRequest) Reset() {
 	*x = WarmTemplateRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[53]
+	mi := &file_banger_v1_banger_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3646,7 +3728,7 @@ func (x *WarmTemplateRequest) String() string {
 func (*WarmTemplateRequest) ProtoMessage() {}
 
 func (x *WarmTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[53]
+	mi := &file_banger_v1_banger_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3659,7 +3741,7 @@ func (x *WarmTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WarmTemplateRequest.ProtoReflect.Descriptor instead.
 func (*WarmTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{53}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *WarmTemplateRequest) GetSpec() *VMSpec {
@@ -3682,7 +3764,7 @@ type WarmTemplateResponse struct {
 
 func (x *WarmTemplateResponse) Reset() {
 	*x = WarmTemplateResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[54]
+	mi := &file_banger_v1_banger_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3694,7 +3776,7 @@ func (x *WarmTemplateResponse) String() string {
 func (*WarmTemplateResponse) ProtoMessage() {}
 
 func (x *WarmTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[54]
+	mi := &file_banger_v1_banger_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3707,7 +3789,7 @@ func (x *WarmTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WarmTemplateResponse.ProtoReflect.Descriptor instead.
 func (*WarmTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{54}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *WarmTemplateResponse) GetEvent() isWarmTemplateResponse_Event {
@@ -3759,7 +3841,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[55]
+	mi := &file_banger_v1_banger_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3771,7 +3853,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[55]
+	mi := &file_banger_v1_banger_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3784,7 +3866,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{55}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{56}
 }
 
 type GetStatusResponse struct {
@@ -3802,16 +3884,17 @@ type GetStatusResponse struct {
 	DefaultVmm       string `protobuf:"bytes,9,opt,name=default_vmm,json=defaultVmm,proto3" json:"default_vmm,omitempty"`
 	DefaultVmmReason string `protobuf:"bytes,10,opt,name=default_vmm_reason,json=defaultVmmReason,proto3" json:"default_vmm_reason,omitempty"`
 	// What the last reconcile found and mended.
-	Reconciled    []string `protobuf:"bytes,11,rep,name=reconciled,proto3" json:"reconciled,omitempty"`
-	Subnet        string   `protobuf:"bytes,12,opt,name=subnet,proto3" json:"subnet,omitempty"`
-	Bridge        string   `protobuf:"bytes,13,opt,name=bridge,proto3" json:"bridge,omitempty"`
+	Reconciled    []string   `protobuf:"bytes,11,rep,name=reconciled,proto3" json:"reconciled,omitempty"`
+	Subnet        string     `protobuf:"bytes,12,opt,name=subnet,proto3" json:"subnet,omitempty"`
+	Bridge        string     `protobuf:"bytes,13,opt,name=bridge,proto3" json:"bridge,omitempty"`
+	Dns           *DNSStatus `protobuf:"bytes,20,opt,name=dns,proto3" json:"dns,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[56]
+	mi := &file_banger_v1_banger_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3823,7 +3906,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[56]
+	mi := &file_banger_v1_banger_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3836,7 +3919,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{56}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *GetStatusResponse) GetApiVersion() int32 {
@@ -3930,6 +4013,95 @@ func (x *GetStatusResponse) GetBridge() string {
 	return ""
 }
 
+func (x *GetStatusResponse) GetDns() *DNSStatus {
+	if x != nil {
+		return x.Dns
+	}
+	return nil
+}
+
+// DNSStatus tells where names are served.
+type DNSStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Address and port of the authoritative server, "127.0.0.1:42069"; empty while it does not listen.
+	Listener string `protobuf:"bytes,1,opt,name=listener,proto3" json:"listener,omitempty"`
+	// Address and port that guests ask; empty while there is none.
+	Forwarder string `protobuf:"bytes,2,opt,name=forwarder,proto3" json:"forwarder,omitempty"`
+	// VMs that have a name now.
+	Records int32 `protobuf:"varint,3,opt,name=records,proto3" json:"records,omitempty"`
+	// What keeps the listener or the forwarder from their work, with what to do; empty when all is well.
+	Problem string `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`
+	// "vm."
+	Zone          string `protobuf:"bytes,5,opt,name=zone,proto3" json:"zone,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DNSStatus) Reset() {
+	*x = DNSStatus{}
+	mi := &file_banger_v1_banger_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DNSStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DNSStatus) ProtoMessage() {}
+
+func (x *DNSStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DNSStatus.ProtoReflect.Descriptor instead.
+func (*DNSStatus) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *DNSStatus) GetListener() string {
+	if x != nil {
+		return x.Listener
+	}
+	return ""
+}
+
+func (x *DNSStatus) GetForwarder() string {
+	if x != nil {
+		return x.Forwarder
+	}
+	return ""
+}
+
+func (x *DNSStatus) GetRecords() int32 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+func (x *DNSStatus) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *DNSStatus) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
 type Driver struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -3943,7 +4115,7 @@ type Driver struct {
 
 func (x *Driver) Reset() {
 	*x = Driver{}
-	mi := &file_banger_v1_banger_proto_msgTypes[57]
+	mi := &file_banger_v1_banger_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3955,7 +4127,7 @@ func (x *Driver) String() string {
 func (*Driver) ProtoMessage() {}
 
 func (x *Driver) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[57]
+	mi := &file_banger_v1_banger_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3968,7 +4140,7 @@ func (x *Driver) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Driver.ProtoReflect.Descriptor instead.
 func (*Driver) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{57}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Driver) GetName() string {
@@ -4014,7 +4186,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[58]
+	mi := &file_banger_v1_banger_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4026,7 +4198,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[58]
+	mi := &file_banger_v1_banger_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4039,7 +4211,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{58}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{60}
 }
 
 type ShutdownResponse struct {
@@ -4050,7 +4222,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[59]
+	mi := &file_banger_v1_banger_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4062,7 +4234,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[59]
+	mi := &file_banger_v1_banger_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4075,7 +4247,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{59}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{61}
 }
 
 var File_banger_v1_banger_proto protoreflect.FileDescriptor
@@ -4086,7 +4258,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x05Fault\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint\"\xea\x02\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint\"\x98\x03\n" +
 	"\x06VMSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x16\n" +
@@ -4102,8 +4274,14 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	" \x01(\tR\x05units\x12'\n" +
 	"\x0fauthorized_keys\x18\v \x03(\tR\x0eauthorizedKeys\x12\x1c\n" +
 	"\tephemeral\x18\f \x01(\bR\tephemeral\x12\x12\n" +
-	"\x04cold\x18\r \x01(\bR\x04coldB\x06\n" +
-	"\x04_nat\"\xfe\x04\n" +
+	"\x04cold\x18\r \x01(\bR\x04cold\x12,\n" +
+	"\x05ports\x18\x14 \x03(\v2\x16.banger.v1.PortForwardR\x05portsB\x06\n" +
+	"\x04_nat\"l\n" +
+	"\vPortForward\x12!\n" +
+	"\fhost_address\x18\x01 \x01(\tR\vhostAddress\x12\x1b\n" +
+	"\thost_port\x18\x02 \x01(\x05R\bhostPort\x12\x1d\n" +
+	"\n" +
+	"guest_port\x18\x03 \x01(\x05R\tguestPort\"\xac\x05\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -4132,7 +4310,8 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\vslow_reason\x18\x15 \x01(\tR\n" +
 	"slowReason\x12\x10\n" +
 	"\x03pid\x18\x16 \x01(\x05R\x03pid\x12\x1c\n" +
-	"\tdirectory\x18\x17 \x01(\tR\tdirectory\"\xbe\x01\n" +
+	"\tdirectory\x18\x17 \x01(\tR\tdirectory\x12,\n" +
+	"\x05ports\x18\x1e \x03(\v2\x16.banger.v1.PortForwardR\x05ports\"\xbe\x01\n" +
 	"\vSSHEndpoint\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x12\n" +
@@ -4342,7 +4521,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\bprogress\x18\x01 \x01(\v2\x13.banger.v1.ProgressH\x00R\bprogress\x121\n" +
 	"\btemplate\x18\x02 \x01(\v2\x13.banger.v1.TemplateH\x00R\btemplateB\a\n" +
 	"\x05event\"\x12\n" +
-	"\x10GetStatusRequest\"\xcc\x03\n" +
+	"\x10GetStatusRequest\"\xf4\x03\n" +
 	"\x11GetStatusResponse\x12\x1f\n" +
 	"\vapi_version\x18\x01 \x01(\x05R\n" +
 	"apiVersion\x12\x14\n" +
@@ -4362,7 +4541,14 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"reconciled\x18\v \x03(\tR\n" +
 	"reconciled\x12\x16\n" +
 	"\x06subnet\x18\f \x01(\tR\x06subnet\x12\x16\n" +
-	"\x06bridge\x18\r \x01(\tR\x06bridge\"\x8e\x01\n" +
+	"\x06bridge\x18\r \x01(\tR\x06bridge\x12&\n" +
+	"\x03dns\x18\x14 \x01(\v2\x14.banger.v1.DNSStatusR\x03dns\"\x8d\x01\n" +
+	"\tDNSStatus\x12\x1a\n" +
+	"\blistener\x18\x01 \x01(\tR\blistener\x12\x1c\n" +
+	"\tforwarder\x18\x02 \x01(\tR\tforwarder\x12\x18\n" +
+	"\arecords\x18\x03 \x01(\x05R\arecords\x12\x18\n" +
+	"\aproblem\x18\x04 \x01(\tR\aproblem\x12\x12\n" +
+	"\x04zone\x18\x05 \x01(\tR\x04zone\"\x8e\x01\n" +
 	"\x06Driver\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tavailable\x18\x02 \x01(\bR\tavailable\x12\x18\n" +
@@ -4415,172 +4601,177 @@ func file_banger_v1_banger_proto_rawDescGZIP() []byte {
 }
 
 var file_banger_v1_banger_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_banger_v1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
+var file_banger_v1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
 var file_banger_v1_banger_proto_goTypes = []any{
 	(Progress_Status)(0),           // 0: banger.v1.Progress.Status
 	(ReadLogRequest_Source)(0),     // 1: banger.v1.ReadLogRequest.Source
 	(*Fault)(nil),                  // 2: banger.v1.Fault
 	(*VMSpec)(nil),                 // 3: banger.v1.VMSpec
-	(*VM)(nil),                     // 4: banger.v1.VM
-	(*SSHEndpoint)(nil),            // 5: banger.v1.SSHEndpoint
-	(*Progress)(nil),               // 6: banger.v1.Progress
-	(*CreateVMRequest)(nil),        // 7: banger.v1.CreateVMRequest
-	(*CreateVMResponse)(nil),       // 8: banger.v1.CreateVMResponse
-	(*ListVMsRequest)(nil),         // 9: banger.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),        // 10: banger.v1.ListVMsResponse
-	(*GetVMRequest)(nil),           // 11: banger.v1.GetVMRequest
-	(*GetVMResponse)(nil),          // 12: banger.v1.GetVMResponse
-	(*StartVMRequest)(nil),         // 13: banger.v1.StartVMRequest
-	(*StartVMResponse)(nil),        // 14: banger.v1.StartVMResponse
-	(*StopVMRequest)(nil),          // 15: banger.v1.StopVMRequest
-	(*StopVMResponse)(nil),         // 16: banger.v1.StopVMResponse
-	(*SuspendVMRequest)(nil),       // 17: banger.v1.SuspendVMRequest
-	(*SuspendVMResponse)(nil),      // 18: banger.v1.SuspendVMResponse
-	(*ForkVMRequest)(nil),          // 19: banger.v1.ForkVMRequest
-	(*ForkVMResponse)(nil),         // 20: banger.v1.ForkVMResponse
-	(*Forked)(nil),                 // 21: banger.v1.Forked
-	(*CloneVMRequest)(nil),         // 22: banger.v1.CloneVMRequest
-	(*CloneVMResponse)(nil),        // 23: banger.v1.CloneVMResponse
-	(*RestartVMRequest)(nil),       // 24: banger.v1.RestartVMRequest
-	(*RestartVMResponse)(nil),      // 25: banger.v1.RestartVMResponse
-	(*DeleteVMRequest)(nil),        // 26: banger.v1.DeleteVMRequest
-	(*DeleteVMResponse)(nil),       // 27: banger.v1.DeleteVMResponse
-	(*PingVMRequest)(nil),          // 28: banger.v1.PingVMRequest
-	(*PingVMResponse)(nil),         // 29: banger.v1.PingVMResponse
-	(*ExecVMRequest)(nil),          // 30: banger.v1.ExecVMRequest
-	(*ExecVMResponse)(nil),         // 31: banger.v1.ExecVMResponse
-	(*GetSSHEndpointRequest)(nil),  // 32: banger.v1.GetSSHEndpointRequest
-	(*GetSSHEndpointResponse)(nil), // 33: banger.v1.GetSSHEndpointResponse
-	(*ReadLogRequest)(nil),         // 34: banger.v1.ReadLogRequest
-	(*ReadLogResponse)(nil),        // 35: banger.v1.ReadLogResponse
-	(*ListEventsRequest)(nil),      // 36: banger.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),     // 37: banger.v1.ListEventsResponse
-	(*Event)(nil),                  // 38: banger.v1.Event
-	(*Image)(nil),                  // 39: banger.v1.Image
-	(*Kernel)(nil),                 // 40: banger.v1.Kernel
-	(*ListImagesRequest)(nil),      // 41: banger.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),     // 42: banger.v1.ListImagesResponse
-	(*GetImageRequest)(nil),        // 43: banger.v1.GetImageRequest
-	(*GetImageResponse)(nil),       // 44: banger.v1.GetImageResponse
-	(*ListKernelsRequest)(nil),     // 45: banger.v1.ListKernelsRequest
-	(*ListKernelsResponse)(nil),    // 46: banger.v1.ListKernelsResponse
-	(*SetupRequest)(nil),           // 47: banger.v1.SetupRequest
-	(*SetupResponse)(nil),          // 48: banger.v1.SetupResponse
-	(*SetupResult)(nil),            // 49: banger.v1.SetupResult
-	(*Template)(nil),               // 50: banger.v1.Template
-	(*ListTemplatesRequest)(nil),   // 51: banger.v1.ListTemplatesRequest
-	(*ListTemplatesResponse)(nil),  // 52: banger.v1.ListTemplatesResponse
-	(*DeleteTemplateRequest)(nil),  // 53: banger.v1.DeleteTemplateRequest
-	(*DeleteTemplateResponse)(nil), // 54: banger.v1.DeleteTemplateResponse
-	(*WarmTemplateRequest)(nil),    // 55: banger.v1.WarmTemplateRequest
-	(*WarmTemplateResponse)(nil),   // 56: banger.v1.WarmTemplateResponse
-	(*GetStatusRequest)(nil),       // 57: banger.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),      // 58: banger.v1.GetStatusResponse
-	(*Driver)(nil),                 // 59: banger.v1.Driver
-	(*ShutdownRequest)(nil),        // 60: banger.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),       // 61: banger.v1.ShutdownResponse
-	(*timestamppb.Timestamp)(nil),  // 62: google.protobuf.Timestamp
-	(*v1.ExecRequest)(nil),         // 63: agent.v1.ExecRequest
-	(*v1.ExecResponse)(nil),        // 64: agent.v1.ExecResponse
+	(*PortForward)(nil),            // 4: banger.v1.PortForward
+	(*VM)(nil),                     // 5: banger.v1.VM
+	(*SSHEndpoint)(nil),            // 6: banger.v1.SSHEndpoint
+	(*Progress)(nil),               // 7: banger.v1.Progress
+	(*CreateVMRequest)(nil),        // 8: banger.v1.CreateVMRequest
+	(*CreateVMResponse)(nil),       // 9: banger.v1.CreateVMResponse
+	(*ListVMsRequest)(nil),         // 10: banger.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),        // 11: banger.v1.ListVMsResponse
+	(*GetVMRequest)(nil),           // 12: banger.v1.GetVMRequest
+	(*GetVMResponse)(nil),          // 13: banger.v1.GetVMResponse
+	(*StartVMRequest)(nil),         // 14: banger.v1.StartVMRequest
+	(*StartVMResponse)(nil),        // 15: banger.v1.StartVMResponse
+	(*StopVMRequest)(nil),          // 16: banger.v1.StopVMRequest
+	(*StopVMResponse)(nil),         // 17: banger.v1.StopVMResponse
+	(*SuspendVMRequest)(nil),       // 18: banger.v1.SuspendVMRequest
+	(*SuspendVMResponse)(nil),      // 19: banger.v1.SuspendVMResponse
+	(*ForkVMRequest)(nil),          // 20: banger.v1.ForkVMRequest
+	(*ForkVMResponse)(nil),         // 21: banger.v1.ForkVMResponse
+	(*Forked)(nil),                 // 22: banger.v1.Forked
+	(*CloneVMRequest)(nil),         // 23: banger.v1.CloneVMRequest
+	(*CloneVMResponse)(nil),        // 24: banger.v1.CloneVMResponse
+	(*RestartVMRequest)(nil),       // 25: banger.v1.RestartVMRequest
+	(*RestartVMResponse)(nil),      // 26: banger.v1.RestartVMResponse
+	(*DeleteVMRequest)(nil),        // 27: banger.v1.DeleteVMRequest
+	(*DeleteVMResponse)(nil),       // 28: banger.v1.DeleteVMResponse
+	(*PingVMRequest)(nil),          // 29: banger.v1.PingVMRequest
+	(*PingVMResponse)(nil),         // 30: banger.v1.PingVMResponse
+	(*ExecVMRequest)(nil),          // 31: banger.v1.ExecVMRequest
+	(*ExecVMResponse)(nil),         // 32: banger.v1.ExecVMResponse
+	(*GetSSHEndpointRequest)(nil),  // 33: banger.v1.GetSSHEndpointRequest
+	(*GetSSHEndpointResponse)(nil), // 34: banger.v1.GetSSHEndpointResponse
+	(*ReadLogRequest)(nil),         // 35: banger.v1.ReadLogRequest
+	(*ReadLogResponse)(nil),        // 36: banger.v1.ReadLogResponse
+	(*ListEventsRequest)(nil),      // 37: banger.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),     // 38: banger.v1.ListEventsResponse
+	(*Event)(nil),                  // 39: banger.v1.Event
+	(*Image)(nil),                  // 40: banger.v1.Image
+	(*Kernel)(nil),                 // 41: banger.v1.Kernel
+	(*ListImagesRequest)(nil),      // 42: banger.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),     // 43: banger.v1.ListImagesResponse
+	(*GetImageRequest)(nil),        // 44: banger.v1.GetImageRequest
+	(*GetImageResponse)(nil),       // 45: banger.v1.GetImageResponse
+	(*ListKernelsRequest)(nil),     // 46: banger.v1.ListKernelsRequest
+	(*ListKernelsResponse)(nil),    // 47: banger.v1.ListKernelsResponse
+	(*SetupRequest)(nil),           // 48: banger.v1.SetupRequest
+	(*SetupResponse)(nil),          // 49: banger.v1.SetupResponse
+	(*SetupResult)(nil),            // 50: banger.v1.SetupResult
+	(*Template)(nil),               // 51: banger.v1.Template
+	(*ListTemplatesRequest)(nil),   // 52: banger.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),  // 53: banger.v1.ListTemplatesResponse
+	(*DeleteTemplateRequest)(nil),  // 54: banger.v1.DeleteTemplateRequest
+	(*DeleteTemplateResponse)(nil), // 55: banger.v1.DeleteTemplateResponse
+	(*WarmTemplateRequest)(nil),    // 56: banger.v1.WarmTemplateRequest
+	(*WarmTemplateResponse)(nil),   // 57: banger.v1.WarmTemplateResponse
+	(*GetStatusRequest)(nil),       // 58: banger.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),      // 59: banger.v1.GetStatusResponse
+	(*DNSStatus)(nil),              // 60: banger.v1.DNSStatus
+	(*Driver)(nil),                 // 61: banger.v1.Driver
+	(*ShutdownRequest)(nil),        // 62: banger.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),       // 63: banger.v1.ShutdownResponse
+	(*timestamppb.Timestamp)(nil),  // 64: google.protobuf.Timestamp
+	(*v1.ExecRequest)(nil),         // 65: agent.v1.ExecRequest
+	(*v1.ExecResponse)(nil),        // 66: agent.v1.ExecResponse
 }
 var file_banger_v1_banger_proto_depIdxs = []int32{
-	62, // 0: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	62, // 1: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
-	0,  // 2: banger.v1.Progress.status:type_name -> banger.v1.Progress.Status
-	3,  // 3: banger.v1.CreateVMRequest.spec:type_name -> banger.v1.VMSpec
-	6,  // 4: banger.v1.CreateVMResponse.progress:type_name -> banger.v1.Progress
-	4,  // 5: banger.v1.CreateVMResponse.vm:type_name -> banger.v1.VM
-	4,  // 6: banger.v1.ListVMsResponse.vms:type_name -> banger.v1.VM
-	4,  // 7: banger.v1.GetVMResponse.vm:type_name -> banger.v1.VM
-	6,  // 8: banger.v1.StartVMResponse.progress:type_name -> banger.v1.Progress
-	4,  // 9: banger.v1.StartVMResponse.vm:type_name -> banger.v1.VM
-	6,  // 10: banger.v1.StopVMResponse.progress:type_name -> banger.v1.Progress
-	4,  // 11: banger.v1.StopVMResponse.vm:type_name -> banger.v1.VM
-	6,  // 12: banger.v1.SuspendVMResponse.progress:type_name -> banger.v1.Progress
-	4,  // 13: banger.v1.SuspendVMResponse.vm:type_name -> banger.v1.VM
-	6,  // 14: banger.v1.ForkVMResponse.progress:type_name -> banger.v1.Progress
-	21, // 15: banger.v1.ForkVMResponse.forked:type_name -> banger.v1.Forked
-	4,  // 16: banger.v1.Forked.vms:type_name -> banger.v1.VM
-	6,  // 17: banger.v1.CloneVMResponse.progress:type_name -> banger.v1.Progress
-	4,  // 18: banger.v1.CloneVMResponse.vm:type_name -> banger.v1.VM
-	6,  // 19: banger.v1.RestartVMResponse.progress:type_name -> banger.v1.Progress
-	4,  // 20: banger.v1.RestartVMResponse.vm:type_name -> banger.v1.VM
-	6,  // 21: banger.v1.DeleteVMResponse.progress:type_name -> banger.v1.Progress
-	63, // 22: banger.v1.ExecVMRequest.exec:type_name -> agent.v1.ExecRequest
-	64, // 23: banger.v1.ExecVMResponse.exec:type_name -> agent.v1.ExecResponse
-	5,  // 24: banger.v1.GetSSHEndpointResponse.endpoint:type_name -> banger.v1.SSHEndpoint
-	1,  // 25: banger.v1.ReadLogRequest.source:type_name -> banger.v1.ReadLogRequest.Source
-	38, // 26: banger.v1.ListEventsResponse.events:type_name -> banger.v1.Event
-	62, // 27: banger.v1.Event.at:type_name -> google.protobuf.Timestamp
-	62, // 28: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	39, // 29: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
-	39, // 30: banger.v1.GetImageResponse.image:type_name -> banger.v1.Image
-	40, // 31: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
-	6,  // 32: banger.v1.SetupResponse.progress:type_name -> banger.v1.Progress
-	49, // 33: banger.v1.SetupResponse.result:type_name -> banger.v1.SetupResult
-	39, // 34: banger.v1.SetupResult.image:type_name -> banger.v1.Image
-	40, // 35: banger.v1.SetupResult.kernel:type_name -> banger.v1.Kernel
-	62, // 36: banger.v1.Template.created_at:type_name -> google.protobuf.Timestamp
-	62, // 37: banger.v1.Template.last_used_at:type_name -> google.protobuf.Timestamp
-	50, // 38: banger.v1.ListTemplatesResponse.templates:type_name -> banger.v1.Template
-	3,  // 39: banger.v1.WarmTemplateRequest.spec:type_name -> banger.v1.VMSpec
-	6,  // 40: banger.v1.WarmTemplateResponse.progress:type_name -> banger.v1.Progress
-	50, // 41: banger.v1.WarmTemplateResponse.template:type_name -> banger.v1.Template
-	62, // 42: banger.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	59, // 43: banger.v1.GetStatusResponse.drivers:type_name -> banger.v1.Driver
-	7,  // 44: banger.v1.VMService.CreateVM:input_type -> banger.v1.CreateVMRequest
-	9,  // 45: banger.v1.VMService.ListVMs:input_type -> banger.v1.ListVMsRequest
-	11, // 46: banger.v1.VMService.GetVM:input_type -> banger.v1.GetVMRequest
-	13, // 47: banger.v1.VMService.StartVM:input_type -> banger.v1.StartVMRequest
-	15, // 48: banger.v1.VMService.StopVM:input_type -> banger.v1.StopVMRequest
-	24, // 49: banger.v1.VMService.RestartVM:input_type -> banger.v1.RestartVMRequest
-	26, // 50: banger.v1.VMService.DeleteVM:input_type -> banger.v1.DeleteVMRequest
-	17, // 51: banger.v1.VMService.SuspendVM:input_type -> banger.v1.SuspendVMRequest
-	19, // 52: banger.v1.VMService.ForkVM:input_type -> banger.v1.ForkVMRequest
-	22, // 53: banger.v1.VMService.CloneVM:input_type -> banger.v1.CloneVMRequest
-	28, // 54: banger.v1.VMService.PingVM:input_type -> banger.v1.PingVMRequest
-	30, // 55: banger.v1.VMService.ExecVM:input_type -> banger.v1.ExecVMRequest
-	32, // 56: banger.v1.VMService.GetSSHEndpoint:input_type -> banger.v1.GetSSHEndpointRequest
-	34, // 57: banger.v1.VMService.ReadLog:input_type -> banger.v1.ReadLogRequest
-	36, // 58: banger.v1.VMService.ListEvents:input_type -> banger.v1.ListEventsRequest
-	41, // 59: banger.v1.ImageService.ListImages:input_type -> banger.v1.ListImagesRequest
-	43, // 60: banger.v1.ImageService.GetImage:input_type -> banger.v1.GetImageRequest
-	45, // 61: banger.v1.ImageService.ListKernels:input_type -> banger.v1.ListKernelsRequest
-	47, // 62: banger.v1.ImageService.Setup:input_type -> banger.v1.SetupRequest
-	51, // 63: banger.v1.TemplateService.ListTemplates:input_type -> banger.v1.ListTemplatesRequest
-	53, // 64: banger.v1.TemplateService.DeleteTemplate:input_type -> banger.v1.DeleteTemplateRequest
-	55, // 65: banger.v1.TemplateService.WarmTemplate:input_type -> banger.v1.WarmTemplateRequest
-	57, // 66: banger.v1.DaemonService.GetStatus:input_type -> banger.v1.GetStatusRequest
-	60, // 67: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	8,  // 68: banger.v1.VMService.CreateVM:output_type -> banger.v1.CreateVMResponse
-	10, // 69: banger.v1.VMService.ListVMs:output_type -> banger.v1.ListVMsResponse
-	12, // 70: banger.v1.VMService.GetVM:output_type -> banger.v1.GetVMResponse
-	14, // 71: banger.v1.VMService.StartVM:output_type -> banger.v1.StartVMResponse
-	16, // 72: banger.v1.VMService.StopVM:output_type -> banger.v1.StopVMResponse
-	25, // 73: banger.v1.VMService.RestartVM:output_type -> banger.v1.RestartVMResponse
-	27, // 74: banger.v1.VMService.DeleteVM:output_type -> banger.v1.DeleteVMResponse
-	18, // 75: banger.v1.VMService.SuspendVM:output_type -> banger.v1.SuspendVMResponse
-	20, // 76: banger.v1.VMService.ForkVM:output_type -> banger.v1.ForkVMResponse
-	23, // 77: banger.v1.VMService.CloneVM:output_type -> banger.v1.CloneVMResponse
-	29, // 78: banger.v1.VMService.PingVM:output_type -> banger.v1.PingVMResponse
-	31, // 79: banger.v1.VMService.ExecVM:output_type -> banger.v1.ExecVMResponse
-	33, // 80: banger.v1.VMService.GetSSHEndpoint:output_type -> banger.v1.GetSSHEndpointResponse
-	35, // 81: banger.v1.VMService.ReadLog:output_type -> banger.v1.ReadLogResponse
-	37, // 82: banger.v1.VMService.ListEvents:output_type -> banger.v1.ListEventsResponse
-	42, // 83: banger.v1.ImageService.ListImages:output_type -> banger.v1.ListImagesResponse
-	44, // 84: banger.v1.ImageService.GetImage:output_type -> banger.v1.GetImageResponse
-	46, // 85: banger.v1.ImageService.ListKernels:output_type -> banger.v1.ListKernelsResponse
-	48, // 86: banger.v1.ImageService.Setup:output_type -> banger.v1.SetupResponse
-	52, // 87: banger.v1.TemplateService.ListTemplates:output_type -> banger.v1.ListTemplatesResponse
-	54, // 88: banger.v1.TemplateService.DeleteTemplate:output_type -> banger.v1.DeleteTemplateResponse
-	56, // 89: banger.v1.TemplateService.WarmTemplate:output_type -> banger.v1.WarmTemplateResponse
-	58, // 90: banger.v1.DaemonService.GetStatus:output_type -> banger.v1.GetStatusResponse
-	61, // 91: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	68, // [68:92] is the sub-list for method output_type
-	44, // [44:68] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	4,  // 0: banger.v1.VMSpec.ports:type_name -> banger.v1.PortForward
+	64, // 1: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	64, // 2: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	4,  // 3: banger.v1.VM.ports:type_name -> banger.v1.PortForward
+	0,  // 4: banger.v1.Progress.status:type_name -> banger.v1.Progress.Status
+	3,  // 5: banger.v1.CreateVMRequest.spec:type_name -> banger.v1.VMSpec
+	7,  // 6: banger.v1.CreateVMResponse.progress:type_name -> banger.v1.Progress
+	5,  // 7: banger.v1.CreateVMResponse.vm:type_name -> banger.v1.VM
+	5,  // 8: banger.v1.ListVMsResponse.vms:type_name -> banger.v1.VM
+	5,  // 9: banger.v1.GetVMResponse.vm:type_name -> banger.v1.VM
+	7,  // 10: banger.v1.StartVMResponse.progress:type_name -> banger.v1.Progress
+	5,  // 11: banger.v1.StartVMResponse.vm:type_name -> banger.v1.VM
+	7,  // 12: banger.v1.StopVMResponse.progress:type_name -> banger.v1.Progress
+	5,  // 13: banger.v1.StopVMResponse.vm:type_name -> banger.v1.VM
+	7,  // 14: banger.v1.SuspendVMResponse.progress:type_name -> banger.v1.Progress
+	5,  // 15: banger.v1.SuspendVMResponse.vm:type_name -> banger.v1.VM
+	7,  // 16: banger.v1.ForkVMResponse.progress:type_name -> banger.v1.Progress
+	22, // 17: banger.v1.ForkVMResponse.forked:type_name -> banger.v1.Forked
+	5,  // 18: banger.v1.Forked.vms:type_name -> banger.v1.VM
+	7,  // 19: banger.v1.CloneVMResponse.progress:type_name -> banger.v1.Progress
+	5,  // 20: banger.v1.CloneVMResponse.vm:type_name -> banger.v1.VM
+	7,  // 21: banger.v1.RestartVMResponse.progress:type_name -> banger.v1.Progress
+	5,  // 22: banger.v1.RestartVMResponse.vm:type_name -> banger.v1.VM
+	7,  // 23: banger.v1.DeleteVMResponse.progress:type_name -> banger.v1.Progress
+	65, // 24: banger.v1.ExecVMRequest.exec:type_name -> agent.v1.ExecRequest
+	66, // 25: banger.v1.ExecVMResponse.exec:type_name -> agent.v1.ExecResponse
+	6,  // 26: banger.v1.GetSSHEndpointResponse.endpoint:type_name -> banger.v1.SSHEndpoint
+	1,  // 27: banger.v1.ReadLogRequest.source:type_name -> banger.v1.ReadLogRequest.Source
+	39, // 28: banger.v1.ListEventsResponse.events:type_name -> banger.v1.Event
+	64, // 29: banger.v1.Event.at:type_name -> google.protobuf.Timestamp
+	64, // 30: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	40, // 31: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
+	40, // 32: banger.v1.GetImageResponse.image:type_name -> banger.v1.Image
+	41, // 33: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
+	7,  // 34: banger.v1.SetupResponse.progress:type_name -> banger.v1.Progress
+	50, // 35: banger.v1.SetupResponse.result:type_name -> banger.v1.SetupResult
+	40, // 36: banger.v1.SetupResult.image:type_name -> banger.v1.Image
+	41, // 37: banger.v1.SetupResult.kernel:type_name -> banger.v1.Kernel
+	64, // 38: banger.v1.Template.created_at:type_name -> google.protobuf.Timestamp
+	64, // 39: banger.v1.Template.last_used_at:type_name -> google.protobuf.Timestamp
+	51, // 40: banger.v1.ListTemplatesResponse.templates:type_name -> banger.v1.Template
+	3,  // 41: banger.v1.WarmTemplateRequest.spec:type_name -> banger.v1.VMSpec
+	7,  // 42: banger.v1.WarmTemplateResponse.progress:type_name -> banger.v1.Progress
+	51, // 43: banger.v1.WarmTemplateResponse.template:type_name -> banger.v1.Template
+	64, // 44: banger.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	61, // 45: banger.v1.GetStatusResponse.drivers:type_name -> banger.v1.Driver
+	60, // 46: banger.v1.GetStatusResponse.dns:type_name -> banger.v1.DNSStatus
+	8,  // 47: banger.v1.VMService.CreateVM:input_type -> banger.v1.CreateVMRequest
+	10, // 48: banger.v1.VMService.ListVMs:input_type -> banger.v1.ListVMsRequest
+	12, // 49: banger.v1.VMService.GetVM:input_type -> banger.v1.GetVMRequest
+	14, // 50: banger.v1.VMService.StartVM:input_type -> banger.v1.StartVMRequest
+	16, // 51: banger.v1.VMService.StopVM:input_type -> banger.v1.StopVMRequest
+	25, // 52: banger.v1.VMService.RestartVM:input_type -> banger.v1.RestartVMRequest
+	27, // 53: banger.v1.VMService.DeleteVM:input_type -> banger.v1.DeleteVMRequest
+	18, // 54: banger.v1.VMService.SuspendVM:input_type -> banger.v1.SuspendVMRequest
+	20, // 55: banger.v1.VMService.ForkVM:input_type -> banger.v1.ForkVMRequest
+	23, // 56: banger.v1.VMService.CloneVM:input_type -> banger.v1.CloneVMRequest
+	29, // 57: banger.v1.VMService.PingVM:input_type -> banger.v1.PingVMRequest
+	31, // 58: banger.v1.VMService.ExecVM:input_type -> banger.v1.ExecVMRequest
+	33, // 59: banger.v1.VMService.GetSSHEndpoint:input_type -> banger.v1.GetSSHEndpointRequest
+	35, // 60: banger.v1.VMService.ReadLog:input_type -> banger.v1.ReadLogRequest
+	37, // 61: banger.v1.VMService.ListEvents:input_type -> banger.v1.ListEventsRequest
+	42, // 62: banger.v1.ImageService.ListImages:input_type -> banger.v1.ListImagesRequest
+	44, // 63: banger.v1.ImageService.GetImage:input_type -> banger.v1.GetImageRequest
+	46, // 64: banger.v1.ImageService.ListKernels:input_type -> banger.v1.ListKernelsRequest
+	48, // 65: banger.v1.ImageService.Setup:input_type -> banger.v1.SetupRequest
+	52, // 66: banger.v1.TemplateService.ListTemplates:input_type -> banger.v1.ListTemplatesRequest
+	54, // 67: banger.v1.TemplateService.DeleteTemplate:input_type -> banger.v1.DeleteTemplateRequest
+	56, // 68: banger.v1.TemplateService.WarmTemplate:input_type -> banger.v1.WarmTemplateRequest
+	58, // 69: banger.v1.DaemonService.GetStatus:input_type -> banger.v1.GetStatusRequest
+	62, // 70: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	9,  // 71: banger.v1.VMService.CreateVM:output_type -> banger.v1.CreateVMResponse
+	11, // 72: banger.v1.VMService.ListVMs:output_type -> banger.v1.ListVMsResponse
+	13, // 73: banger.v1.VMService.GetVM:output_type -> banger.v1.GetVMResponse
+	15, // 74: banger.v1.VMService.StartVM:output_type -> banger.v1.StartVMResponse
+	17, // 75: banger.v1.VMService.StopVM:output_type -> banger.v1.StopVMResponse
+	26, // 76: banger.v1.VMService.RestartVM:output_type -> banger.v1.RestartVMResponse
+	28, // 77: banger.v1.VMService.DeleteVM:output_type -> banger.v1.DeleteVMResponse
+	19, // 78: banger.v1.VMService.SuspendVM:output_type -> banger.v1.SuspendVMResponse
+	21, // 79: banger.v1.VMService.ForkVM:output_type -> banger.v1.ForkVMResponse
+	24, // 80: banger.v1.VMService.CloneVM:output_type -> banger.v1.CloneVMResponse
+	30, // 81: banger.v1.VMService.PingVM:output_type -> banger.v1.PingVMResponse
+	32, // 82: banger.v1.VMService.ExecVM:output_type -> banger.v1.ExecVMResponse
+	34, // 83: banger.v1.VMService.GetSSHEndpoint:output_type -> banger.v1.GetSSHEndpointResponse
+	36, // 84: banger.v1.VMService.ReadLog:output_type -> banger.v1.ReadLogResponse
+	38, // 85: banger.v1.VMService.ListEvents:output_type -> banger.v1.ListEventsResponse
+	43, // 86: banger.v1.ImageService.ListImages:output_type -> banger.v1.ListImagesResponse
+	45, // 87: banger.v1.ImageService.GetImage:output_type -> banger.v1.GetImageResponse
+	47, // 88: banger.v1.ImageService.ListKernels:output_type -> banger.v1.ListKernelsResponse
+	49, // 89: banger.v1.ImageService.Setup:output_type -> banger.v1.SetupResponse
+	53, // 90: banger.v1.TemplateService.ListTemplates:output_type -> banger.v1.ListTemplatesResponse
+	55, // 91: banger.v1.TemplateService.DeleteTemplate:output_type -> banger.v1.DeleteTemplateResponse
+	57, // 92: banger.v1.TemplateService.WarmTemplate:output_type -> banger.v1.WarmTemplateResponse
+	59, // 93: banger.v1.DaemonService.GetStatus:output_type -> banger.v1.GetStatusResponse
+	63, // 94: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	71, // [71:95] is the sub-list for method output_type
+	47, // [47:71] is the sub-list for method input_type
+	47, // [47:47] is the sub-list for extension type_name
+	47, // [47:47] is the sub-list for extension extendee
+	0,  // [0:47] is the sub-list for field type_name
 }
 
 func init() { file_banger_v1_banger_proto_init() }
@@ -4589,44 +4780,44 @@ func file_banger_v1_banger_proto_init() {
 		return
 	}
 	file_banger_v1_banger_proto_msgTypes[1].OneofWrappers = []any{}
-	file_banger_v1_banger_proto_msgTypes[4].OneofWrappers = []any{}
-	file_banger_v1_banger_proto_msgTypes[6].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[5].OneofWrappers = []any{}
+	file_banger_v1_banger_proto_msgTypes[7].OneofWrappers = []any{
 		(*CreateVMResponse_Progress)(nil),
 		(*CreateVMResponse_Vm)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[12].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[13].OneofWrappers = []any{
 		(*StartVMResponse_Progress)(nil),
 		(*StartVMResponse_Vm)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[14].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[15].OneofWrappers = []any{
 		(*StopVMResponse_Progress)(nil),
 		(*StopVMResponse_Vm)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[16].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[17].OneofWrappers = []any{
 		(*SuspendVMResponse_Progress)(nil),
 		(*SuspendVMResponse_Vm)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[18].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[19].OneofWrappers = []any{
 		(*ForkVMResponse_Progress)(nil),
 		(*ForkVMResponse_Forked)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[21].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[22].OneofWrappers = []any{
 		(*CloneVMResponse_Progress)(nil),
 		(*CloneVMResponse_Vm)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[23].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[24].OneofWrappers = []any{
 		(*RestartVMResponse_Progress)(nil),
 		(*RestartVMResponse_Vm)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[28].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[29].OneofWrappers = []any{
 		(*ExecVMRequest_Vm)(nil),
 		(*ExecVMRequest_Exec)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[46].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[47].OneofWrappers = []any{
 		(*SetupResponse_Progress)(nil),
 		(*SetupResponse_Result)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[54].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[55].OneofWrappers = []any{
 		(*WarmTemplateResponse_Progress)(nil),
 		(*WarmTemplateResponse_Template)(nil),
 	}
@@ -4636,7 +4827,7 @@ func file_banger_v1_banger_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_banger_proto_rawDesc), len(file_banger_v1_banger_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   60,
+			NumMessages:   62,
 			NumExtensions: 0,
 			NumServices:   4,
 		},
