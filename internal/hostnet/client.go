@@ -224,6 +224,9 @@ func (c *Client) once(ctx context.Context, r Request) (response Response, err er
 	if err = WriteMessage(conn, r); err == nil {
 		err = ReadMessage(conn, &response)
 	}
+	if err == nil && response.Sockets > 0 {
+		response.files, err = receiveSockets(conn, response.Sockets)
+	}
 	if err != nil {
 		return Response{}, errors.Join(explain(err), c.drop(true))
 	}

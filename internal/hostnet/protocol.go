@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 
 	"banger/internal/fault"
 )
@@ -57,6 +58,9 @@ type Response struct {
 	Version int      `json:"version"`
 	Error   *Failure `json:"error,omitempty"`
 	TAPs    []string `json:"taps,omitempty"`
+	Sockets int      `json:"sockets,omitempty"` // that follow; see OpListenDNS
+
+	files []*os.File
 }
 
 // Failure is a fault on the wire.
@@ -79,7 +83,7 @@ func (r Request) Check() error {
 		return err
 	}
 	switch r.Op {
-	case OpEnsureBridge:
+	case OpEnsureBridge, OpListenDNS:
 		return checkAddress(r.Address)
 	case OpAddTAP, OpDeleteTAP:
 		return CheckTAP(r.TAP)

@@ -74,12 +74,24 @@ func serve(socket io.ReadWriter, handle func(hostnet.Request) (hostnet.Response,
 			refused := fault.Wrap(fault.Usage, err, "the request cannot be read")
 			return errors.Join(refused, hostnet.WriteMessage(socket, hostnet.Fail(refused)))
 		}
-		if err := hostnet.WriteMessage(socket, answer(request, handle, log)); errors.Is(err, syscall.EPIPE) {
+		if err := reply(socket, answer(request, handle, log)); errors.Is(err, syscall.EPIPE) {
 			return nil
 		} else if err != nil {
 			return fmt.Errorf("write the answer: %w", err)
 		}
 	}
+}
+
+// reply writes an answer, and the sockets that follow it.
+func reply(socket io.Writer, response hostnet.Response) error {
+	if err := hostnet.WriteMessage(socket, response); err != nil || response.Sockets == 0 {
+		return err
+	}
+	conn, ok := socket.(syscall.Conn)
+	if !ok {
+		return errors.New("sockets can only be sent over a socket")
+	}
+	return hostnet.SendSockets(conn, response.Files())
 }
 
 func answer(request hostnet.Request, handle func(hostnet.Request) (hostnet.Response, error), log *slog.Logger) hostnet.Response {
@@ -130,6 +142,8 @@ func (h *handler) handle(r hostnet.Request) (response hostnet.Response, err erro
 		err = setNAT(r.Bridge, r.Guest, r.On, me)
 	case hostnet.OpRemoveNAT:
 		err = removeNAT(r.Bridge, me)
+	case hostnet.OpListenDNS:
+		response, err = listenDNS(r.Bridge, r.Address, me)
 	}
 	return response, h.explain(err)
 }
