@@ -69,6 +69,7 @@ func serveOn(name string) error {
 	handler := serve.New(serve.Options{
 		Runner: run.Runner{Root: "/"}, Shutdown: shutdown, SetTime: adopt.SetTime, Status: status,
 		Quiesce: guest.Quiesce, Adopt: guest.Adopt, Ready: awaitInit,
+		Dial: serve.DialLoopback,
 	})
 	port, err := openPort(ctx, name)
 	if err != nil {

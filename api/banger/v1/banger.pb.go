@@ -136,7 +136,7 @@ func (x ReadLogRequest_Source) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReadLogRequest_Source.Descriptor instead.
 func (ReadLogRequest_Source) EnumDescriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{33, 0}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{35, 0}
 }
 
 // Fault is the detail of every error: what kind, about which thing, what to do next.
@@ -226,7 +226,9 @@ type VMSpec struct {
 	// The VM boots, also when a template is there that it could be restored from.
 	Cold bool `protobuf:"varint,13,opt,name=cold,proto3" json:"cold,omitempty"`
 	// Host ports that lead into the VM while it runs.
-	Ports         []*PortForward `protobuf:"bytes,20,rep,name=ports,proto3" json:"ports,omitempty"`
+	Ports []*PortForward `protobuf:"bytes,20,rep,name=ports,proto3" json:"ports,omitempty"`
+	// No sibling reaches the VM, and it reaches none.
+	Isolated      bool `protobuf:"varint,21,opt,name=isolated,proto3" json:"isolated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -359,6 +361,13 @@ func (x *VMSpec) GetPorts() []*PortForward {
 	return nil
 }
 
+func (x *VMSpec) GetIsolated() bool {
+	if x != nil {
+		return x.Isolated
+	}
+	return false
+}
+
 // PortForward leads TCP connections to an address of the host into a VM.
 type PortForward struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -457,7 +466,10 @@ type VM struct {
 	// The VM's own directory on the host.
 	Directory string `protobuf:"bytes,23,opt,name=directory,proto3" json:"directory,omitempty"`
 	// Host ports that lead into the VM while it runs.
-	Ports         []*PortForward `protobuf:"bytes,30,rep,name=ports,proto3" json:"ports,omitempty"`
+	Ports []*PortForward `protobuf:"bytes,30,rep,name=ports,proto3" json:"ports,omitempty"`
+	// Its IPv6 address, unique local (RFC 4193); empty without an IPv4 one.
+	Ip6           string `protobuf:"bytes,31,opt,name=ip6,proto3" json:"ip6,omitempty"`
+	Isolated      bool   `protobuf:"varint,32,opt,name=isolated,proto3" json:"isolated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -658,6 +670,20 @@ func (x *VM) GetPorts() []*PortForward {
 		return x.Ports
 	}
 	return nil
+}
+
+func (x *VM) GetIp6() string {
+	if x != nil {
+		return x.Ip6
+	}
+	return ""
+}
+
+func (x *VM) GetIsolated() bool {
+	if x != nil {
+		return x.Isolated
+	}
+	return false
 }
 
 // SSHEndpoint is what an SSH client needs to reach a VM without a question asked.
@@ -2099,6 +2125,112 @@ func (x *DeleteVMResponse) GetProgress() *Progress {
 	return nil
 }
 
+type SetVMRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vm    string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	// Whether it reaches other networks through the host.
+	Nat *bool `protobuf:"varint,2,opt,name=nat,proto3,oneof" json:"nat,omitempty"`
+	// Whether it and its siblings do not reach each other.
+	Isolated      *bool `protobuf:"varint,3,opt,name=isolated,proto3,oneof" json:"isolated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetVMRequest) Reset() {
+	*x = SetVMRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetVMRequest) ProtoMessage() {}
+
+func (x *SetVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetVMRequest.ProtoReflect.Descriptor instead.
+func (*SetVMRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *SetVMRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *SetVMRequest) GetNat() bool {
+	if x != nil && x.Nat != nil {
+		return *x.Nat
+	}
+	return false
+}
+
+func (x *SetVMRequest) GetIsolated() bool {
+	if x != nil && x.Isolated != nil {
+		return *x.Isolated
+	}
+	return false
+}
+
+type SetVMResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetVMResponse) Reset() {
+	*x = SetVMResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetVMResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetVMResponse) ProtoMessage() {}
+
+func (x *SetVMResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetVMResponse.ProtoReflect.Descriptor instead.
+func (*SetVMResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *SetVMResponse) GetVm() *VM {
+	if x != nil {
+		return x.Vm
+	}
+	return nil
+}
+
 type PingVMRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Vm            string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
@@ -2108,7 +2240,7 @@ type PingVMRequest struct {
 
 func (x *PingVMRequest) Reset() {
 	*x = PingVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[27]
+	mi := &file_banger_v1_banger_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2120,7 +2252,7 @@ func (x *PingVMRequest) String() string {
 func (*PingVMRequest) ProtoMessage() {}
 
 func (x *PingVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[27]
+	mi := &file_banger_v1_banger_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2133,7 +2265,7 @@ func (x *PingVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingVMRequest.ProtoReflect.Descriptor instead.
 func (*PingVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{27}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PingVMRequest) GetVm() string {
@@ -2155,7 +2287,7 @@ type PingVMResponse struct {
 
 func (x *PingVMResponse) Reset() {
 	*x = PingVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[28]
+	mi := &file_banger_v1_banger_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2167,7 +2299,7 @@ func (x *PingVMResponse) String() string {
 func (*PingVMResponse) ProtoMessage() {}
 
 func (x *PingVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[28]
+	mi := &file_banger_v1_banger_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2180,7 +2312,7 @@ func (x *PingVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingVMResponse.ProtoReflect.Descriptor instead.
 func (*PingVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{28}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PingVMResponse) GetRoundTripNanos() int64 {
@@ -2224,7 +2356,7 @@ type ExecVMRequest struct {
 
 func (x *ExecVMRequest) Reset() {
 	*x = ExecVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[29]
+	mi := &file_banger_v1_banger_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2236,7 +2368,7 @@ func (x *ExecVMRequest) String() string {
 func (*ExecVMRequest) ProtoMessage() {}
 
 func (x *ExecVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[29]
+	mi := &file_banger_v1_banger_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2249,7 +2381,7 @@ func (x *ExecVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecVMRequest.ProtoReflect.Descriptor instead.
 func (*ExecVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{29}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ExecVMRequest) GetInput() isExecVMRequest_Input {
@@ -2303,7 +2435,7 @@ type ExecVMResponse struct {
 
 func (x *ExecVMResponse) Reset() {
 	*x = ExecVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[30]
+	mi := &file_banger_v1_banger_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2315,7 +2447,7 @@ func (x *ExecVMResponse) String() string {
 func (*ExecVMResponse) ProtoMessage() {}
 
 func (x *ExecVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[30]
+	mi := &file_banger_v1_banger_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2328,7 +2460,7 @@ func (x *ExecVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecVMResponse.ProtoReflect.Descriptor instead.
 func (*ExecVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{30}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ExecVMResponse) GetExec() *v1.ExecResponse {
@@ -2349,7 +2481,7 @@ type GetSSHEndpointRequest struct {
 
 func (x *GetSSHEndpointRequest) Reset() {
 	*x = GetSSHEndpointRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[31]
+	mi := &file_banger_v1_banger_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2361,7 +2493,7 @@ func (x *GetSSHEndpointRequest) String() string {
 func (*GetSSHEndpointRequest) ProtoMessage() {}
 
 func (x *GetSSHEndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[31]
+	mi := &file_banger_v1_banger_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2374,7 +2506,7 @@ func (x *GetSSHEndpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSSHEndpointRequest.ProtoReflect.Descriptor instead.
 func (*GetSSHEndpointRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{31}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetSSHEndpointRequest) GetVm() string {
@@ -2400,7 +2532,7 @@ type GetSSHEndpointResponse struct {
 
 func (x *GetSSHEndpointResponse) Reset() {
 	*x = GetSSHEndpointResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[32]
+	mi := &file_banger_v1_banger_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2412,7 +2544,7 @@ func (x *GetSSHEndpointResponse) String() string {
 func (*GetSSHEndpointResponse) ProtoMessage() {}
 
 func (x *GetSSHEndpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[32]
+	mi := &file_banger_v1_banger_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2425,7 +2557,7 @@ func (x *GetSSHEndpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSSHEndpointResponse.ProtoReflect.Descriptor instead.
 func (*GetSSHEndpointResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{32}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetSSHEndpointResponse) GetEndpoint() *SSHEndpoint {
@@ -2448,7 +2580,7 @@ type ReadLogRequest struct {
 
 func (x *ReadLogRequest) Reset() {
 	*x = ReadLogRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[33]
+	mi := &file_banger_v1_banger_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2460,7 +2592,7 @@ func (x *ReadLogRequest) String() string {
 func (*ReadLogRequest) ProtoMessage() {}
 
 func (x *ReadLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[33]
+	mi := &file_banger_v1_banger_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2473,7 +2605,7 @@ func (x *ReadLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogRequest.ProtoReflect.Descriptor instead.
 func (*ReadLogRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{33}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReadLogRequest) GetVm() string {
@@ -2513,7 +2645,7 @@ type ReadLogResponse struct {
 
 func (x *ReadLogResponse) Reset() {
 	*x = ReadLogResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[34]
+	mi := &file_banger_v1_banger_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2525,7 +2657,7 @@ func (x *ReadLogResponse) String() string {
 func (*ReadLogResponse) ProtoMessage() {}
 
 func (x *ReadLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[34]
+	mi := &file_banger_v1_banger_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2538,7 +2670,7 @@ func (x *ReadLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogResponse.ProtoReflect.Descriptor instead.
 func (*ReadLogResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{34}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ReadLogResponse) GetData() []byte {
@@ -2559,7 +2691,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[35]
+	mi := &file_banger_v1_banger_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2571,7 +2703,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[35]
+	mi := &file_banger_v1_banger_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2584,7 +2716,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{35}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListEventsRequest) GetVm() string {
@@ -2610,7 +2742,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[36]
+	mi := &file_banger_v1_banger_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2622,7 +2754,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[36]
+	mi := &file_banger_v1_banger_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2635,7 +2767,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{36}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -2662,7 +2794,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_banger_v1_banger_proto_msgTypes[37]
+	mi := &file_banger_v1_banger_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2674,7 +2806,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[37]
+	mi := &file_banger_v1_banger_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2687,7 +2819,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{37}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Event) GetId() int64 {
@@ -2761,7 +2893,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_banger_v1_banger_proto_msgTypes[38]
+	mi := &file_banger_v1_banger_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2773,7 +2905,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[38]
+	mi := &file_banger_v1_banger_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2786,7 +2918,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{38}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Image) GetName() string {
@@ -2888,7 +3020,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_banger_v1_banger_proto_msgTypes[39]
+	mi := &file_banger_v1_banger_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2900,7 +3032,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[39]
+	mi := &file_banger_v1_banger_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2913,7 +3045,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{39}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Kernel) GetName() string {
@@ -2973,7 +3105,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[40]
+	mi := &file_banger_v1_banger_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2985,7 +3117,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[40]
+	mi := &file_banger_v1_banger_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2998,7 +3130,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{40}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{42}
 }
 
 type ListImagesResponse struct {
@@ -3010,7 +3142,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[41]
+	mi := &file_banger_v1_banger_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3022,7 +3154,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[41]
+	mi := &file_banger_v1_banger_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3035,7 +3167,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{41}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -3054,7 +3186,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[42]
+	mi := &file_banger_v1_banger_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3066,7 +3198,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[42]
+	mi := &file_banger_v1_banger_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3079,7 +3211,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{42}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *GetImageRequest) GetName() string {
@@ -3098,7 +3230,7 @@ type GetImageResponse struct {
 
 func (x *GetImageResponse) Reset() {
 	*x = GetImageResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[43]
+	mi := &file_banger_v1_banger_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3110,7 +3242,7 @@ func (x *GetImageResponse) String() string {
 func (*GetImageResponse) ProtoMessage() {}
 
 func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[43]
+	mi := &file_banger_v1_banger_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3123,7 +3255,7 @@ func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageResponse.ProtoReflect.Descriptor instead.
 func (*GetImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{43}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GetImageResponse) GetImage() *Image {
@@ -3141,7 +3273,7 @@ type ListKernelsRequest struct {
 
 func (x *ListKernelsRequest) Reset() {
 	*x = ListKernelsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[44]
+	mi := &file_banger_v1_banger_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3153,7 +3285,7 @@ func (x *ListKernelsRequest) String() string {
 func (*ListKernelsRequest) ProtoMessage() {}
 
 func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[44]
+	mi := &file_banger_v1_banger_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3166,7 +3298,7 @@ func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsRequest.ProtoReflect.Descriptor instead.
 func (*ListKernelsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{44}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{46}
 }
 
 type ListKernelsResponse struct {
@@ -3178,7 +3310,7 @@ type ListKernelsResponse struct {
 
 func (x *ListKernelsResponse) Reset() {
 	*x = ListKernelsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[45]
+	mi := &file_banger_v1_banger_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3190,7 +3322,7 @@ func (x *ListKernelsResponse) String() string {
 func (*ListKernelsResponse) ProtoMessage() {}
 
 func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[45]
+	mi := &file_banger_v1_banger_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3203,7 +3335,7 @@ func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsResponse.ProtoReflect.Descriptor instead.
 func (*ListKernelsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{45}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListKernelsResponse) GetKernels() []*Kernel {
@@ -3223,7 +3355,7 @@ type SetupRequest struct {
 
 func (x *SetupRequest) Reset() {
 	*x = SetupRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[46]
+	mi := &file_banger_v1_banger_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3235,7 +3367,7 @@ func (x *SetupRequest) String() string {
 func (*SetupRequest) ProtoMessage() {}
 
 func (x *SetupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[46]
+	mi := &file_banger_v1_banger_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3248,7 +3380,7 @@ func (x *SetupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupRequest.ProtoReflect.Descriptor instead.
 func (*SetupRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{46}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *SetupRequest) GetRebuild() bool {
@@ -3271,7 +3403,7 @@ type SetupResponse struct {
 
 func (x *SetupResponse) Reset() {
 	*x = SetupResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[47]
+	mi := &file_banger_v1_banger_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3283,7 +3415,7 @@ func (x *SetupResponse) String() string {
 func (*SetupResponse) ProtoMessage() {}
 
 func (x *SetupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[47]
+	mi := &file_banger_v1_banger_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3296,7 +3428,7 @@ func (x *SetupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupResponse.ProtoReflect.Descriptor instead.
 func (*SetupResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{47}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *SetupResponse) GetEvent() isSetupResponse_Event {
@@ -3352,7 +3484,7 @@ type SetupResult struct {
 
 func (x *SetupResult) Reset() {
 	*x = SetupResult{}
-	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	mi := &file_banger_v1_banger_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3364,7 +3496,7 @@ func (x *SetupResult) String() string {
 func (*SetupResult) ProtoMessage() {}
 
 func (x *SetupResult) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	mi := &file_banger_v1_banger_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3377,7 +3509,7 @@ func (x *SetupResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupResult.ProtoReflect.Descriptor instead.
 func (*SetupResult) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{48}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *SetupResult) GetImage() *Image {
@@ -3426,7 +3558,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_banger_v1_banger_proto_msgTypes[49]
+	mi := &file_banger_v1_banger_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3438,7 +3570,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[49]
+	mi := &file_banger_v1_banger_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3451,7 +3583,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{49}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Template) GetKey() string {
@@ -3553,7 +3685,7 @@ type ListTemplatesRequest struct {
 
 func (x *ListTemplatesRequest) Reset() {
 	*x = ListTemplatesRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[50]
+	mi := &file_banger_v1_banger_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3565,7 +3697,7 @@ func (x *ListTemplatesRequest) String() string {
 func (*ListTemplatesRequest) ProtoMessage() {}
 
 func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[50]
+	mi := &file_banger_v1_banger_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3578,7 +3710,7 @@ func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesRequest.ProtoReflect.Descriptor instead.
 func (*ListTemplatesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{50}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{52}
 }
 
 type ListTemplatesResponse struct {
@@ -3590,7 +3722,7 @@ type ListTemplatesResponse struct {
 
 func (x *ListTemplatesResponse) Reset() {
 	*x = ListTemplatesResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[51]
+	mi := &file_banger_v1_banger_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3602,7 +3734,7 @@ func (x *ListTemplatesResponse) String() string {
 func (*ListTemplatesResponse) ProtoMessage() {}
 
 func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[51]
+	mi := &file_banger_v1_banger_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3615,7 +3747,7 @@ func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesResponse.ProtoReflect.Descriptor instead.
 func (*ListTemplatesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{51}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListTemplatesResponse) GetTemplates() []*Template {
@@ -3635,7 +3767,7 @@ type DeleteTemplateRequest struct {
 
 func (x *DeleteTemplateRequest) Reset() {
 	*x = DeleteTemplateRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[52]
+	mi := &file_banger_v1_banger_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3647,7 +3779,7 @@ func (x *DeleteTemplateRequest) String() string {
 func (*DeleteTemplateRequest) ProtoMessage() {}
 
 func (x *DeleteTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[52]
+	mi := &file_banger_v1_banger_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3660,7 +3792,7 @@ func (x *DeleteTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTemplateRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{52}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *DeleteTemplateRequest) GetKey() string {
@@ -3678,7 +3810,7 @@ type DeleteTemplateResponse struct {
 
 func (x *DeleteTemplateResponse) Reset() {
 	*x = DeleteTemplateResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[53]
+	mi := &file_banger_v1_banger_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3690,7 +3822,7 @@ func (x *DeleteTemplateResponse) String() string {
 func (*DeleteTemplateResponse) ProtoMessage() {}
 
 func (x *DeleteTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[53]
+	mi := &file_banger_v1_banger_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3703,7 +3835,7 @@ func (x *DeleteTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTemplateResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{53}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{55}
 }
 
 type WarmTemplateRequest struct {
@@ -3716,7 +3848,7 @@ type WarmTemplateRequest struct {
 
 func (x *WarmTemplateRequest) Reset() {
 	*x = WarmTemplateRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[54]
+	mi := &file_banger_v1_banger_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3728,7 +3860,7 @@ func (x *WarmTemplateRequest) String() string {
 func (*WarmTemplateRequest) ProtoMessage() {}
 
 func (x *WarmTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[54]
+	mi := &file_banger_v1_banger_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3741,7 +3873,7 @@ func (x *WarmTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WarmTemplateRequest.ProtoReflect.Descriptor instead.
 func (*WarmTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{54}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *WarmTemplateRequest) GetSpec() *VMSpec {
@@ -3764,7 +3896,7 @@ type WarmTemplateResponse struct {
 
 func (x *WarmTemplateResponse) Reset() {
 	*x = WarmTemplateResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[55]
+	mi := &file_banger_v1_banger_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3776,7 +3908,7 @@ func (x *WarmTemplateResponse) String() string {
 func (*WarmTemplateResponse) ProtoMessage() {}
 
 func (x *WarmTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[55]
+	mi := &file_banger_v1_banger_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3789,7 +3921,7 @@ func (x *WarmTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WarmTemplateResponse.ProtoReflect.Descriptor instead.
 func (*WarmTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{55}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *WarmTemplateResponse) GetEvent() isWarmTemplateResponse_Event {
@@ -3841,7 +3973,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[56]
+	mi := &file_banger_v1_banger_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3853,7 +3985,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[56]
+	mi := &file_banger_v1_banger_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3866,7 +3998,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{56}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{58}
 }
 
 type GetStatusResponse struct {
@@ -3884,17 +4016,18 @@ type GetStatusResponse struct {
 	DefaultVmm       string `protobuf:"bytes,9,opt,name=default_vmm,json=defaultVmm,proto3" json:"default_vmm,omitempty"`
 	DefaultVmmReason string `protobuf:"bytes,10,opt,name=default_vmm_reason,json=defaultVmmReason,proto3" json:"default_vmm_reason,omitempty"`
 	// What the last reconcile found and mended.
-	Reconciled    []string   `protobuf:"bytes,11,rep,name=reconciled,proto3" json:"reconciled,omitempty"`
-	Subnet        string     `protobuf:"bytes,12,opt,name=subnet,proto3" json:"subnet,omitempty"`
-	Bridge        string     `protobuf:"bytes,13,opt,name=bridge,proto3" json:"bridge,omitempty"`
-	Dns           *DNSStatus `protobuf:"bytes,20,opt,name=dns,proto3" json:"dns,omitempty"`
+	Reconciled    []string       `protobuf:"bytes,11,rep,name=reconciled,proto3" json:"reconciled,omitempty"`
+	Subnet        string         `protobuf:"bytes,12,opt,name=subnet,proto3" json:"subnet,omitempty"`
+	Bridge        string         `protobuf:"bytes,13,opt,name=bridge,proto3" json:"bridge,omitempty"`
+	Dns           *DNSStatus     `protobuf:"bytes,20,opt,name=dns,proto3" json:"dns,omitempty"`
+	Network       *NetworkStatus `protobuf:"bytes,21,opt,name=network,proto3" json:"network,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[57]
+	mi := &file_banger_v1_banger_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3906,7 +4039,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[57]
+	mi := &file_banger_v1_banger_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3919,7 +4052,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{57}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *GetStatusResponse) GetApiVersion() int32 {
@@ -4020,6 +4153,103 @@ func (x *GetStatusResponse) GetDns() *DNSStatus {
 	return nil
 }
 
+func (x *GetStatusResponse) GetNetwork() *NetworkStatus {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+// NetworkStatus tells what there is of the host's network for VMs.
+type NetworkStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// IPv6 subnet of the bridge beside subnet; empty while there is no bridge.
+	Subnet6 string `protobuf:"bytes,1,opt,name=subnet6,proto3" json:"subnet6,omitempty"`
+	// Why the subnet is not the first choice, or what it clashes with by now; empty when all is well.
+	SubnetProblem string `protobuf:"bytes,2,opt,name=subnet_problem,json=subnetProblem,proto3" json:"subnet_problem,omitempty"`
+	// TAP devices that wait for a VM, and how many there are to be.
+	TapsReady  int32 `protobuf:"varint,3,opt,name=taps_ready,json=tapsReady,proto3" json:"taps_ready,omitempty"`
+	TapsWanted int32 `protobuf:"varint,4,opt,name=taps_wanted,json=tapsWanted,proto3" json:"taps_wanted,omitempty"`
+	// What this host's kernel or firewall keeps from being as it should be, with what to do.
+	Notices []string `protobuf:"bytes,5,rep,name=notices,proto3" json:"notices,omitempty"`
+	// Chains of other firewalls in which VMs' packets are accepted now: "ip filter FORWARD".
+	OpenedChains  []string `protobuf:"bytes,6,rep,name=opened_chains,json=openedChains,proto3" json:"opened_chains,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkStatus) Reset() {
+	*x = NetworkStatus{}
+	mi := &file_banger_v1_banger_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkStatus) ProtoMessage() {}
+
+func (x *NetworkStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkStatus.ProtoReflect.Descriptor instead.
+func (*NetworkStatus) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *NetworkStatus) GetSubnet6() string {
+	if x != nil {
+		return x.Subnet6
+	}
+	return ""
+}
+
+func (x *NetworkStatus) GetSubnetProblem() string {
+	if x != nil {
+		return x.SubnetProblem
+	}
+	return ""
+}
+
+func (x *NetworkStatus) GetTapsReady() int32 {
+	if x != nil {
+		return x.TapsReady
+	}
+	return 0
+}
+
+func (x *NetworkStatus) GetTapsWanted() int32 {
+	if x != nil {
+		return x.TapsWanted
+	}
+	return 0
+}
+
+func (x *NetworkStatus) GetNotices() []string {
+	if x != nil {
+		return x.Notices
+	}
+	return nil
+}
+
+func (x *NetworkStatus) GetOpenedChains() []string {
+	if x != nil {
+		return x.OpenedChains
+	}
+	return nil
+}
+
 // DNSStatus tells where names are served.
 type DNSStatus struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -4039,7 +4269,7 @@ type DNSStatus struct {
 
 func (x *DNSStatus) Reset() {
 	*x = DNSStatus{}
-	mi := &file_banger_v1_banger_proto_msgTypes[58]
+	mi := &file_banger_v1_banger_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4051,7 +4281,7 @@ func (x *DNSStatus) String() string {
 func (*DNSStatus) ProtoMessage() {}
 
 func (x *DNSStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[58]
+	mi := &file_banger_v1_banger_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4064,7 +4294,7 @@ func (x *DNSStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DNSStatus.ProtoReflect.Descriptor instead.
 func (*DNSStatus) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{58}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *DNSStatus) GetListener() string {
@@ -4115,7 +4345,7 @@ type Driver struct {
 
 func (x *Driver) Reset() {
 	*x = Driver{}
-	mi := &file_banger_v1_banger_proto_msgTypes[59]
+	mi := &file_banger_v1_banger_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4127,7 +4357,7 @@ func (x *Driver) String() string {
 func (*Driver) ProtoMessage() {}
 
 func (x *Driver) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[59]
+	mi := &file_banger_v1_banger_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4140,7 +4370,7 @@ func (x *Driver) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Driver.ProtoReflect.Descriptor instead.
 func (*Driver) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{59}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Driver) GetName() string {
@@ -4186,7 +4416,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[60]
+	mi := &file_banger_v1_banger_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4198,7 +4428,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[60]
+	mi := &file_banger_v1_banger_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4211,7 +4441,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{60}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{63}
 }
 
 type ShutdownResponse struct {
@@ -4222,7 +4452,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[61]
+	mi := &file_banger_v1_banger_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4234,7 +4464,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[61]
+	mi := &file_banger_v1_banger_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4247,7 +4477,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{61}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{64}
 }
 
 var File_banger_v1_banger_proto protoreflect.FileDescriptor
@@ -4258,7 +4488,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x05Fault\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint\"\x98\x03\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint\"\xb4\x03\n" +
 	"\x06VMSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x16\n" +
@@ -4275,13 +4505,14 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x0fauthorized_keys\x18\v \x03(\tR\x0eauthorizedKeys\x12\x1c\n" +
 	"\tephemeral\x18\f \x01(\bR\tephemeral\x12\x12\n" +
 	"\x04cold\x18\r \x01(\bR\x04cold\x12,\n" +
-	"\x05ports\x18\x14 \x03(\v2\x16.banger.v1.PortForwardR\x05portsB\x06\n" +
+	"\x05ports\x18\x14 \x03(\v2\x16.banger.v1.PortForwardR\x05ports\x12\x1a\n" +
+	"\bisolated\x18\x15 \x01(\bR\bisolatedB\x06\n" +
 	"\x04_nat\"l\n" +
 	"\vPortForward\x12!\n" +
 	"\fhost_address\x18\x01 \x01(\tR\vhostAddress\x12\x1b\n" +
 	"\thost_port\x18\x02 \x01(\x05R\bhostPort\x12\x1d\n" +
 	"\n" +
-	"guest_port\x18\x03 \x01(\x05R\tguestPort\"\xac\x05\n" +
+	"guest_port\x18\x03 \x01(\x05R\tguestPort\"\xda\x05\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -4311,7 +4542,9 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"slowReason\x12\x10\n" +
 	"\x03pid\x18\x16 \x01(\x05R\x03pid\x12\x1c\n" +
 	"\tdirectory\x18\x17 \x01(\tR\tdirectory\x12,\n" +
-	"\x05ports\x18\x1e \x03(\v2\x16.banger.v1.PortForwardR\x05ports\"\xbe\x01\n" +
+	"\x05ports\x18\x1e \x03(\v2\x16.banger.v1.PortForwardR\x05ports\x12\x10\n" +
+	"\x03ip6\x18\x1f \x01(\tR\x03ip6\x12\x1a\n" +
+	"\bisolated\x18  \x01(\bR\bisolated\"\xbe\x01\n" +
 	"\vSSHEndpoint\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x12\n" +
@@ -4398,7 +4631,15 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"C\n" +
 	"\x10DeleteVMResponse\x12/\n" +
-	"\bprogress\x18\x01 \x01(\v2\x13.banger.v1.ProgressR\bprogress\"\x1f\n" +
+	"\bprogress\x18\x01 \x01(\v2\x13.banger.v1.ProgressR\bprogress\"k\n" +
+	"\fSetVMRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x15\n" +
+	"\x03nat\x18\x02 \x01(\bH\x00R\x03nat\x88\x01\x01\x12\x1f\n" +
+	"\bisolated\x18\x03 \x01(\bH\x01R\bisolated\x88\x01\x01B\x06\n" +
+	"\x04_natB\v\n" +
+	"\t_isolated\".\n" +
+	"\rSetVMResponse\x12\x1d\n" +
+	"\x02vm\x18\x01 \x01(\v2\r.banger.v1.VMR\x02vm\"\x1f\n" +
 	"\rPingVMRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\"\x9b\x01\n" +
 	"\x0ePingVMResponse\x12(\n" +
@@ -4521,7 +4762,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\bprogress\x18\x01 \x01(\v2\x13.banger.v1.ProgressH\x00R\bprogress\x121\n" +
 	"\btemplate\x18\x02 \x01(\v2\x13.banger.v1.TemplateH\x00R\btemplateB\a\n" +
 	"\x05event\"\x12\n" +
-	"\x10GetStatusRequest\"\xf4\x03\n" +
+	"\x10GetStatusRequest\"\xa8\x04\n" +
 	"\x11GetStatusResponse\x12\x1f\n" +
 	"\vapi_version\x18\x01 \x01(\x05R\n" +
 	"apiVersion\x12\x14\n" +
@@ -4542,7 +4783,17 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"reconciled\x12\x16\n" +
 	"\x06subnet\x18\f \x01(\tR\x06subnet\x12\x16\n" +
 	"\x06bridge\x18\r \x01(\tR\x06bridge\x12&\n" +
-	"\x03dns\x18\x14 \x01(\v2\x14.banger.v1.DNSStatusR\x03dns\"\x8d\x01\n" +
+	"\x03dns\x18\x14 \x01(\v2\x14.banger.v1.DNSStatusR\x03dns\x122\n" +
+	"\anetwork\x18\x15 \x01(\v2\x18.banger.v1.NetworkStatusR\anetwork\"\xcf\x01\n" +
+	"\rNetworkStatus\x12\x18\n" +
+	"\asubnet6\x18\x01 \x01(\tR\asubnet6\x12%\n" +
+	"\x0esubnet_problem\x18\x02 \x01(\tR\rsubnetProblem\x12\x1d\n" +
+	"\n" +
+	"taps_ready\x18\x03 \x01(\x05R\ttapsReady\x12\x1f\n" +
+	"\vtaps_wanted\x18\x04 \x01(\x05R\n" +
+	"tapsWanted\x12\x18\n" +
+	"\anotices\x18\x05 \x03(\tR\anotices\x12#\n" +
+	"\ropened_chains\x18\x06 \x03(\tR\fopenedChains\"\x8d\x01\n" +
 	"\tDNSStatus\x12\x1a\n" +
 	"\blistener\x18\x01 \x01(\tR\blistener\x12\x1c\n" +
 	"\tforwarder\x18\x02 \x01(\tR\tforwarder\x12\x18\n" +
@@ -4556,7 +4807,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\vaccelerator\x18\x04 \x01(\tR\vaccelerator\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x11\n" +
 	"\x0fShutdownRequest\"\x12\n" +
-	"\x10ShutdownResponse2\x9d\b\n" +
+	"\x10ShutdownResponse2\xd9\b\n" +
 	"\tVMService\x12E\n" +
 	"\bCreateVM\x12\x1a.banger.v1.CreateVMRequest\x1a\x1b.banger.v1.CreateVMResponse0\x01\x12@\n" +
 	"\aListVMs\x12\x19.banger.v1.ListVMsRequest\x1a\x1a.banger.v1.ListVMsResponse\x12:\n" +
@@ -4564,7 +4815,8 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\aStartVM\x12\x19.banger.v1.StartVMRequest\x1a\x1a.banger.v1.StartVMResponse0\x01\x12?\n" +
 	"\x06StopVM\x12\x18.banger.v1.StopVMRequest\x1a\x19.banger.v1.StopVMResponse0\x01\x12H\n" +
 	"\tRestartVM\x12\x1b.banger.v1.RestartVMRequest\x1a\x1c.banger.v1.RestartVMResponse0\x01\x12E\n" +
-	"\bDeleteVM\x12\x1a.banger.v1.DeleteVMRequest\x1a\x1b.banger.v1.DeleteVMResponse0\x01\x12H\n" +
+	"\bDeleteVM\x12\x1a.banger.v1.DeleteVMRequest\x1a\x1b.banger.v1.DeleteVMResponse0\x01\x12:\n" +
+	"\x05SetVM\x12\x17.banger.v1.SetVMRequest\x1a\x18.banger.v1.SetVMResponse\x12H\n" +
 	"\tSuspendVM\x12\x1b.banger.v1.SuspendVMRequest\x1a\x1c.banger.v1.SuspendVMResponse0\x01\x12?\n" +
 	"\x06ForkVM\x12\x18.banger.v1.ForkVMRequest\x1a\x19.banger.v1.ForkVMResponse0\x01\x12B\n" +
 	"\aCloneVM\x12\x19.banger.v1.CloneVMRequest\x1a\x1a.banger.v1.CloneVMResponse0\x01\x12=\n" +
@@ -4601,7 +4853,7 @@ func file_banger_v1_banger_proto_rawDescGZIP() []byte {
 }
 
 var file_banger_v1_banger_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_banger_v1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
+var file_banger_v1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
 var file_banger_v1_banger_proto_goTypes = []any{
 	(Progress_Status)(0),           // 0: banger.v1.Progress.Status
 	(ReadLogRequest_Source)(0),     // 1: banger.v1.ReadLogRequest.Source
@@ -4632,49 +4884,52 @@ var file_banger_v1_banger_proto_goTypes = []any{
 	(*RestartVMResponse)(nil),      // 26: banger.v1.RestartVMResponse
 	(*DeleteVMRequest)(nil),        // 27: banger.v1.DeleteVMRequest
 	(*DeleteVMResponse)(nil),       // 28: banger.v1.DeleteVMResponse
-	(*PingVMRequest)(nil),          // 29: banger.v1.PingVMRequest
-	(*PingVMResponse)(nil),         // 30: banger.v1.PingVMResponse
-	(*ExecVMRequest)(nil),          // 31: banger.v1.ExecVMRequest
-	(*ExecVMResponse)(nil),         // 32: banger.v1.ExecVMResponse
-	(*GetSSHEndpointRequest)(nil),  // 33: banger.v1.GetSSHEndpointRequest
-	(*GetSSHEndpointResponse)(nil), // 34: banger.v1.GetSSHEndpointResponse
-	(*ReadLogRequest)(nil),         // 35: banger.v1.ReadLogRequest
-	(*ReadLogResponse)(nil),        // 36: banger.v1.ReadLogResponse
-	(*ListEventsRequest)(nil),      // 37: banger.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),     // 38: banger.v1.ListEventsResponse
-	(*Event)(nil),                  // 39: banger.v1.Event
-	(*Image)(nil),                  // 40: banger.v1.Image
-	(*Kernel)(nil),                 // 41: banger.v1.Kernel
-	(*ListImagesRequest)(nil),      // 42: banger.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),     // 43: banger.v1.ListImagesResponse
-	(*GetImageRequest)(nil),        // 44: banger.v1.GetImageRequest
-	(*GetImageResponse)(nil),       // 45: banger.v1.GetImageResponse
-	(*ListKernelsRequest)(nil),     // 46: banger.v1.ListKernelsRequest
-	(*ListKernelsResponse)(nil),    // 47: banger.v1.ListKernelsResponse
-	(*SetupRequest)(nil),           // 48: banger.v1.SetupRequest
-	(*SetupResponse)(nil),          // 49: banger.v1.SetupResponse
-	(*SetupResult)(nil),            // 50: banger.v1.SetupResult
-	(*Template)(nil),               // 51: banger.v1.Template
-	(*ListTemplatesRequest)(nil),   // 52: banger.v1.ListTemplatesRequest
-	(*ListTemplatesResponse)(nil),  // 53: banger.v1.ListTemplatesResponse
-	(*DeleteTemplateRequest)(nil),  // 54: banger.v1.DeleteTemplateRequest
-	(*DeleteTemplateResponse)(nil), // 55: banger.v1.DeleteTemplateResponse
-	(*WarmTemplateRequest)(nil),    // 56: banger.v1.WarmTemplateRequest
-	(*WarmTemplateResponse)(nil),   // 57: banger.v1.WarmTemplateResponse
-	(*GetStatusRequest)(nil),       // 58: banger.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),      // 59: banger.v1.GetStatusResponse
-	(*DNSStatus)(nil),              // 60: banger.v1.DNSStatus
-	(*Driver)(nil),                 // 61: banger.v1.Driver
-	(*ShutdownRequest)(nil),        // 62: banger.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),       // 63: banger.v1.ShutdownResponse
-	(*timestamppb.Timestamp)(nil),  // 64: google.protobuf.Timestamp
-	(*v1.ExecRequest)(nil),         // 65: agent.v1.ExecRequest
-	(*v1.ExecResponse)(nil),        // 66: agent.v1.ExecResponse
+	(*SetVMRequest)(nil),           // 29: banger.v1.SetVMRequest
+	(*SetVMResponse)(nil),          // 30: banger.v1.SetVMResponse
+	(*PingVMRequest)(nil),          // 31: banger.v1.PingVMRequest
+	(*PingVMResponse)(nil),         // 32: banger.v1.PingVMResponse
+	(*ExecVMRequest)(nil),          // 33: banger.v1.ExecVMRequest
+	(*ExecVMResponse)(nil),         // 34: banger.v1.ExecVMResponse
+	(*GetSSHEndpointRequest)(nil),  // 35: banger.v1.GetSSHEndpointRequest
+	(*GetSSHEndpointResponse)(nil), // 36: banger.v1.GetSSHEndpointResponse
+	(*ReadLogRequest)(nil),         // 37: banger.v1.ReadLogRequest
+	(*ReadLogResponse)(nil),        // 38: banger.v1.ReadLogResponse
+	(*ListEventsRequest)(nil),      // 39: banger.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),     // 40: banger.v1.ListEventsResponse
+	(*Event)(nil),                  // 41: banger.v1.Event
+	(*Image)(nil),                  // 42: banger.v1.Image
+	(*Kernel)(nil),                 // 43: banger.v1.Kernel
+	(*ListImagesRequest)(nil),      // 44: banger.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),     // 45: banger.v1.ListImagesResponse
+	(*GetImageRequest)(nil),        // 46: banger.v1.GetImageRequest
+	(*GetImageResponse)(nil),       // 47: banger.v1.GetImageResponse
+	(*ListKernelsRequest)(nil),     // 48: banger.v1.ListKernelsRequest
+	(*ListKernelsResponse)(nil),    // 49: banger.v1.ListKernelsResponse
+	(*SetupRequest)(nil),           // 50: banger.v1.SetupRequest
+	(*SetupResponse)(nil),          // 51: banger.v1.SetupResponse
+	(*SetupResult)(nil),            // 52: banger.v1.SetupResult
+	(*Template)(nil),               // 53: banger.v1.Template
+	(*ListTemplatesRequest)(nil),   // 54: banger.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),  // 55: banger.v1.ListTemplatesResponse
+	(*DeleteTemplateRequest)(nil),  // 56: banger.v1.DeleteTemplateRequest
+	(*DeleteTemplateResponse)(nil), // 57: banger.v1.DeleteTemplateResponse
+	(*WarmTemplateRequest)(nil),    // 58: banger.v1.WarmTemplateRequest
+	(*WarmTemplateResponse)(nil),   // 59: banger.v1.WarmTemplateResponse
+	(*GetStatusRequest)(nil),       // 60: banger.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),      // 61: banger.v1.GetStatusResponse
+	(*NetworkStatus)(nil),          // 62: banger.v1.NetworkStatus
+	(*DNSStatus)(nil),              // 63: banger.v1.DNSStatus
+	(*Driver)(nil),                 // 64: banger.v1.Driver
+	(*ShutdownRequest)(nil),        // 65: banger.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),       // 66: banger.v1.ShutdownResponse
+	(*timestamppb.Timestamp)(nil),  // 67: google.protobuf.Timestamp
+	(*v1.ExecRequest)(nil),         // 68: agent.v1.ExecRequest
+	(*v1.ExecResponse)(nil),        // 69: agent.v1.ExecResponse
 }
 var file_banger_v1_banger_proto_depIdxs = []int32{
 	4,  // 0: banger.v1.VMSpec.ports:type_name -> banger.v1.PortForward
-	64, // 1: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	64, // 2: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	67, // 1: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	67, // 2: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
 	4,  // 3: banger.v1.VM.ports:type_name -> banger.v1.PortForward
 	0,  // 4: banger.v1.Progress.status:type_name -> banger.v1.Progress.Status
 	3,  // 5: banger.v1.CreateVMRequest.spec:type_name -> banger.v1.VMSpec
@@ -4696,82 +4951,86 @@ var file_banger_v1_banger_proto_depIdxs = []int32{
 	7,  // 21: banger.v1.RestartVMResponse.progress:type_name -> banger.v1.Progress
 	5,  // 22: banger.v1.RestartVMResponse.vm:type_name -> banger.v1.VM
 	7,  // 23: banger.v1.DeleteVMResponse.progress:type_name -> banger.v1.Progress
-	65, // 24: banger.v1.ExecVMRequest.exec:type_name -> agent.v1.ExecRequest
-	66, // 25: banger.v1.ExecVMResponse.exec:type_name -> agent.v1.ExecResponse
-	6,  // 26: banger.v1.GetSSHEndpointResponse.endpoint:type_name -> banger.v1.SSHEndpoint
-	1,  // 27: banger.v1.ReadLogRequest.source:type_name -> banger.v1.ReadLogRequest.Source
-	39, // 28: banger.v1.ListEventsResponse.events:type_name -> banger.v1.Event
-	64, // 29: banger.v1.Event.at:type_name -> google.protobuf.Timestamp
-	64, // 30: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	40, // 31: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
-	40, // 32: banger.v1.GetImageResponse.image:type_name -> banger.v1.Image
-	41, // 33: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
-	7,  // 34: banger.v1.SetupResponse.progress:type_name -> banger.v1.Progress
-	50, // 35: banger.v1.SetupResponse.result:type_name -> banger.v1.SetupResult
-	40, // 36: banger.v1.SetupResult.image:type_name -> banger.v1.Image
-	41, // 37: banger.v1.SetupResult.kernel:type_name -> banger.v1.Kernel
-	64, // 38: banger.v1.Template.created_at:type_name -> google.protobuf.Timestamp
-	64, // 39: banger.v1.Template.last_used_at:type_name -> google.protobuf.Timestamp
-	51, // 40: banger.v1.ListTemplatesResponse.templates:type_name -> banger.v1.Template
-	3,  // 41: banger.v1.WarmTemplateRequest.spec:type_name -> banger.v1.VMSpec
-	7,  // 42: banger.v1.WarmTemplateResponse.progress:type_name -> banger.v1.Progress
-	51, // 43: banger.v1.WarmTemplateResponse.template:type_name -> banger.v1.Template
-	64, // 44: banger.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	61, // 45: banger.v1.GetStatusResponse.drivers:type_name -> banger.v1.Driver
-	60, // 46: banger.v1.GetStatusResponse.dns:type_name -> banger.v1.DNSStatus
-	8,  // 47: banger.v1.VMService.CreateVM:input_type -> banger.v1.CreateVMRequest
-	10, // 48: banger.v1.VMService.ListVMs:input_type -> banger.v1.ListVMsRequest
-	12, // 49: banger.v1.VMService.GetVM:input_type -> banger.v1.GetVMRequest
-	14, // 50: banger.v1.VMService.StartVM:input_type -> banger.v1.StartVMRequest
-	16, // 51: banger.v1.VMService.StopVM:input_type -> banger.v1.StopVMRequest
-	25, // 52: banger.v1.VMService.RestartVM:input_type -> banger.v1.RestartVMRequest
-	27, // 53: banger.v1.VMService.DeleteVM:input_type -> banger.v1.DeleteVMRequest
-	18, // 54: banger.v1.VMService.SuspendVM:input_type -> banger.v1.SuspendVMRequest
-	20, // 55: banger.v1.VMService.ForkVM:input_type -> banger.v1.ForkVMRequest
-	23, // 56: banger.v1.VMService.CloneVM:input_type -> banger.v1.CloneVMRequest
-	29, // 57: banger.v1.VMService.PingVM:input_type -> banger.v1.PingVMRequest
-	31, // 58: banger.v1.VMService.ExecVM:input_type -> banger.v1.ExecVMRequest
-	33, // 59: banger.v1.VMService.GetSSHEndpoint:input_type -> banger.v1.GetSSHEndpointRequest
-	35, // 60: banger.v1.VMService.ReadLog:input_type -> banger.v1.ReadLogRequest
-	37, // 61: banger.v1.VMService.ListEvents:input_type -> banger.v1.ListEventsRequest
-	42, // 62: banger.v1.ImageService.ListImages:input_type -> banger.v1.ListImagesRequest
-	44, // 63: banger.v1.ImageService.GetImage:input_type -> banger.v1.GetImageRequest
-	46, // 64: banger.v1.ImageService.ListKernels:input_type -> banger.v1.ListKernelsRequest
-	48, // 65: banger.v1.ImageService.Setup:input_type -> banger.v1.SetupRequest
-	52, // 66: banger.v1.TemplateService.ListTemplates:input_type -> banger.v1.ListTemplatesRequest
-	54, // 67: banger.v1.TemplateService.DeleteTemplate:input_type -> banger.v1.DeleteTemplateRequest
-	56, // 68: banger.v1.TemplateService.WarmTemplate:input_type -> banger.v1.WarmTemplateRequest
-	58, // 69: banger.v1.DaemonService.GetStatus:input_type -> banger.v1.GetStatusRequest
-	62, // 70: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	9,  // 71: banger.v1.VMService.CreateVM:output_type -> banger.v1.CreateVMResponse
-	11, // 72: banger.v1.VMService.ListVMs:output_type -> banger.v1.ListVMsResponse
-	13, // 73: banger.v1.VMService.GetVM:output_type -> banger.v1.GetVMResponse
-	15, // 74: banger.v1.VMService.StartVM:output_type -> banger.v1.StartVMResponse
-	17, // 75: banger.v1.VMService.StopVM:output_type -> banger.v1.StopVMResponse
-	26, // 76: banger.v1.VMService.RestartVM:output_type -> banger.v1.RestartVMResponse
-	28, // 77: banger.v1.VMService.DeleteVM:output_type -> banger.v1.DeleteVMResponse
-	19, // 78: banger.v1.VMService.SuspendVM:output_type -> banger.v1.SuspendVMResponse
-	21, // 79: banger.v1.VMService.ForkVM:output_type -> banger.v1.ForkVMResponse
-	24, // 80: banger.v1.VMService.CloneVM:output_type -> banger.v1.CloneVMResponse
-	30, // 81: banger.v1.VMService.PingVM:output_type -> banger.v1.PingVMResponse
-	32, // 82: banger.v1.VMService.ExecVM:output_type -> banger.v1.ExecVMResponse
-	34, // 83: banger.v1.VMService.GetSSHEndpoint:output_type -> banger.v1.GetSSHEndpointResponse
-	36, // 84: banger.v1.VMService.ReadLog:output_type -> banger.v1.ReadLogResponse
-	38, // 85: banger.v1.VMService.ListEvents:output_type -> banger.v1.ListEventsResponse
-	43, // 86: banger.v1.ImageService.ListImages:output_type -> banger.v1.ListImagesResponse
-	45, // 87: banger.v1.ImageService.GetImage:output_type -> banger.v1.GetImageResponse
-	47, // 88: banger.v1.ImageService.ListKernels:output_type -> banger.v1.ListKernelsResponse
-	49, // 89: banger.v1.ImageService.Setup:output_type -> banger.v1.SetupResponse
-	53, // 90: banger.v1.TemplateService.ListTemplates:output_type -> banger.v1.ListTemplatesResponse
-	55, // 91: banger.v1.TemplateService.DeleteTemplate:output_type -> banger.v1.DeleteTemplateResponse
-	57, // 92: banger.v1.TemplateService.WarmTemplate:output_type -> banger.v1.WarmTemplateResponse
-	59, // 93: banger.v1.DaemonService.GetStatus:output_type -> banger.v1.GetStatusResponse
-	63, // 94: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	71, // [71:95] is the sub-list for method output_type
-	47, // [47:71] is the sub-list for method input_type
-	47, // [47:47] is the sub-list for extension type_name
-	47, // [47:47] is the sub-list for extension extendee
-	0,  // [0:47] is the sub-list for field type_name
+	5,  // 24: banger.v1.SetVMResponse.vm:type_name -> banger.v1.VM
+	68, // 25: banger.v1.ExecVMRequest.exec:type_name -> agent.v1.ExecRequest
+	69, // 26: banger.v1.ExecVMResponse.exec:type_name -> agent.v1.ExecResponse
+	6,  // 27: banger.v1.GetSSHEndpointResponse.endpoint:type_name -> banger.v1.SSHEndpoint
+	1,  // 28: banger.v1.ReadLogRequest.source:type_name -> banger.v1.ReadLogRequest.Source
+	41, // 29: banger.v1.ListEventsResponse.events:type_name -> banger.v1.Event
+	67, // 30: banger.v1.Event.at:type_name -> google.protobuf.Timestamp
+	67, // 31: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	42, // 32: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
+	42, // 33: banger.v1.GetImageResponse.image:type_name -> banger.v1.Image
+	43, // 34: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
+	7,  // 35: banger.v1.SetupResponse.progress:type_name -> banger.v1.Progress
+	52, // 36: banger.v1.SetupResponse.result:type_name -> banger.v1.SetupResult
+	42, // 37: banger.v1.SetupResult.image:type_name -> banger.v1.Image
+	43, // 38: banger.v1.SetupResult.kernel:type_name -> banger.v1.Kernel
+	67, // 39: banger.v1.Template.created_at:type_name -> google.protobuf.Timestamp
+	67, // 40: banger.v1.Template.last_used_at:type_name -> google.protobuf.Timestamp
+	53, // 41: banger.v1.ListTemplatesResponse.templates:type_name -> banger.v1.Template
+	3,  // 42: banger.v1.WarmTemplateRequest.spec:type_name -> banger.v1.VMSpec
+	7,  // 43: banger.v1.WarmTemplateResponse.progress:type_name -> banger.v1.Progress
+	53, // 44: banger.v1.WarmTemplateResponse.template:type_name -> banger.v1.Template
+	67, // 45: banger.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	64, // 46: banger.v1.GetStatusResponse.drivers:type_name -> banger.v1.Driver
+	63, // 47: banger.v1.GetStatusResponse.dns:type_name -> banger.v1.DNSStatus
+	62, // 48: banger.v1.GetStatusResponse.network:type_name -> banger.v1.NetworkStatus
+	8,  // 49: banger.v1.VMService.CreateVM:input_type -> banger.v1.CreateVMRequest
+	10, // 50: banger.v1.VMService.ListVMs:input_type -> banger.v1.ListVMsRequest
+	12, // 51: banger.v1.VMService.GetVM:input_type -> banger.v1.GetVMRequest
+	14, // 52: banger.v1.VMService.StartVM:input_type -> banger.v1.StartVMRequest
+	16, // 53: banger.v1.VMService.StopVM:input_type -> banger.v1.StopVMRequest
+	25, // 54: banger.v1.VMService.RestartVM:input_type -> banger.v1.RestartVMRequest
+	27, // 55: banger.v1.VMService.DeleteVM:input_type -> banger.v1.DeleteVMRequest
+	29, // 56: banger.v1.VMService.SetVM:input_type -> banger.v1.SetVMRequest
+	18, // 57: banger.v1.VMService.SuspendVM:input_type -> banger.v1.SuspendVMRequest
+	20, // 58: banger.v1.VMService.ForkVM:input_type -> banger.v1.ForkVMRequest
+	23, // 59: banger.v1.VMService.CloneVM:input_type -> banger.v1.CloneVMRequest
+	31, // 60: banger.v1.VMService.PingVM:input_type -> banger.v1.PingVMRequest
+	33, // 61: banger.v1.VMService.ExecVM:input_type -> banger.v1.ExecVMRequest
+	35, // 62: banger.v1.VMService.GetSSHEndpoint:input_type -> banger.v1.GetSSHEndpointRequest
+	37, // 63: banger.v1.VMService.ReadLog:input_type -> banger.v1.ReadLogRequest
+	39, // 64: banger.v1.VMService.ListEvents:input_type -> banger.v1.ListEventsRequest
+	44, // 65: banger.v1.ImageService.ListImages:input_type -> banger.v1.ListImagesRequest
+	46, // 66: banger.v1.ImageService.GetImage:input_type -> banger.v1.GetImageRequest
+	48, // 67: banger.v1.ImageService.ListKernels:input_type -> banger.v1.ListKernelsRequest
+	50, // 68: banger.v1.ImageService.Setup:input_type -> banger.v1.SetupRequest
+	54, // 69: banger.v1.TemplateService.ListTemplates:input_type -> banger.v1.ListTemplatesRequest
+	56, // 70: banger.v1.TemplateService.DeleteTemplate:input_type -> banger.v1.DeleteTemplateRequest
+	58, // 71: banger.v1.TemplateService.WarmTemplate:input_type -> banger.v1.WarmTemplateRequest
+	60, // 72: banger.v1.DaemonService.GetStatus:input_type -> banger.v1.GetStatusRequest
+	65, // 73: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	9,  // 74: banger.v1.VMService.CreateVM:output_type -> banger.v1.CreateVMResponse
+	11, // 75: banger.v1.VMService.ListVMs:output_type -> banger.v1.ListVMsResponse
+	13, // 76: banger.v1.VMService.GetVM:output_type -> banger.v1.GetVMResponse
+	15, // 77: banger.v1.VMService.StartVM:output_type -> banger.v1.StartVMResponse
+	17, // 78: banger.v1.VMService.StopVM:output_type -> banger.v1.StopVMResponse
+	26, // 79: banger.v1.VMService.RestartVM:output_type -> banger.v1.RestartVMResponse
+	28, // 80: banger.v1.VMService.DeleteVM:output_type -> banger.v1.DeleteVMResponse
+	30, // 81: banger.v1.VMService.SetVM:output_type -> banger.v1.SetVMResponse
+	19, // 82: banger.v1.VMService.SuspendVM:output_type -> banger.v1.SuspendVMResponse
+	21, // 83: banger.v1.VMService.ForkVM:output_type -> banger.v1.ForkVMResponse
+	24, // 84: banger.v1.VMService.CloneVM:output_type -> banger.v1.CloneVMResponse
+	32, // 85: banger.v1.VMService.PingVM:output_type -> banger.v1.PingVMResponse
+	34, // 86: banger.v1.VMService.ExecVM:output_type -> banger.v1.ExecVMResponse
+	36, // 87: banger.v1.VMService.GetSSHEndpoint:output_type -> banger.v1.GetSSHEndpointResponse
+	38, // 88: banger.v1.VMService.ReadLog:output_type -> banger.v1.ReadLogResponse
+	40, // 89: banger.v1.VMService.ListEvents:output_type -> banger.v1.ListEventsResponse
+	45, // 90: banger.v1.ImageService.ListImages:output_type -> banger.v1.ListImagesResponse
+	47, // 91: banger.v1.ImageService.GetImage:output_type -> banger.v1.GetImageResponse
+	49, // 92: banger.v1.ImageService.ListKernels:output_type -> banger.v1.ListKernelsResponse
+	51, // 93: banger.v1.ImageService.Setup:output_type -> banger.v1.SetupResponse
+	55, // 94: banger.v1.TemplateService.ListTemplates:output_type -> banger.v1.ListTemplatesResponse
+	57, // 95: banger.v1.TemplateService.DeleteTemplate:output_type -> banger.v1.DeleteTemplateResponse
+	59, // 96: banger.v1.TemplateService.WarmTemplate:output_type -> banger.v1.WarmTemplateResponse
+	61, // 97: banger.v1.DaemonService.GetStatus:output_type -> banger.v1.GetStatusResponse
+	66, // 98: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	74, // [74:99] is the sub-list for method output_type
+	49, // [49:74] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_banger_v1_banger_proto_init() }
@@ -4809,15 +5068,16 @@ func file_banger_v1_banger_proto_init() {
 		(*RestartVMResponse_Progress)(nil),
 		(*RestartVMResponse_Vm)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[29].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[27].OneofWrappers = []any{}
+	file_banger_v1_banger_proto_msgTypes[31].OneofWrappers = []any{
 		(*ExecVMRequest_Vm)(nil),
 		(*ExecVMRequest_Exec)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[47].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[49].OneofWrappers = []any{
 		(*SetupResponse_Progress)(nil),
 		(*SetupResponse_Result)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[55].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[57].OneofWrappers = []any{
 		(*WarmTemplateResponse_Progress)(nil),
 		(*WarmTemplateResponse_Template)(nil),
 	}
@@ -4827,7 +5087,7 @@ func file_banger_v1_banger_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_banger_proto_rawDesc), len(file_banger_v1_banger_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   62,
+			NumMessages:   65,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

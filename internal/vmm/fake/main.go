@@ -228,6 +228,7 @@ func (m *guestMachine) agent() serve.Options {
 			return time.Until(time.Unix(0, r.GetUnixNanos())), m.memory.adopt(r)
 		},
 		BootID: m.memory.BootID,
+		Dial:   dial,
 	}
 }
 
