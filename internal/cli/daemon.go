@@ -156,6 +156,10 @@ func (e *Env) describeDaemon(v daemonView) string {
 	for _, d := range v.Drivers {
 		list = append(list, field{"driver " + d.Name, describeDriver(d)})
 	}
+	if served := v.DNS.Listener; served != "" || v.DNS.Forwarder != "" {
+		list = append(list, field{"names", describeNames(v.DNS)})
+	}
+	list = append(list, field{"names not served", v.DNS.Problem})
 	list = append(list, field{"network", strings.TrimSpace(v.Bridge + " " + v.Subnet)}, field{"state", v.StateDirectory}, field{"socket", v.Socket})
 	for _, mended := range v.Reconciled {
 		list = append(list, field{"mended at start", mended})
@@ -175,4 +179,16 @@ func withReason(text, reason string) string {
 		return text
 	}
 	return text + ": " + reason
+}
+
+// describeNames tells where names are served, and how many there are.
+func describeNames(d dnsDaemonView) string {
+	text := plural(int(d.Records), "name")
+	if d.Listener != "" {
+		text += " on " + d.Listener
+	}
+	if d.Forwarder != "" {
+		text += ", for guests on " + d.Forwarder
+	}
+	return text
 }

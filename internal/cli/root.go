@@ -36,8 +36,8 @@ func newRoot(e *Env) *cobra.Command {
 	}
 	root.AddCommand(
 		newRunCommand(e), newSetupCommand(e), newVMCommand(e), newImageCommand(e), newKernelCommand(e),
-		newTemplateCommand(e),
-		newDaemonCommand(e), newDoctorCommand(e), newVersionCommand(e), newCompletionCommand(e), newInternalCommand(),
+		newTemplateCommand(e), newDNSCommand(e), newSSHConfigCommand(e),
+		newDaemonCommand(e), newDoctorCommand(e), newVersionCommand(e), newCompletionCommand(e), newInternalCommand(e),
 	)
 	return root
 }
@@ -86,8 +86,8 @@ func newHelpCommand(root *cobra.Command) *cobra.Command {
 	}
 }
 
-func newInternalCommand() *cobra.Command {
-	cmd := group("internal", "Helpers of banger's own; they promise nothing", newExitCodesCommand())
+func newInternalCommand(e *Env) *cobra.Command {
+	cmd := group("internal", "Helpers of banger's own; they promise nothing", newExitCodesCommand(), newProxyCommand(e))
 	cmd.Hidden = true
 	return cmd
 }
@@ -100,6 +100,7 @@ func newVMCommand(e *Env) *cobra.Command {
 		newVMForkCommand(e), newVMCloneCommand(e), newVMSnapshotCommand(e),
 		newVMKillCommand(e), newVMRestartCommand(e), newVMDeleteCommand(e),
 		newVMSSHCommand(e), newVMExecCommand(e), newVMLogsCommand(e), newVMEventsCommand(e), newVMPingCommand(e),
+		newVMPortsCommand(e),
 	)
 }
 

@@ -23,6 +23,7 @@ type specOptions struct {
 	units                  string
 	sshKeys                []string
 	cold                   bool
+	ports                  []string
 
 	changed func(flag string) bool // whether the user gave the flag
 }
@@ -40,6 +41,7 @@ func (o *specOptions) addFlags(cmd *cobra.Command, e *Env) {
 	f.StringVar(&o.units, "units", "", "systemd units of the image that run: fast or stock (default fast)")
 	f.StringArrayVar(&o.sshKeys, "ssh-key", nil, "file of a further public SSH key for root (may be repeated)")
 	f.BoolVar(&o.cold, "cold", false, "boot the VM, also when there is a template to restore it from")
+	f.StringArrayVarP(&o.ports, "publish", "p", nil, "forward a port of this host into the VM, for instance 8080:80 (may be repeated)")
 	for flag, complete := range map[string]completer{
 		"image": e.completeImages, "kernel": e.completeKernels,
 		"vmm": fixedCompletions("auto", "qemu"), "units": fixedCompletions("fast", "stock"),
@@ -75,6 +77,11 @@ func (o *specOptions) spec(name string) (*bangerv1.VMSpec, error) {
 		}
 		*size.to = n
 	}
+	ports, err := portForwards(o.ports)
+	if err != nil {
+		return nil, fault.New(fault.Usage, "--publish: %v", err).WithHint("%s", fault.HintOf(err))
+	}
+	s.Ports = ports
 	if o.noNAT {
 		nat := false
 		s.Nat = &nat

@@ -66,6 +66,7 @@ func (e *Env) describeVM(v vmView) string {
 		{"dns name", v.DNSName},
 		{"mac", v.MAC},
 		{"nat", yesNo(v.NAT)},
+		{"ports", portsText(v.Ports)},
 		{"directory", v.Directory},
 	}
 	if v.Ephemeral {
