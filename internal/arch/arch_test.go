@@ -48,7 +48,7 @@ var rooms = map[string][]string{
 	"internal/splitdns":       {"internal/fault"},
 	"internal/sshconfig":      {"internal/fault"},
 	"internal/forward":        {"internal/fault", "internal/vm"},
-	"internal/hostnet/helper": {"internal/fault", "internal/hostnet", "internal/paths"},
+	"internal/hostnet/helper": {"internal/fault", "internal/hostnet", "internal/paths", "internal/vm"},
 
 	// Layer 2: services.
 	"internal/store":       {"internal/fault", "internal/vm"},

@@ -1,5 +1,5 @@
 // Package helper is banger-nethelper: the only code of banger that holds a right the user has not,
-// CAP_NET_ADMIN. It answers the requests of internal/hostnet on a socketpair, touches nothing but
+// CAP_NET_ADMIN and CAP_NET_BIND_SERVICE. It answers the requests of internal/hostnet on a socketpair, touches nothing but
 // bridges, TAP devices and one nftables table of banger's that belong to the user who started it,
 // and ends when that socket closes, which the kernel does however the daemon dies.
 package helper
@@ -41,7 +41,7 @@ func Main() int {
 		log.Error("not confined", "reason", err)
 		return int(fault.Unexpected)
 	}
-	h := &handler{uid: os.Getuid(), path: path, right: right}
+	h := &handler{uid: os.Getuid(), path: path, right: right, keeper: keeper{log: log}}
 	socket := os.NewFile(hostnet.HelperFD, "daemon")
 	if err := serve(socket, h.handle, log); err != nil {
 		log.Error("ended", "reason", err)
@@ -118,6 +118,8 @@ type handler struct {
 	uid   int
 	path  string // of this program
 	right bool   // CAP_NET_ADMIN; what already holds can be asked for without it
+
+	keeper keeper
 }
 
 func (h *handler) handle(r hostnet.Request) (response hostnet.Response, err error) {
@@ -126,9 +128,11 @@ func (h *handler) handle(r hostnet.Request) (response hostnet.Response, err erro
 	case hostnet.OpCheck:
 		err = h.check()
 	case hostnet.OpEnsureBridge:
-		err = ensureBridge(r.Bridge, r.Address, me)
+		response, err = ensureBridge(r.Bridge, r.Address, me)
 	case hostnet.OpRemoveBridge:
-		err = removeBridge(r.Bridge, me)
+		if err = h.keeper.remove(r.Bridge, me); err == nil {
+			err = removeBridge(r.Bridge, me)
+		}
 	case hostnet.OpAddTAP:
 		if r.Owner != h.uid {
 			return response, fault.New(fault.Usage, "user %d asks for a TAP device of user %d", h.uid, r.Owner)
@@ -138,10 +142,13 @@ func (h *handler) handle(r hostnet.Request) (response hostnet.Response, err erro
 		err = deleteTAP(r.TAP, me)
 	case hostnet.OpListTAPs:
 		response.TAPs, err = listTAPs(me)
-	case hostnet.OpSetNAT:
-		err = setNAT(r.Bridge, r.Guest, r.On, me)
-	case hostnet.OpRemoveNAT:
-		err = removeNAT(r.Bridge, me)
+	case hostnet.OpSetRules:
+		if len(r.Rules.Guests) == 0 && !h.right {
+			break // there are none: nobody here could have made any
+		}
+		response, err = h.keeper.set(r.Bridge, *r.Rules, me)
+	case hostnet.OpRemoveRules:
+		err = h.keeper.remove(r.Bridge, me)
 	case hostnet.OpListenDNS:
 		response, err = listenDNS(r.Bridge, r.Address, me)
 	}
