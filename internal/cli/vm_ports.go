@@ -175,16 +175,16 @@ func viewPort(p *bangerv1.PortForward) portView {
 	return portView{HostAddress: p.GetHostAddress(), HostPort: p.GetHostPort(), GuestPort: p.GetGuestPort()}
 }
 
-func (p portView) host() string {
-	return net.JoinHostPort(p.HostAddress, strconv.Itoa(int(p.HostPort)))
+func hostSide(address string, port int32) string {
+	return net.JoinHostPort(address, strconv.Itoa(int(port)))
 }
-
-func (p portView) text() string { return p.host() + " to " + strconv.Itoa(int(p.GuestPort)) }
 
 // portStatusView is a line of "vm ports list".
 type portStatusView struct {
-	VM string `json:"vm"`
-	portView
+	VM          string `json:"vm"`
+	HostAddress string `json:"host_address"`
+	HostPort    int32  `json:"host_port"`
+	GuestPort   int32  `json:"guest_port"`
 	Listening   bool   `json:"listening"`
 	Connections int32  `json:"connections"`
 	Problem     string `json:"problem"`
@@ -202,8 +202,10 @@ func runVMPortsList(ctx context.Context, o portsOptions, e *Env) error {
 			return err
 		}
 		all := views(res.GetPorts(), func(p *bangerv1.PortStatus) portStatusView {
+			f := p.GetPort()
 			return portStatusView{
-				VM: p.GetVm(), portView: viewPort(p.GetPort()), Listening: p.GetListening(), Connections: p.GetConnections(), Problem: p.GetProblem(),
+				VM: p.GetVm(), HostAddress: f.GetHostAddress(), HostPort: f.GetHostPort(), GuestPort: f.GetGuestPort(),
+				Listening: p.GetListening(), Connections: p.GetConnections(), Problem: p.GetProblem(),
 			}
 		})
 		return e.print(o.output, all, func() string { return portsTable(all) })
@@ -220,7 +222,7 @@ func portsTable(all []portStatusView) string {
 		case p.Problem != "":
 			state = p.Problem
 		}
-		rows[i] = []string{p.VM, p.host(), strconv.Itoa(int(p.GuestPort)), state, strconv.Itoa(int(p.Connections))}
+		rows[i] = []string{p.VM, hostSide(p.HostAddress, p.HostPort), strconv.Itoa(int(p.GuestPort)), state, strconv.Itoa(int(p.Connections))}
 	}
 	return table([]column{
 		{title: "VM", flexible: true},
@@ -234,7 +236,7 @@ func portsTable(all []portStatusView) string {
 func portsText(all []portView) string {
 	texts := make([]string, len(all))
 	for i, p := range all {
-		texts[i] = p.text()
+		texts[i] = hostSide(p.HostAddress, p.HostPort) + " to " + strconv.Itoa(int(p.GuestPort))
 	}
 	return strings.Join(texts, ", ")
 }
