@@ -87,7 +87,8 @@ func newHelpCommand(root *cobra.Command) *cobra.Command {
 }
 
 func newInternalCommand(e *Env) *cobra.Command {
-	cmd := group("internal", "Helpers of banger's own; they promise nothing", newExitCodesCommand(), newProxyCommand(e))
+	cmd := group("internal", "Helpers of banger's own; they promise nothing", newExitCodesCommand(), newProxyCommand(e),
+		newInternalNATCommand(e), newInternalCleanCommand(e))
 	cmd.Hidden = true
 	return cmd
 }
@@ -97,7 +98,7 @@ func newVMCommand(e *Env) *cobra.Command {
 		"vm", "Virtual machines: create, start, enter, delete",
 		newVMCreateCommand(e), newVMListCommand(e), newVMShowCommand(e),
 		newVMStartCommand(e), newVMStopCommand(e), newVMSuspendCommand(e), newVMResumeCommand(e),
-		newVMForkCommand(e), newVMCloneCommand(e), newVMSnapshotCommand(e),
+		newVMSetCommand(e), newVMForkCommand(e), newVMCloneCommand(e), newVMSnapshotCommand(e),
 		newVMKillCommand(e), newVMRestartCommand(e), newVMDeleteCommand(e),
 		newVMSSHCommand(e), newVMExecCommand(e), newVMLogsCommand(e), newVMEventsCommand(e), newVMPingCommand(e),
 		newVMPortsCommand(e),

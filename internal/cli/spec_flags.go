@@ -19,7 +19,7 @@ type specOptions struct {
 	image, kernel, vmm     string
 	cpus                   int32
 	memory, disk, workDisk string
-	noNAT                  bool
+	nat, noNAT, isolated   bool
 	units                  string
 	sshKeys                []string
 	cold                   bool
@@ -37,7 +37,10 @@ func (o *specOptions) addFlags(cmd *cobra.Command, e *Env) {
 	f.StringVar(&o.memory, "memory", "", "memory, for instance 512M or 2G")
 	f.StringVar(&o.disk, "disk", "", "what / can hold beyond the image, for instance 8G")
 	f.StringVar(&o.workDisk, "work-disk", "", "size of the disk mounted at /root, for instance 4G")
-	f.BoolVar(&o.noNAT, "no-nat", false, "no way out of the host for this VM")
+	f.BoolVar(&o.nat, "nat", true, "reach other networks through this host")
+	f.Lookup("nat").DefValue = "" // the configuration's
+	f.BoolVar(&o.noNAT, "no-nat", false, "the same as --nat=false")
+	f.BoolVar(&o.isolated, "isolated", false, "reach no siblings, and be reached by none")
 	f.StringVar(&o.units, "units", "", "systemd units of the image that run: fast or stock (default fast)")
 	f.StringArrayVar(&o.sshKeys, "ssh-key", nil, "file of a further public SSH key for root (may be repeated)")
 	f.BoolVar(&o.cold, "cold", false, "boot the VM, also when there is a template to restore it from")
@@ -82,10 +85,14 @@ func (o *specOptions) spec(name string) (*bangerv1.VMSpec, error) {
 		return nil, fault.New(fault.Usage, "--publish: %v", err).WithHint("%s", fault.HintOf(err))
 	}
 	s.Ports = ports
-	if o.noNAT {
-		nat := false
+	switch {
+	case o.noNAT && o.changed("nat") && o.nat:
+		return nil, fault.New(fault.Usage, "--nat and --no-nat do not go together")
+	case o.noNAT || o.changed("nat"):
+		nat := o.nat && !o.noNAT
 		s.Nat = &nat
 	}
+	s.Isolated = o.isolated
 	for _, file := range o.sshKeys {
 		key, err := readPublicKey(file)
 		if err != nil {

@@ -35,6 +35,8 @@ type vmView struct {
 	PID           int32      `json:"pid"`
 	Directory     string     `json:"directory"`
 	Ports         []portView `json:"ports"`
+	IP6           string     `json:"ip6"`
+	Isolated      bool       `json:"isolated"`
 }
 
 func viewVM(v *bangerv1.VM) vmView {
@@ -45,6 +47,7 @@ func viewVM(v *bangerv1.VM) vmView {
 		CreatedAt: viewTime(v.GetCreatedAt()), StartedAt: viewTime(v.GetStartedAt()), Error: v.GetError(),
 		Units: v.GetUnits(), Ephemeral: v.GetEphemeral(), Accelerator: v.GetAccelerator(), SlowReason: v.GetSlowReason(),
 		PID: v.GetPid(), Directory: v.GetDirectory(), Ports: views(v.GetPorts(), viewPort),
+		IP6: v.GetIp6(), Isolated: v.GetIsolated(),
 	}
 }
 
@@ -114,6 +117,24 @@ type daemonView struct {
 	Subnet           string        `json:"subnet"`
 	Bridge           string        `json:"bridge"`
 	DNS              dnsDaemonView `json:"dns"`
+	Network          networkView   `json:"network"`
+}
+
+// networkView is what there is of the host's network for VMs.
+type networkView struct {
+	Subnet6       string   `json:"subnet6"`
+	SubnetProblem string   `json:"subnet_problem"`
+	TAPsReady     int32    `json:"taps_ready"`
+	TAPsWanted    int32    `json:"taps_wanted"`
+	Notices       []string `json:"notices"`
+	OpenedChains  []string `json:"opened_chains"`
+}
+
+func viewNetwork(n *bangerv1.NetworkStatus) networkView {
+	return networkView{
+		Subnet6: n.GetSubnet6(), SubnetProblem: n.GetSubnetProblem(), TAPsReady: n.GetTapsReady(), TAPsWanted: n.GetTapsWanted(),
+		Notices: list(n.GetNotices()), OpenedChains: list(n.GetOpenedChains()),
+	}
 }
 
 // dnsDaemonView is where the daemon serves names.

@@ -324,6 +324,7 @@ func (h *house) host(ctx context.Context) server.Host {
 		info.Subnet = subnet.String()
 	}
 	info.DNS = h.names.status()
+	info.Network = h.networkStatus()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	info.Reconciled = slices.Clone(h.reconciled)

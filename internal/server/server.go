@@ -85,6 +85,7 @@ type Host struct {
 	Subnet           string
 	Bridge           string
 	DNS              DNS
+	Network          Network
 }
 
 // DNS is where names of VMs are served.
@@ -93,6 +94,13 @@ type DNS struct {
 	Listener, Forwarder string // address and port; empty: it does not listen
 	Records             int
 	Problem             string // what keeps it from its work, with what to do
+}
+
+// Network is what there is of the host's network for VMs; see bangerv1.NetworkStatus.
+type Network struct {
+	Subnet6, SubnetProblem string
+	TAPsReady, TAPsWanted  int
+	Notices, OpenedChains  []string
 }
 
 // Driver is what one driver can do here.

@@ -22,6 +22,11 @@ func (s daemonService) GetStatus(ctx context.Context, _ *bangerv1.GetStatusReque
 			Zone: h.DNS.Zone, Listener: h.DNS.Listener, Forwarder: h.DNS.Forwarder, Records: int32(h.DNS.Records), Problem: h.DNS.Problem,
 		},
 	}
+	res.Network = &bangerv1.NetworkStatus{
+		Subnet6: h.Network.Subnet6, SubnetProblem: h.Network.SubnetProblem,
+		TapsReady: int32(h.Network.TAPsReady), TapsWanted: int32(h.Network.TAPsWanted),
+		Notices: h.Network.Notices, OpenedChains: h.Network.OpenedChains,
+	}
 	for _, d := range h.Drivers {
 		res.Drivers = append(res.Drivers, &bangerv1.Driver{
 			Name: d.Name, Available: d.Available, Version: d.Version, Accelerator: d.Accelerator, Reason: d.Reason,
