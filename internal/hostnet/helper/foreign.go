@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math/bits"
 	"os"
 	"slices"
 	"strings"
@@ -85,7 +86,7 @@ func (o others) settleOnce(c *nftables.Conn) (r result, err error) {
 			want = nil
 		}
 		owned := slices.ContainsFunc(tables, func(t *nftables.Table) bool {
-			return t.Name == chain.Table.Name && t.Family == chain.Table.Family && t.Flags&tableFlagOwner != 0
+			return t.Name == chain.Table.Name && t.Family == chain.Table.Family && (t.Flags|bits.ReverseBytes32(t.Flags))&tableFlagOwner != 0 // the library reads it in the host's order
 		})
 		switch {
 		case len(want) > 0 && owned:
@@ -99,6 +100,7 @@ func (o others) settleOnce(c *nftables.Conn) (r result, err error) {
 			r.opened = append(r.opened, chainName(chain))
 		}
 	}
+	slices.Sort(r.opened)
 	return r, commit(c)
 }
 

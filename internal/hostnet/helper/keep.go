@@ -33,6 +33,7 @@ type keeper struct {
 	bridge  string // "" while there is nothing to keep
 	me      owner
 	rules   hostnet.Rules
+	wasOff  bool // IPv4 forwarding, before: the table that says so may be flushed
 	watched bool
 }
 
@@ -47,7 +48,7 @@ func (k *keeper) set(bridge string, rules hostnet.Rules, me owner) (hostnet.Resp
 	if err != nil {
 		return hostnet.Response{}, err
 	}
-	response, err := applyRules(bridge, rules, me)
+	response, err := k.apply(bridge, rules, me)
 	if err != nil {
 		return hostnet.Response{}, err
 	}
@@ -75,7 +76,7 @@ func (k *keeper) clear(bridge string, me owner) error {
 		return err
 	}
 	k.bridge = ""
-	return removeRules(bridge)
+	return k.removeRules(bridge)
 }
 
 // watch follows changes of the packet filter for as long as the process lives.
@@ -117,7 +118,7 @@ func (k *keeper) mend() bool {
 	if k.bridge == "" || len(k.rules.Guests) == 0 {
 		return false
 	}
-	changed, err := mendRules(k.bridge, k.rules, k.me)
+	changed, err := k.mendRules()
 	if err != nil {
 		k.log.Warn("the packet filter is not as it should be", "bridge", k.bridge, "reason", err)
 		return true
@@ -129,7 +130,8 @@ func (k *keeper) mend() bool {
 }
 
 // mendRules writes what others took away.
-func mendRules(bridge string, rules hostnet.Rules, me owner) (bool, error) {
+func (k *keeper) mendRules() (bool, error) {
+	bridge, rules := k.bridge, k.rules
 	c, err := nftConn()
 	if err != nil {
 		return false, err
@@ -146,20 +148,20 @@ func mendRules(bridge string, rules hostnet.Rules, me owner) (bool, error) {
 		return ch.Table.Name == bridge && ch.Table.Family == nftables.TableFamilyINet && ch.Name == "forward"
 	})
 	if !whole || rules.AnyNAT() && !on {
-		_, err := applyRules(bridge, rules, me)
+		_, err := k.apply(bridge, rules, k.me)
 		return true, err
 	}
 	r, err := others{bridge, rules, nfCall()}.settle(c)
 	return r.changed, err
 }
 
-// applyRules makes a bridge's rules these.
-func applyRules(bridge string, rules hostnet.Rules, me owner) (hostnet.Response, error) {
+// apply makes a bridge's rules these.
+func (k *keeper) apply(bridge string, rules hostnet.Rules, me owner) (hostnet.Response, error) {
 	link, err := ourBridge(bridge, me)
 	if err != nil {
 		return hostnet.Response{}, err
 	}
-	s := ruleSet{bridge: bridge}
+	s := ruleSet{bridge: bridge, wasOff: k.wasOff}
 	if s.address, err = addressOf(link); err != nil {
 		return hostnet.Response{}, err
 	}
@@ -167,12 +169,14 @@ func applyRules(bridge string, rules hostnet.Rules, me owner) (hostnet.Response,
 		return hostnet.Response{}, err
 	}
 	if len(s.rules.Guests) == 0 {
-		return hostnet.Response{}, removeRules(bridge)
+		return hostnet.Response{}, k.removeRules(bridge)
 	}
-	return s.apply()
+	response, err := s.apply()
+	k.wasOff = s.wasOff
+	return response, err
 }
 
-func (s ruleSet) apply() (response hostnet.Response, err error) {
+func (s *ruleSet) apply() (response hostnet.Response, err error) {
 	c, err := nftConn()
 	if err != nil {
 		return response, err
@@ -181,9 +185,11 @@ func (s ruleSet) apply() (response hostnet.Response, err error) {
 	if err != nil {
 		return response, err
 	}
-	if s.wasOff, err = marked(c, tables, s.bridge); err != nil {
+	mark, err := marked(c, tables, s.bridge)
+	if err != nil {
 		return response, err
 	}
+	s.wasOff = s.wasOff || mark
 	on, err := forwards()
 	if err != nil {
 		return response, err
@@ -235,7 +241,7 @@ func (s ruleSet) writePorts(c *nftables.Conn) ([]string, error) {
 }
 
 // removeRules takes away all of a bridge's rules, here and in other firewalls, and puts IPv4 forwarding back.
-func removeRules(bridge string) error {
+func (k *keeper) removeRules(bridge string) error {
 	c, err := nftConn()
 	if err != nil {
 		return err
@@ -251,10 +257,11 @@ func removeRules(bridge string) error {
 	if err != nil {
 		return err
 	}
-	if putBack { // first: when we die in between, the mark is still there
+	if putBack || k.wasOff { // first: when we die in between, the mark is still there
 		if err := stopForwarding(c, bridge, tables, chains); err != nil {
 			return err
 		}
+		k.wasOff = false
 	}
 	for _, t := range tables {
 		if t.Name == bridge && (t.Family == nftables.TableFamilyINet || t.Family == nftables.TableFamilyBridge) {

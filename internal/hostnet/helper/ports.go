@@ -104,9 +104,9 @@ func (s ruleSet) addPortSets(c *nftables.Conn, table *nftables.Table) (portSets,
 		}
 	}
 	sets := portSets{
-		taps: &nftables.Set{Table: table, Name: "taps", KeyType: nftables.TypeIFName},
+		taps: &nftables.Set{Table: table, Name: "taps", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
 		macs: with("macs", nftables.TypeEtherAddr), sources: with("sources", nftables.TypeIPAddr), sources6: with("sources6", nftables.TypeIP6Addr),
-		isolated: &nftables.Set{Table: table, Name: "isolated", KeyType: nftables.TypeIFName},
+		isolated: &nftables.Set{Table: table, Name: "isolated", KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian},
 	}
 	return sets, errors.Join(
 		addSet(c, sets.taps, taps), addSet(c, sets.macs, macs), addSet(c, sets.sources, sources),
