@@ -38,7 +38,7 @@ type Forwarder struct {
 // Forward takes over sockets on the address that guests ask. resolvConf is the path of the host's resolv.conf.
 func (s *Server) Forward(udp *net.UDPConn, tcp net.Listener, resolvConf string) *Forwarder {
 	f := &Forwarder{
-		server: s, log: s.log, upstreams: &upstreams{path: resolvConf}, slots: make(chan struct{}, maxForwards),
+		server: s, log: s.log, upstreams: &upstreams{path: resolvConf, dial: (&net.Dialer{Timeout: upstreamTimeout}).DialContext}, slots: make(chan struct{}, maxForwards),
 	}
 	f.life, f.end = context.WithCancel(context.Background())
 	own := tcp.Addr().(*net.TCPAddr).AddrPort()
@@ -129,8 +129,7 @@ func (f *Forwarder) forward(w dns.ResponseWriter, m, reply *dns.Msg) {
 func (f *Forwarder) ask(ctx context.Context, network string, m *dns.Msg) *dns.Msg {
 	var last *dns.Msg
 	for _, server := range f.upstreams.list() {
-		client := dns.Client{Net: network, Timeout: upstreamTimeout, UDPSize: dns.MaxMsgSize}
-		answer, _, err := client.ExchangeContext(ctx, m, server)
+		answer, err := f.exchange(ctx, network, m, server)
 		switch {
 		case err != nil && answer != nil && network == "udp": // cut off in the middle: the guest asks again over TCP
 			answer.Truncated = true
@@ -147,6 +146,18 @@ func (f *Forwarder) ask(ctx context.Context, network string, m *dns.Msg) *dns.Ms
 		}
 	}
 	return last
+}
+
+// exchange asks one server. An answer that comes with an error was cut off.
+func (f *Forwarder) exchange(ctx context.Context, network string, m *dns.Msg, server string) (*dns.Msg, error) {
+	conn, err := f.upstreams.dial(ctx, network, server)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	client := dns.Client{Net: network, Timeout: upstreamTimeout}
+	answer, _, err := client.ExchangeWithConnContext(ctx, m, &dns.Conn{Conn: conn, UDPSize: dns.MaxMsgSize})
+	return answer, err
 }
 
 // fitting shortens an answer to what the guest's packets hold.
@@ -167,6 +178,7 @@ func fitting(w dns.ResponseWriter, asked, answer *dns.Msg) *dns.Msg {
 type upstreams struct {
 	path string
 	own  netip.AddrPort // never asked: that would be a circle
+	dial func(ctx context.Context, network, address string) (net.Conn, error)
 
 	mu      sync.Mutex
 	looked  time.Time

@@ -29,6 +29,7 @@ const (
 	tcpFirst       = 2 * time.Second // until the first one
 	maxQuestion    = 2048            // bytes of a question over UDP
 	udpSize        = 1232            // bytes of an answer over UDP: what passes everywhere (DNS flag day 2020)
+	readBuffer     = 1 << 20         // bytes of questions that wait
 	closeTimeout   = 2 * time.Second
 )
 
@@ -87,6 +88,7 @@ func taken(address netip.AddrPort, err error) error {
 
 // serve takes over the sockets and answers on them with handle.
 func (s *Server) serve(udp *net.UDPConn, tcp net.Listener, handle dns.HandlerFunc) *Listener {
+	_ = udp.SetReadBuffer(readBuffer) // as far as the kernel lets us: for bursts
 	l := &Listener{address: tcp.Addr().(*net.TCPAddr).AddrPort()}
 	guarded := dns.HandlerFunc(func(w dns.ResponseWriter, m *dns.Msg) { s.guard(w, m, handle) })
 	l.servers = []*dns.Server{
