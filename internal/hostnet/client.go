@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"banger/internal/fault"
@@ -43,7 +44,8 @@ type Options struct {
 // Client asks banger-nethelper. The helper is started by the first request, and once more when it
 // has died; requests go one at a time. It is safe for concurrent use.
 type Client struct {
-	o Options
+	o      Options
+	kernel *netlink.Handle // asks about devices, without any right; it stays in the namespace it was made in
 
 	mu      sync.Mutex // held while the helper is asked
 	helper  *helper    // nil while none runs
@@ -78,7 +80,11 @@ func Start(_ context.Context, o Options) (*Client, error) {
 			return nil, err
 		}
 	}
-	c := &Client{o: o, state: state{guests: map[vm.ID]Guest{}, notices: map[string][]string{}}}
+	kernel, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("ask the kernel about network devices: %w", err)
+	}
+	c := &Client{o: o, kernel: kernel, state: state{guests: map[vm.ID]Guest{}, notices: map[string][]string{}}}
 	c.fill.start(c.refill)
 	return c, nil
 }
@@ -88,6 +94,9 @@ func (c *Client) Close() error {
 	c.fill.stop()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !c.closed {
+		c.kernel.Close()
+	}
 	c.closed = true
 	return c.drop(false)
 }
@@ -123,8 +132,8 @@ func (c *Client) EnsureBridge(ctx context.Context) (netip.Prefix, error) {
 
 // bridgeUp tells whether the bridge we ensured still is up; its address was just read.
 func (c *Client) bridgeUp() bool {
-	link, err := net.InterfaceByName(c.o.Bridge)
-	return err == nil && link.Flags&net.FlagUp != 0
+	link, err := c.kernel.LinkByName(c.o.Bridge)
+	return err == nil && link.Attrs().Flags&net.FlagUp != 0
 }
 
 func (c *Client) chooseAddress() (netip.Prefix, error) {

@@ -516,7 +516,7 @@ func TestRefusals(t *testing.T) {
 		"instance long":     func(r *hostnet.Request) { r.Instance = strings.Repeat("x", 33) },
 		"tap eth0":          func(r *hostnet.Request) { r.Op, r.TAP = hostnet.OpDeleteTAP, "eth0" },
 		"tap lo":            func(r *hostnet.Request) { r.Op, r.TAP = hostnet.OpDeleteTAP, "lo" },
-		"tap none":          func(r *hostnet.Request) { r.Op = hostnet.OpAddTAP },
+		"tap none":          func(r *hostnet.Request) { r.Op = hostnet.OpDeleteTAP },
 		"tap path":          func(r *hostnet.Request) { r.Op, r.TAP = hostnet.OpAddTAP, "bgr-../x" },
 		"tap 15 characters": func(r *hostnet.Request) { r.Op, r.TAP = hostnet.OpAddTAP, "bgr-0123456789a" },
 		"tap pool long":     func(r *hostnet.Request) { r.Op, r.TAP = hostnet.OpAddTAP, "tap-pool-1234567" },

@@ -191,6 +191,9 @@ func FuzzDecode(f *testing.F) {
 				t.Errorf("accepted: %+v", r)
 			}
 		case hostnet.OpAddTAP, hostnet.OpDeleteTAP:
+			if r.TAP == "" && r.Op == hostnet.OpAddTAP {
+				return // the helper chooses
+			}
 			if len(r.TAP) > 15 || !strings.HasPrefix(r.TAP, "bgr-") && !strings.HasPrefix(r.TAP, "tap-pool-") {
 				t.Errorf("accepted: %+v", r)
 			}

@@ -3,7 +3,6 @@ package hostnet
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"net"
 	"os"
@@ -11,15 +10,10 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/vishvananda/netlink"
-
 	"banger/internal/fault"
 	"banger/internal/paths"
 	"banger/internal/vm"
 )
-
-// maxPoolName is the highest number a waiting TAP device's name has.
-const maxPoolName = 99999
 
 // state is what the client knows of VMs and devices. Its lock is never held while the helper is asked.
 type state struct {
@@ -125,7 +119,7 @@ func (c *Client) Settle(ctx context.Context, attached map[vm.ID]Guest) (removed 
 		if used[tap] {
 			continue
 		}
-		if strings.HasPrefix(tap, paths.PoolPrefix) && c.keep(tap) || inUse(tap) {
+		if strings.HasPrefix(tap, paths.PoolPrefix) && c.keep(tap) || c.inUse(tap) {
 			continue // a process that we do not know holds it: better a device too many
 		}
 		if err := c.deleteTAP(ctx, tap); err != nil {
@@ -230,11 +224,11 @@ func (s *state) pop() (string, bool) {
 // usable tells whether a waiting device is up and on the bridge, and nobody has it open. It asks the kernel for two
 // devices, however many there are.
 func (c *Client) usable(tap string) bool {
-	link, err := netlink.LinkByName(tap)
+	link, err := c.kernel.LinkByName(tap)
 	if err != nil {
 		return false
 	}
-	bridge, err := netlink.LinkByName(c.o.Bridge)
+	bridge, err := c.kernel.LinkByName(c.o.Bridge)
 	if err != nil {
 		return false
 	}
@@ -246,8 +240,8 @@ func (c *Client) usable(tap string) bool {
 const iffLowerUp = 0x10000
 
 // inUse tells whether somebody has a TAP device open.
-func inUse(tap string) bool {
-	link, err := netlink.LinkByName(tap)
+func (c *Client) inUse(tap string) bool {
+	link, err := c.kernel.LinkByName(tap)
 	return err == nil && link.Attrs().RawFlags&iffLowerUp != 0
 }
 
@@ -276,34 +270,16 @@ func (c *Client) keep(tap string) bool {
 
 // makeTAP makes a device with a name that nobody on this host has.
 func (c *Client) makeTAP(ctx context.Context) (string, error) {
-	c.mu.Lock() // names are chosen one at a time
+	c.mu.Lock()
 	defer c.mu.Unlock()
-	taken := map[string]bool{}
-	interfaces, err := net.Interfaces()
+	response, err := c.ask(ctx, Request{Op: OpAddTAP, Owner: os.Getuid()})
 	if err != nil {
-		return "", fmt.Errorf("list network devices: %w", err)
+		return "", err
 	}
-	for _, i := range interfaces {
-		taken[i.Name] = true
+	if len(response.TAPs) != 1 {
+		return "", fault.New(fault.Unexpected, "banger-nethelper made %d TAP devices, not one", len(response.TAPs))
 	}
-	for n := range maxPoolName + 1 {
-		name := fmt.Sprintf("%s%d", paths.PoolPrefix, n)
-		if taken[name] {
-			continue
-		}
-		_, err := c.ask(ctx, Request{Op: OpAddTAP, TAP: name, Owner: os.Getuid()})
-		if fault.KindOf(err) == fault.Conflict && c.deviceExists(name) {
-			continue // another banger was quicker
-		}
-		return name, err
-	}
-	return "", fault.New(fault.Conflict, "no name is free for a TAP device").WithHint("see: ip -brief link")
-}
-
-// deviceExists tells whether somebody else has a device of that name by now.
-func (c *Client) deviceExists(name string) bool {
-	_, err := net.InterfaceByName(name)
-	return err == nil
+	return response.TAPs[0], nil
 }
 
 func (c *Client) deleteTAP(ctx context.Context, name string) error {
@@ -331,7 +307,7 @@ func (c *Client) Clean(ctx context.Context) (removed []string, err error) {
 		return nil, err
 	}
 	for _, tap := range taps {
-		if inUse(tap) {
+		if c.inUse(tap) {
 			return nil, fault.New(fault.Conflict, "TAP device %s is in use: a VM runs", tap).
 				WithHint("stop all VMs first: banger daemon stop --all-vms")
 		}
@@ -342,11 +318,11 @@ func (c *Client) Clean(ctx context.Context) (removed []string, err error) {
 		}
 		removed = append(removed, "TAP device "+tap)
 	}
-	had := c.deviceExists(c.o.Bridge)
+	_, missing := c.kernel.LinkByName(c.o.Bridge)
 	if err := c.RemoveBridge(ctx); err != nil {
 		return removed, err
 	}
-	if had {
+	if missing == nil {
 		removed = append(removed, "bridge "+c.o.Bridge)
 	}
 	return removed, nil

@@ -33,7 +33,7 @@ const (
 	OpCheck        Op = "check"         // whether the helper could carry out the others
 	OpEnsureBridge Op = "ensure_bridge" // Address
 	OpRemoveBridge Op = "remove_bridge" // and its rules
-	OpAddTAP       Op = "add_tap"       // TAP, Owner
+	OpAddTAP       Op = "add_tap"       // TAP, Owner; without a name, one for the pool that nobody has: it is in the answer
 	OpDeleteTAP    Op = "delete_tap"    // TAP
 	OpListTAPs     Op = "list_taps"
 	OpSetRules     Op = "set_rules" // Rules: all of the bridge's; none are taken away when it has no guests
@@ -87,6 +87,9 @@ func (r Request) Check() error {
 	case OpEnsureBridge, OpListenDNS:
 		return checkAddress(r.Address)
 	case OpAddTAP, OpDeleteTAP:
+		if r.Op == OpAddTAP && r.TAP == "" {
+			return nil
+		}
 		return CheckTAP(r.TAP)
 	case OpSetRules:
 		if r.Rules == nil {

@@ -13,6 +13,7 @@ import (
 
 	"banger/internal/fault"
 	"banger/internal/hostnet"
+	"banger/internal/paths"
 	"banger/internal/vm"
 )
 
@@ -280,6 +281,27 @@ func addTAP(name, bridgeName string, me owner) error {
 		return fmt.Errorf("make TAP device %s persistent: %w", name, err)
 	}
 	return nil
+}
+
+// maxPoolName is the highest number in the name of a TAP device of the pool.
+const maxPoolName = 99999
+
+// freeTAP returns the first name of the pool's that no device on this host has, whoever's it is.
+func freeTAP() (string, error) {
+	links, err := hostnet.List(netlink.LinkList)
+	if err != nil {
+		return "", fmt.Errorf("list network devices: %w", err)
+	}
+	taken := map[string]bool{}
+	for _, l := range links {
+		taken[l.Attrs().Name] = true
+	}
+	for n := range maxPoolName + 1 {
+		if name := fmt.Sprintf("%s%d", paths.PoolPrefix, n); !taken[name] {
+			return name, nil
+		}
+	}
+	return "", fault.New(fault.Conflict, "no name is free for a TAP device").WithHint("see: ip -brief link")
 }
 
 // openTAP makes a TAP device that its owner may open; it must not exist yet.
