@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -119,17 +118,10 @@ func WithSockets(files ...*os.File) Response { return Response{Sockets: len(file
 // Files returns the sockets that follow a response, for SendSockets.
 func (r Response) Files() []*os.File { return r.files }
 
-// bindPatience is how long a port may still be held by a daemon that was just ended.
-const bindPatience = 2 * time.Second
-
 // ListenDNSOn binds the sockets of OpListenDNS. The one who calls it needs CAP_NET_BIND_SERVICE.
 func ListenDNSOn(address netip.Addr) (Response, error) {
 	at := netip.AddrPortFrom(address, DNSPort)
 	udp, tcp, err := bind(at)
-	for begin := time.Now(); errors.Is(err, syscall.EADDRINUSE) && time.Since(begin) < bindPatience; {
-		time.Sleep(100 * time.Millisecond)
-		udp, tcp, err = bind(at)
-	}
 	if err != nil {
 		return Response{}, listenFault(at, err)
 	}
