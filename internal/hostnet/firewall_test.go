@@ -302,14 +302,21 @@ func TestLinkLocalWhenAllowed(t *testing.T) {
 
 // TestForwardingIsPutBack: only when it was off before, and nobody else came to rely on it.
 func TestForwardingIsPutBack(t *testing.T) {
-	for name, c := range map[string]struct{ before, during, want string }{
-		"off":    {"0", "", "0\n"},
-		"on":     {"1", "", "1\n"},
-		"docker": {"0", "add table ip nat; add chain ip nat POSTROUTING { type nat hook postrouting priority srcnat; }", "1\n"},
+	const docker = "add table ip nat; add chain ip nat POSTROUTING { type nat hook postrouting priority srcnat; }"
+	const ufw = "add table ip filter; add chain ip filter FORWARD { type filter hook forward priority filter; policy drop; }"
+	for name, c := range map[string]struct{ forwarding, before, during, want string }{
+		"off":              {"0", "", "", "0\n"},
+		"on":               {"1", "", "", "1\n"},
+		"a filter before":  {"0", ufw, "", "0\n"},
+		"it is reloaded":   {"0", ufw, "flush ruleset; " + ufw, "0\n"},
+		"docker meanwhile": {"0", ufw, docker, "1\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
-			w.host.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward="+c.before)
+			w.host.Run(t, "sysctl", "-qw", "net.ipv4.ip_forward="+c.forwarding)
+			if c.before != "" {
+				w.host.Run(t, "nft", c.before)
+			}
 			w.nat(t, true)
 			if c.during != "" {
 				w.host.Run(t, "nft", c.during)

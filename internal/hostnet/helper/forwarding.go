@@ -2,6 +2,7 @@ package helper
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"regexp"
@@ -12,15 +13,40 @@ import (
 	"banger/internal/fault"
 )
 
-// IPv4 forwarding is one switch of the whole host. A helper that turns it on says so in its table, by an empty
-// set, where helpers to come find it; nothing of it outlives a reboot, as the switch does not. When nobody of ours
-// needs it any more it is turned off again, unless others on this host forward too: they may have come after us and
-// found it on.
+// IPv4 forwarding is one switch of the whole host. A helper that turns it on says so in its table, by a set, where
+// helpers to come find it; nothing of it outlives a reboot, as the switch does not. When nobody of ours needs it any
+// more it is turned off again, unless others on this host have begun to forward meanwhile: they found it on, and may rely
+// on it. The set holds fingerprints of the chains that were there before, with forwarding off.
 
 const forwardingMarkName = "forwarding-was-off"
 
-func forwardingMark(t *nftables.Table) *nftables.Set {
-	return &nftables.Set{Table: t, Name: forwardingMarkName, KeyType: nftables.TypeIPAddr}
+// memory is what there was before a bridge of ours needed forwarding; nil when it was on.
+type memory [][]byte
+
+// remember returns the memory of a host that does not forward.
+func remember(chains []*nftables.Chain) memory {
+	m := memory{}
+	for _, ch := range chains {
+		if f := fingerprint(ch); sendsOn(ch) && !m.knows(f) {
+			m = append(m, f)
+		}
+	}
+	return m
+}
+
+func (m memory) knows(f []byte) bool {
+	return slices.ContainsFunc(m, func(k []byte) bool { return bytes.Equal(k, f) })
+}
+
+// fingerprint is as long as the keys of the set, which are IPv6 addresses to the kernel.
+func fingerprint(ch *nftables.Chain) []byte {
+	sum := sha256.Sum256([]byte(fmt.Sprintf("%d %s %s", ch.Table.Family, ch.Table.Name, ch.Name)))
+	return sum[:16]
+}
+
+// write queues the memory into a table.
+func (m memory) write(c *nftables.Conn, t *nftables.Table) error {
+	return addSet(c, &nftables.Set{Table: t, Name: forwardingMarkName, KeyType: nftables.TypeIP6Addr}, m)
 }
 
 // ourTable matches the tables of all bridges of banger.
@@ -50,36 +76,53 @@ func forward(on bool) error {
 	return nil
 }
 
-// marked tells whether a table says that forwarding was off before.
-func marked(c *nftables.Conn, tables []*nftables.Table, name string) (bool, error) {
-	if !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == name && t.Family == nftables.TableFamilyINet }) {
-		return false, nil
+// recall returns what a bridge's table remembers.
+func recall(c *nftables.Conn, tables []*nftables.Table, bridge string) (memory, error) {
+	table := &nftables.Table{Name: bridge, Family: nftables.TableFamilyINet}
+	if !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == table.Name && t.Family == table.Family }) {
+		return nil, nil
 	}
-	sets, err := c.GetSets(&nftables.Table{Name: name, Family: nftables.TableFamilyINet})
+	sets, err := c.GetSets(table)
 	if err != nil {
-		return false, fmt.Errorf("read nftables sets: %w", err)
+		return nil, fmt.Errorf("read nftables sets: %w", err)
 	}
-	return slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == forwardingMarkName }), nil
+	for _, set := range sets {
+		if set.Name != forwardingMarkName {
+			continue
+		}
+		elements, err := c.GetSetElements(set)
+		if err != nil {
+			return nil, fmt.Errorf("read nftables set %s: %w", set.Name, err)
+		}
+		m := memory{}
+		for _, e := range elements {
+			m = append(m, e.Key)
+		}
+		return m, nil
+	}
+	return nil, nil
 }
 
-// stopForwarding puts IPv4 forwarding back after the last of a bridge's guests with NAT, when this bridge
-// turned it on. The first other bridge of ours inherits the duty.
-func stopForwarding(c *nftables.Conn, bridge string, tables []*nftables.Table, chains []*nftables.Chain) error {
+// putBack turns IPv4 forwarding off after the last of a bridge's guests with NAT. Another bridge of ours inherits the
+// memory instead.
+func (m memory) putBack(c *nftables.Conn, bridge string, tables []*nftables.Table, chains []*nftables.Chain) error {
 	for _, t := range tables {
 		if t.Family == nftables.TableFamilyINet && t.Name != bridge && ourTable.MatchString(t.Name) {
-			if err := addSet(c, forwardingMark(t), nil); err != nil {
+			if err := m.write(c, t); err != nil {
 				return err
 			}
 			return commit(c)
 		}
 	}
-	if slices.ContainsFunc(chains, func(ch *nftables.Chain) bool { return ch.Table.Name != bridge && sendsOn(ch) }) {
-		return nil
+	for _, ch := range chains {
+		if ch.Table.Name != bridge && sendsOn(ch) && !m.knows(fingerprint(ch)) {
+			return nil
+		}
 	}
 	return forward(false)
 }
 
-// sendsOn tells a chain that somebody has who forwards packets through this host.
+// sendsOn tells a chain that somebody has who forwards packets through this host, or filters what is forwarded.
 func sendsOn(ch *nftables.Chain) bool {
 	if ch.Hooknum == nil || ch.Table.Family == nftables.TableFamilyBridge {
 		return false

@@ -33,7 +33,7 @@ type keeper struct {
 	bridge  string // "" while there is nothing to keep
 	me      owner
 	rules   hostnet.Rules
-	wasOff  bool // IPv4 forwarding, before: the table that says so may be flushed
+	before  memory // of forwarding: the table that holds it may be flushed
 	watched bool
 }
 
@@ -161,7 +161,7 @@ func (k *keeper) apply(bridge string, rules hostnet.Rules, me owner) (hostnet.Re
 	if err != nil {
 		return hostnet.Response{}, err
 	}
-	s := ruleSet{bridge: bridge, wasOff: k.wasOff}
+	s := ruleSet{bridge: bridge, before: k.before}
 	if s.address, err = addressOf(link); err != nil {
 		return hostnet.Response{}, err
 	}
@@ -172,7 +172,7 @@ func (k *keeper) apply(bridge string, rules hostnet.Rules, me owner) (hostnet.Re
 		return hostnet.Response{}, k.removeRules(bridge)
 	}
 	response, err := s.apply()
-	k.wasOff = s.wasOff
+	k.before = s.before
 	return response, err
 }
 
@@ -185,17 +185,22 @@ func (s *ruleSet) apply() (response hostnet.Response, err error) {
 	if err != nil {
 		return response, err
 	}
-	mark, err := marked(c, tables, s.bridge)
-	if err != nil {
-		return response, err
+	if s.before == nil {
+		if s.before, err = recall(c, tables, s.bridge); err != nil {
+			return response, err
+		}
 	}
-	s.wasOff = s.wasOff || mark
 	on, err := forwards()
 	if err != nil {
 		return response, err
 	}
-	putBack := s.wasOff && !s.rules.AnyNAT()
-	s.wasOff = s.rules.AnyNAT() && (s.wasOff || !on)
+	before := s.before
+	switch {
+	case !s.rules.AnyNAT():
+		s.before = nil
+	case before == nil && !on:
+		s.before = remember(chains)
+	}
 	if response.Notices, err = s.writePorts(c); err != nil {
 		return response, err
 	}
@@ -209,8 +214,8 @@ func (s *ruleSet) apply() (response hostnet.Response, err error) {
 	switch {
 	case s.rules.AnyNAT() && !on:
 		err = forward(true)
-	case putBack:
-		err = stopForwarding(c, s.bridge, tables, chains)
+	case !s.rules.AnyNAT() && before != nil:
+		err = before.putBack(c, s.bridge, tables, chains)
 	}
 	if err != nil {
 		return response, err
@@ -253,15 +258,17 @@ func (k *keeper) removeRules(bridge string) error {
 	if err != nil {
 		return err
 	}
-	putBack, err := marked(c, tables, bridge)
-	if err != nil {
-		return err
-	}
-	if putBack || k.wasOff { // first: when we die in between, the mark is still there
-		if err := stopForwarding(c, bridge, tables, chains); err != nil {
+	before := k.before
+	if before == nil {
+		if before, err = recall(c, tables, bridge); err != nil {
 			return err
 		}
-		k.wasOff = false
+	}
+	if before != nil { // first: when we die in between, the memory is still there
+		if err := before.putBack(c, bridge, tables, chains); err != nil {
+			return err
+		}
+		k.before = nil
 	}
 	for _, t := range tables {
 		if t.Name == bridge && (t.Family == nftables.TableFamilyINet || t.Family == nftables.TableFamilyBridge) {

@@ -55,7 +55,7 @@ type ruleSet struct {
 	bridge  string
 	address netip.Prefix // of the bridge
 	rules   hostnet.Rules
-	wasOff  bool // IPv4 forwarding was off before a guest had NAT: remembered in the table
+	before  memory // of what was before a guest had NAT; kept in the table
 }
 
 func (s ruleSet) inet() *nftables.Table {
@@ -76,8 +76,8 @@ func (s ruleSet) replace(c *nftables.Conn) error {
 	if err := addSet(c, nat, sources); err != nil {
 		return err
 	}
-	if s.wasOff {
-		if err := addSet(c, forwardingMark(table), nil); err != nil {
+	if s.before != nil {
+		if err := s.before.write(c, table); err != nil {
 			return err
 		}
 	}
