@@ -577,6 +577,50 @@ func ask(t *testing.T, conn net.Conn, r hostnet.Request) hostnet.Response {
 	return response
 }
 
+// TestFlood: a client that asks and asks and does not listen is held up, costs no memory, and is answered in the end.
+func TestFlood(t *testing.T) {
+	const requests = 5000
+	hosttest.NetNS(t)
+	cmd := exec.Command(as(t, "banger-nethelper"))
+	conn := raw(t, cmd)
+	if err := conn.SetDeadline(time.Now().Add(2 * time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	sent := make(chan error, 1)
+	go func() {
+		var err error
+		for i := 0; i < requests && err == nil; i++ {
+			op := hostnet.OpListTAPs
+			if i%2 == 0 {
+				op = "no such thing"
+			}
+			err = hostnet.WriteMessage(conn, hostnet.Request{Version: hostnet.ProtocolVersion, Op: op, Bridge: "banger0"})
+		}
+		sent <- err
+	}()
+	for i := range requests {
+		var response hostnet.Response
+		if err := hostnet.ReadMessage(conn, &response); err != nil {
+			t.Fatalf("answer %d: %v", i, err)
+		}
+		if refused := response.Err() != nil; refused != (i%2 == 0) {
+			t.Fatalf("answer %d: %v", i, response.Err())
+		}
+	}
+	if err := <-sent; err != nil {
+		t.Fatal(err)
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, most, _ := strings.Cut(string(status), "VmHWM:")
+	var kib int
+	if _, err := fmt.Sscan(most, &kib); err != nil || kib > 64<<10 {
+		t.Errorf("the helper took %d KiB: %v", kib, err)
+	}
+}
+
 func TestGarbageEndsTheHelper(t *testing.T) {
 	hosttest.NetNS(t)
 	conn := raw(t, exec.Command(as(t, "banger-nethelper")))

@@ -26,7 +26,7 @@ const requestTime = 30 * time.Second
 
 // Main is the whole program; it returns its exit code.
 func Main() int {
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	log := slog.New(newBoundedLog(slog.NewTextHandler(os.Stderr, nil), maxLog))
 	// The daemon decides when this ends, by closing the socket; a terminal's Ctrl-C does not.
 	signal.Ignore(syscall.SIGINT, syscall.SIGHUP)
 	path, _ := os.Executable()
@@ -36,12 +36,13 @@ func Main() int {
 		fmt.Fprintln(os.Stderr, "banger-nethelper: hint: bangerd starts this program, and nobody else")
 		return int(fault.Usage)
 	}
+	allowed, notAllowed := readAllowance(allowedFile) // before there are no files any more
 	right, err := confine(log)
 	if err != nil {
 		log.Error("not confined", "reason", err)
 		return int(fault.Unexpected)
 	}
-	h := &handler{uid: os.Getuid(), path: path, right: right, keeper: keeper{log: log}}
+	h := &handler{uid: os.Getuid(), path: path, right: right, allowed: allowed, notAllowed: notAllowed, keeper: keeper{log: log}}
 	socket := os.NewFile(hostnet.HelperFD, "daemon")
 	if err := serve(socket, h.handle, log); err != nil {
 		log.Error("ended", "reason", err)
@@ -119,7 +120,9 @@ type handler struct {
 	path  string // of this program
 	right bool   // CAP_NET_ADMIN; what already holds can be asked for without it
 
-	keeper keeper
+	allowed    allowance
+	notAllowed error // why it is not known what is allowed: then nothing is
+	keeper     keeper
 }
 
 func (h *handler) handle(r hostnet.Request) (response hostnet.Response, err error) {
@@ -128,7 +131,12 @@ func (h *handler) handle(r hostnet.Request) (response hostnet.Response, err erro
 	case hostnet.OpCheck:
 		err = h.check()
 	case hostnet.OpEnsureBridge:
-		response, err = ensureBridge(r.Bridge, r.Address, me)
+		if err = h.notAllowed; err == nil {
+			err = h.allowed.check(r.Address, h.uid)
+		}
+		if err == nil {
+			response, err = ensureBridge(r.Bridge, r.Address, me)
+		}
 	case hostnet.OpRemoveBridge:
 		if err = h.keeper.remove(r.Bridge, me); err == nil {
 			err = removeBridge(r.Bridge, me)
