@@ -29,6 +29,7 @@ const (
 	tcpFirst       = 2 * time.Second // until the first one
 	maxQuestion    = 2048            // bytes of a question over UDP
 	udpSize        = 1232            // bytes of an answer over UDP: what passes everywhere (DNS flag day 2020)
+	udpIdle        = time.Hour       // a server that nobody asks does not wake up
 	readBuffer     = 1 << 20         // bytes of questions that wait
 	closeTimeout   = 2 * time.Second
 )
@@ -92,7 +93,7 @@ func (s *Server) serve(udp *net.UDPConn, tcp net.Listener, handle dns.HandlerFun
 	l := &Listener{address: tcp.Addr().(*net.TCPAddr).AddrPort()}
 	guarded := dns.HandlerFunc(func(w dns.ResponseWriter, m *dns.Msg) { s.guard(w, m, handle) })
 	l.servers = []*dns.Server{
-		{PacketConn: udp, Net: "udp", Handler: guarded, UDPSize: maxQuestion, MsgAcceptFunc: accept},
+		{PacketConn: udp, Net: "udp", Handler: guarded, UDPSize: maxQuestion, MsgAcceptFunc: accept, ReadTimeout: udpIdle},
 		{
 			Listener: netutil.LimitListener(tcp, maxConnections), Net: "tcp", Handler: guarded, MsgAcceptFunc: accept, MaxTCPQueries: maxPerTCP,
 			ReadTimeout: tcpFirst, WriteTimeout: tcpFirst, IdleTimeout: func() time.Duration { return tcpIdle },
