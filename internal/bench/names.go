@@ -47,7 +47,7 @@ func (b *bench) names(ctx context.Context) error {
 
 	var plain, named []float64
 	for range b.rounds {
-		p, err := ask(ctx, echo.LocalAddr().String(), func([]byte) error { return nil })
+		p, err := ask(ctx, echo.LocalAddr().String(), func(packet []byte) error { return new(dnsmessage.Message).Unpack(packet) })
 		if err != nil {
 			return err
 		}

@@ -30,6 +30,7 @@ type Forwarder struct {
 	log       *slog.Logger
 	upstreams *upstreams
 	slots     chan struct{}
+	under     sync.WaitGroup // questions under way
 	life      context.Context
 	end       context.CancelFunc
 	*Listener
@@ -50,12 +51,14 @@ func (s *Server) Forward(udp *net.UDPConn, tcp net.Listener, resolvConf string) 
 // Close ends listening and the questions under way.
 func (f *Forwarder) Close() error {
 	f.end()
-	return f.Listener.Close()
+	err := f.Listener.Close()
+	f.under.Wait()
+	return err
 }
 
 // answer serves one guest. Only addresses in our subnets are answered at all: the address of a bridge can be
 // reached over the host's other interfaces.
-func (f *Forwarder) answer(w dns.ResponseWriter, m *dns.Msg) {
+func (f *Forwarder) answer(w writer, m *dns.Msg) {
 	t := f.server.table.Load()
 	from := remote(w)
 	if !t.knows(from, f.address.Addr().Unmap()) {
@@ -90,7 +93,7 @@ func (t *table) knows(from, own netip.Addr) bool {
 	return known
 }
 
-func remote(w dns.ResponseWriter) netip.Addr {
+func remote(w writer) netip.Addr {
 	a, err := netip.ParseAddrPort(w.RemoteAddr().String())
 	if err != nil {
 		return netip.Addr{}
@@ -98,22 +101,27 @@ func remote(w dns.ResponseWriter) netip.Addr {
 	return a.Addr().Unmap().WithZone("")
 }
 
-// forward passes on the answer of the first of the host's servers that gives one.
-func (f *Forwarder) forward(w dns.ResponseWriter, m, reply *dns.Msg) {
+// forward passes on the answer of the host's servers, without holding up whoever asks next over UDP.
+func (f *Forwarder) forward(w writer, m, reply *dns.Msg) {
 	select {
 	case f.slots <- struct{}{}:
-		defer func() { <-f.slots }()
 	default:
 		reply.Rcode = dns.RcodeServerFailure
 		send(w, m, reply)
 		return
 	}
+	if _, udp := w.RemoteAddr().(*net.UDPAddr); udp {
+		f.under.Go(func() { f.passOn("udp", w, m, reply) })
+		return
+	}
+	f.passOn("tcp", w, m, reply)
+}
+
+// passOn asks the host's servers and answers with what they say; it gives the slot back.
+func (f *Forwarder) passOn(network string, w writer, m, reply *dns.Msg) {
+	defer func() { <-f.slots }()
 	ctx, cancel := context.WithTimeout(f.life, forwardTimeout)
 	defer cancel()
-	network := "udp"
-	if _, tcp := w.RemoteAddr().(*net.TCPAddr); tcp {
-		network = "tcp"
-	}
 	asked := m.Copy()
 	asked.Id = dns.Id() // not one that the guest knows: it must not be able to guess answers for others
 	if answer := f.ask(ctx, network, asked); answer != nil {
@@ -161,7 +169,7 @@ func (f *Forwarder) exchange(ctx context.Context, network string, m *dns.Msg, se
 }
 
 // fitting shortens an answer to what the guest's packets hold.
-func fitting(w dns.ResponseWriter, asked, answer *dns.Msg) *dns.Msg {
+func fitting(w writer, asked, answer *dns.Msg) *dns.Msg {
 	if _, udp := w.RemoteAddr().(*net.UDPAddr); udp {
 		size := dns.MinMsgSize
 		if opt := asked.IsEdns0(); opt != nil {

@@ -29,7 +29,6 @@ const (
 	tcpFirst       = 2 * time.Second // until the first one
 	maxQuestion    = 2048            // bytes of a question over UDP
 	udpSize        = 1232            // bytes of an answer over UDP: what passes everywhere (DNS flag day 2020)
-	udpIdle        = time.Hour       // a server that nobody asks does not wake up
 	readBuffer     = 1 << 20         // bytes of questions that wait
 	closeTimeout   = 2 * time.Second
 )
@@ -58,7 +57,8 @@ func (s *Server) Records() int { return len(s.table.Load().names) }
 // Listener answers on one address, over UDP and TCP.
 type Listener struct {
 	address netip.AddrPort
-	servers []*dns.Server
+	udp     *net.UDPConn
+	tcp     *dns.Server
 	done    sync.WaitGroup
 }
 
@@ -88,32 +88,28 @@ func taken(address netip.AddrPort, err error) error {
 }
 
 // serve takes over the sockets and answers on them with handle.
-func (s *Server) serve(udp *net.UDPConn, tcp net.Listener, handle dns.HandlerFunc) *Listener {
+func (s *Server) serve(udp *net.UDPConn, tcp net.Listener, handle handler) *Listener {
+	l := &Listener{address: tcp.Addr().(*net.TCPAddr).AddrPort(), udp: udp}
 	_ = udp.SetReadBuffer(readBuffer) // as far as the kernel lets us: for bursts
-	l := &Listener{address: tcp.Addr().(*net.TCPAddr).AddrPort()}
-	guarded := dns.HandlerFunc(func(w dns.ResponseWriter, m *dns.Msg) { s.guard(w, m, handle) })
-	l.servers = []*dns.Server{
-		{PacketConn: udp, Net: "udp", Handler: guarded, UDPSize: maxQuestion, MsgAcceptFunc: accept, ReadTimeout: udpIdle},
-		{
-			Listener: netutil.LimitListener(tcp, maxConnections), Net: "tcp", Handler: guarded, MsgAcceptFunc: accept, MaxTCPQueries: maxPerTCP,
-			ReadTimeout: tcpFirst, WriteTimeout: tcpFirst, IdleTimeout: func() time.Duration { return tcpIdle },
-		},
+	l.done.Go(func() { s.packets(udp, handle) })
+	l.tcp = &dns.Server{
+		Listener: netutil.LimitListener(tcp, maxConnections), Net: "tcp", MsgAcceptFunc: accept, MaxTCPQueries: maxPerTCP,
+		Handler:     dns.HandlerFunc(func(w dns.ResponseWriter, m *dns.Msg) { s.guard(w, m, handle) }),
+		ReadTimeout: tcpFirst, WriteTimeout: tcpFirst, IdleTimeout: func() time.Duration { return tcpIdle },
 	}
-	for _, server := range l.servers {
-		started := make(chan struct{})
-		server.NotifyStartedFunc = func() { close(started) }
-		l.done.Go(func() {
-			if err := server.ActivateAndServe(); err != nil && !errors.Is(err, net.ErrClosed) {
-				s.log.Error("DNS listener ended", "address", l.address.String(), "error", err)
-			}
-		})
-		<-started // a server can only be shut down once it has begun
-	}
+	started := make(chan struct{})
+	l.tcp.NotifyStartedFunc = func() { close(started) }
+	l.done.Go(func() {
+		if err := l.tcp.ActivateAndServe(); err != nil && !errors.Is(err, net.ErrClosed) {
+			s.log.Error("DNS listener ended", "address", l.address.String(), "error", err)
+		}
+	})
+	<-started // a server can only be shut down once it has begun
 	return l
 }
 
 // guard keeps one bad question from ending the daemon.
-func (s *Server) guard(w dns.ResponseWriter, m *dns.Msg, handle dns.HandlerFunc) {
+func (s *Server) guard(w writer, m *dns.Msg, handle handler) {
 	defer func() {
 		if p := recover(); p != nil {
 			s.log.Error("panic", "in", "dns", "value", p)
@@ -145,16 +141,13 @@ func (l *Listener) Address() netip.AddrPort { return l.address }
 func (l *Listener) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
 	defer cancel()
-	var errs []error
-	for _, s := range l.servers {
-		errs = append(errs, s.ShutdownContext(ctx))
-	}
+	err := errors.Join(l.udp.Close(), l.tcp.ShutdownContext(ctx))
 	l.done.Wait()
-	return errors.Join(errs...)
+	return err
 }
 
 // authoritative answers for our zones and refuses the rest.
-func (s *Server) authoritative(w dns.ResponseWriter, m *dns.Msg) {
+func (s *Server) authoritative(w writer, m *dns.Msg) {
 	t := s.table.Load()
 	reply, ok := begin(m)
 	if ok {
@@ -192,7 +185,7 @@ func begin(m *dns.Msg) (reply *dns.Msg, ok bool) {
 }
 
 // send answers, with what fits into the asker's packets.
-func send(w dns.ResponseWriter, asked, reply *dns.Msg) {
+func send(w writer, asked, reply *dns.Msg) {
 	if _, udp := w.RemoteAddr().(*net.UDPAddr); udp {
 		size := dns.MinMsgSize
 		if opt := asked.IsEdns0(); opt != nil {
