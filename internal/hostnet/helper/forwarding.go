@@ -44,9 +44,16 @@ func fingerprint(ch *nftables.Chain) []byte {
 	return sum[:16]
 }
 
-// write queues the memory into a table.
+// write queues the memory into a table, or that the table has none.
 func (m memory) write(c *nftables.Conn, t *nftables.Table) error {
-	return addSet(c, &nftables.Set{Table: t, Name: forwardingMarkName, KeyType: nftables.TypeIP6Addr}, m)
+	set := &nftables.Set{Table: t, Name: forwardingMarkName, KeyType: nftables.TypeIP6Addr}
+	if err := addSet(c, set, m); err != nil {
+		return err
+	}
+	if m == nil {
+		c.DelSet(set) // what is deleted must exist: it was added for that
+	}
+	return nil
 }
 
 // ourTable matches the tables of all bridges of banger.

@@ -201,14 +201,11 @@ func (s *ruleSet) apply() (response hostnet.Response, err error) {
 	case before == nil && !on:
 		s.before = remember(chains)
 	}
-	if response.Notices, err = s.writePorts(c); err != nil {
-		return response, err
+	if response.Notices, err = s.write(c, tables, chains); errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EINVAL) {
+		s.renew = true
+		response.Notices, err = s.write(c, tables, chains)
 	}
-	if err := s.replace(c); err != nil {
-		return response, err
-	}
-	forgetLegacy(c, s.bridge, tables, chains)
-	if err := commit(c); err != nil {
+	if err != nil {
 		return response, err
 	}
 	switch {
@@ -223,6 +220,19 @@ func (s *ruleSet) apply() (response hostnet.Response, err error) {
 	r, err := others{s.bridge, s.rules, nfCall()}.settle(c)
 	response.Opened, response.Notices = r.opened, append(response.Notices, r.notices...)
 	return response, err
+}
+
+// write makes both tables what they are to be: first who may send as whom.
+func (s ruleSet) write(c *nftables.Conn, tables []*nftables.Table, chains []*nftables.Chain) ([]string, error) {
+	notices, err := s.writePorts(c)
+	if err == nil {
+		err = s.replace(c)
+	}
+	if err == nil {
+		forgetLegacy(c, s.bridge, tables, chains)
+		err = commit(c)
+	}
+	return notices, err
 }
 
 // writePorts filters the bridge's ports. A kernel that cannot is told, and refused when a guest is to be isolated.

@@ -54,16 +54,17 @@ func (s ruleSet) ports() *nftables.Table {
 // portSets are the sets of the bridge family's table.
 type portSets struct{ taps, macs, sources, sources6, isolated *nftables.Set }
 
-// replacePorts queues the bridge family's table in place of what there is of it.
+// replacePorts queues the bridge family's table whatever there is of it.
 func (s ruleSet) replacePorts(c *nftables.Conn) error {
 	table := s.ports()
-	renew(c, table)
+	s.begin(c, table)
 	sets, err := s.addPortSets(c, table)
 	if err != nil {
 		return err
 	}
 	guest := &nftables.Chain{Table: table, Name: "guest"}
 	c.AddChain(guest)
+	c.FlushChain(guest)
 	for _, r := range sets.guestRules() {
 		c.AddRule(&nftables.Rule{Table: table, Chain: guest, Exprs: r})
 	}

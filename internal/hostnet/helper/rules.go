@@ -18,7 +18,7 @@ import (
 )
 
 // Every bridge has one table, by its own name: so bridges of several users do not touch each other's rules, and a
-// bridge's are replaced as a whole, in one transaction that depends on nothing it would have to read before.
+// bridge's are written as a whole, in one transaction that depends on nothing it would have to read before.
 //
 //	table inet banger0 {
 //		set nat { type ipv4_addr; }
@@ -56,16 +56,17 @@ type ruleSet struct {
 	address netip.Prefix // of the bridge
 	rules   hostnet.Rules
 	before  memory // of what was before a guest had NAT; kept in the table
+	renew   bool   // begin with empty tables: slower, as chains are hooked anew
 }
 
 func (s ruleSet) inet() *nftables.Table {
 	return &nftables.Table{Name: s.bridge, Family: nftables.TableFamilyINet}
 }
 
-// replace queues the table as it should be in place of what there is of it.
+// replace queues the table as it should be, whatever there is of it.
 func (s ruleSet) replace(c *nftables.Conn) error {
 	table := s.inet()
-	renew(c, table)
+	s.begin(c, table)
 	nat := &nftables.Set{Table: table, Name: "nat", KeyType: nftables.TypeIPAddr}
 	var sources [][]byte
 	for _, g := range s.rules.Guests {
@@ -76,24 +77,23 @@ func (s ruleSet) replace(c *nftables.Conn) error {
 	if err := addSet(c, nat, sources); err != nil {
 		return err
 	}
-	if s.before != nil {
-		if err := s.before.write(c, table); err != nil {
-			return err
-		}
+	if err := s.before.write(c, table); err != nil {
+		return err
 	}
 	s.forward(c, table, nat)
-	if !s.rules.HostServices {
-		s.input(c, table)
-	}
+	s.input(c, table)
 	s.postrouting(c, table, nat)
 	return nil
 }
 
-// renew queues an empty table in place of whatever there is; what is deleted must exist.
-func renew(c *nftables.Conn, table *nftables.Table) {
+// begin queues the table itself. Its sets and chains are then emptied and filled again, which fails when another
+// version of banger made them of other kinds: renew begins with an empty table.
+func (s ruleSet) begin(c *nftables.Conn, table *nftables.Table) {
 	c.AddTable(table)
-	c.DelTable(table)
-	c.AddTable(table)
+	if s.renew {
+		c.DelTable(table)
+		c.AddTable(table)
+	}
 }
 
 // setChunk is how many elements go into one message: an attribute of netlink holds 64 KiB.
@@ -103,6 +103,7 @@ func addSet(c *nftables.Conn, set *nftables.Set, keys [][]byte) error {
 	if err := c.AddSet(set, nil); err != nil {
 		return fmt.Errorf("encode nftables set %s: %w", set.Name, err)
 	}
+	c.FlushSet(set)
 	for len(keys) > 0 {
 		n := min(len(keys), setChunk)
 		elements := make([]nftables.SetElement, n)
@@ -122,6 +123,7 @@ func baseChain(c *nftables.Conn, chain *nftables.Chain, rules ...[]expr.Any) {
 	accept := nftables.ChainPolicyAccept
 	chain.Policy = &accept
 	c.AddChain(chain)
+	c.FlushChain(chain)
 	for _, r := range rules {
 		c.AddRule(&nftables.Rule{Table: chain.Table, Chain: chain, Exprs: r})
 	}
@@ -162,6 +164,9 @@ func (s ruleSet) input(c *nftables.Conn, table *nftables.Table) {
 		)
 	}
 	rules = append(rules, join(in, reject()))
+	if s.rules.HostServices {
+		rules = nil
+	}
 	baseChain(c, &nftables.Chain{
 		Table: table, Name: "input", Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter,
