@@ -53,7 +53,11 @@ func Dial(ctx context.Context, agent agentv1connect.AgentServiceClient, port uin
 }
 
 func dialFault(err error, port uint16) error {
-	switch connect.CodeOf(err) {
+	code := connect.CodeOf(err)
+	if said := new(connect.Error); errors.As(err, &said) {
+		err = errors.New(said.Message()) // the kind says what the code did
+	}
+	switch code {
 	case connect.CodeFailedPrecondition:
 		return fault.Wrap(fault.Conflict, err, "nothing listens on port %d in the guest", port).
 			WithHint("start the service there; it may listen on the guest's localhost")
