@@ -81,8 +81,12 @@ func (e *Env) tellNAT(ctx context.Context, output outputFormat, ask func(context
 		}
 		return e.print(output, view, func() string {
 			return fields([]field{
-				{"vm", view.Name}, {"ip", view.IP}, {"nat", yesNo(view.NAT)}, {"active", yesNo(view.Active)},
-				{"opened chains", strings.Join(view.OpenedChains, ", ")}, {"notices", strings.Join(view.Notices, "; ")},
+				{"vm", view.Name},
+				{"ip", view.IP},
+				{"nat", yesNo(view.NAT)},
+				{"active", yesNo(view.Active)},
+				{"opened chains", strings.Join(view.OpenedChains, ", ")},
+				{"notices", strings.Join(view.Notices, "; ")},
 			})
 		})
 	})

@@ -158,7 +158,7 @@ func viewDaemon(s *bangerv1.GetStatusResponse, socket string) daemonView {
 		StartedAt: viewTime(s.GetStartedAt()), StateDirectory: s.GetStateDirectory(), Socket: socket,
 		VMCount: s.GetVmCount(), RunningCount: s.GetRunningCount(), Drivers: []driverView{},
 		DefaultVMM: s.GetDefaultVmm(), DefaultVMMReason: s.GetDefaultVmmReason(), Reconciled: list(s.GetReconciled()),
-		Subnet: s.GetSubnet(), Bridge: s.GetBridge(), DNS: viewDNS(s.GetDns()),
+		Subnet: s.GetSubnet(), Bridge: s.GetBridge(), DNS: viewDNS(s.GetDns()), Network: viewNetwork(s.GetNetwork()),
 	}
 	for _, d := range s.GetDrivers() {
 		v.Drivers = append(v.Drivers, driverView{

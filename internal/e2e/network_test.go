@@ -89,7 +89,10 @@ func hostState(t *testing.T, host *hosttest.NS) string {
 	t.Helper()
 	var b strings.Builder
 	for _, command := range [][]string{
-		{"ip", "-brief", "link"}, {"ip", "-brief", "addr"}, {"ip", "route", "show", "table", "all"}, {"ip", "rule"},
+		{"ip", "-brief", "link"},
+		{"ip", "-brief", "addr"},
+		{"ip", "route", "show", "table", "all"},
+		{"ip", "rule"},
 		{"nft", "--stateless", "--handle", "list", "ruleset"},
 		{"sysctl", "net.ipv4.ip_forward", "net.ipv4.conf.all", "net.ipv4.conf.default", "net.ipv6.conf.all.forwarding"},
 		{"ss", "--no-header", "--numeric", "--listening", "--tcp", "--udp"},

@@ -73,4 +73,3 @@ func (a allowance) check(address netip.Prefix, uid int) error {
 	return fault.New(fault.Precondition, "subnet %s is not allowed on this host", address.Masked()).
 		WithHint("set network.subnet in config.toml to one of %s", allowedFile)
 }
-
