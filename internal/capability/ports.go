@@ -26,7 +26,10 @@ func (c *ports) Check(_ context.Context, v vm.VM) error {
 	return c.o.Forwards.Check(v.ID, v.Spec.Ports)
 }
 
-func (c *ports) Up(_ context.Context, v vm.VM, _ *Build) (Note, error) {
+func (c *ports) Up(_ context.Context, v vm.VM, b *Build) (Note, error) {
+	if b.Making { // they are the VM's, not its template's
+		return nil, nil
+	}
 	return nil, c.o.Forwards.Set(v.ID, v.Spec.Ports)
 }
 
