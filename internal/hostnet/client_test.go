@@ -198,6 +198,20 @@ func TestClashPicksAnotherSubnet(t *testing.T) {
 	}
 }
 
+// TestClashWithABridgeThatIsDown: another's bridge without guests has an address and no route.
+func TestClashWithABridgeThatIsDown(t *testing.T) {
+	ns := hosttest.NetNS(t)
+	ns.Run(t, "ip", "link", "add", "docker0", "type", "bridge")
+	ns.Run(t, "ip", "addr", "add", "172.28.0.1/14", "dev", "docker0")
+	c := start(t, hostnet.Options{})
+	if got := ensure(t, c); got != netip.MustParsePrefix("10.213.0.1/16") {
+		t.Errorf("address %s", got)
+	}
+	if s := c.Status(); len(s.Notices) != 1 || !strings.Contains(s.Notices[0], "172.28.0.0/14 on docker0") || !strings.Contains(s.Notices[0], "10.213.0.0/16 was chosen") {
+		t.Errorf("it is not said: %v", s.Notices)
+	}
+}
+
 func TestChangedSubnet(t *testing.T) {
 	ns := hosttest.NetNS(t)
 	ensure(t, start(t, hostnet.Options{}))
