@@ -72,6 +72,7 @@ func serveOn(name string) error {
 	handler := serve.New(serve.Options{
 		Runner: run.Runner{Root: "/"}, Shutdown: shutdown, SetTime: adopt.SetTime, StepTime: adopt.StepTime, Status: status,
 		Quiesce: guest.Quiesce, Adopt: guest.Adopt, Ready: awaitInit,
+		Dial: serve.DialLoopback,
 	})
 	listen, err := listener(ctx, name)
 	if err != nil {

@@ -44,7 +44,11 @@ var rooms = map[string][]string{
 	"internal/system":         {"internal/fault", "internal/paths"},
 	"internal/disk":           {"internal/fault", "internal/paths", "internal/system"},
 	"internal/hostnet":        {"internal/fault", "internal/paths", "internal/system", "internal/vm"},
-	"internal/hostnet/helper": {"internal/fault", "internal/hostnet", "internal/paths"},
+	"internal/dns":            {"internal/fault"},
+	"internal/splitdns":       {"internal/fault"},
+	"internal/sshconfig":      {"internal/fault"},
+	"internal/forward":        {"internal/fault", "internal/vm"},
+	"internal/hostnet/helper": {"internal/fault", "internal/hostnet", "internal/paths", "internal/vm"},
 
 	// Layer 2: services.
 	"internal/store":       {"internal/fault", "internal/vm"},
@@ -70,7 +74,7 @@ var rooms = map[string][]string{
 
 	// Layer 3.
 	"internal/capability": {
-		"api/agent/v1", "internal/disk", "internal/fault", "internal/guest", "internal/hostnet", "internal/image",
+		"api/agent/v1", "internal/disk", "internal/dns", "internal/fault", "internal/guest", "internal/hostnet", "internal/image",
 		"internal/artifact", "internal/kernel", "internal/paths", "internal/template", "internal/vm", "internal/vmm",
 	},
 
@@ -89,7 +93,7 @@ var rooms = map[string][]string{
 	},
 	"internal/server": {
 		"api/agent/v1", "api/agent/v1/agentv1connect", "api/banger/v1", "api/banger/v1/bangerv1connect",
-		"internal/build", "internal/engine", "internal/fault", "internal/image", "internal/kernel", "internal/paths",
+		"internal/build", "internal/engine", "internal/fault", "internal/forward", "internal/guest", "internal/image", "internal/kernel", "internal/paths",
 		"internal/progress", "internal/snapshot", "internal/store", "internal/template", "internal/vm", "internal/vmm", "internal/wire",
 		"internal/wire/wirefault",
 	},
@@ -102,14 +106,14 @@ var rooms = map[string][]string{
 	"internal/daemon/lock": {"internal/fault"},
 	"internal/daemon": {
 		"api/agent/v1/agentv1connect", "internal/daemon/lock",
-		"internal/agent/serve", "internal/build", "internal/capability", "internal/engine", "internal/fault",
-		"internal/guest", "internal/hostnet", "internal/image", "internal/kernel", "internal/paths",
+		"internal/agent/serve", "internal/build", "internal/capability", "internal/dns", "internal/engine", "internal/fault",
+		"internal/forward", "internal/guest", "internal/hostnet", "internal/image", "internal/kernel", "internal/paths",
 		"internal/progress", "internal/server", "internal/store", "internal/system", "internal/template", "internal/vm",
 		"internal/vmm", "internal/vmm/fake", "internal/vmm/firecracker", "internal/vmm/qemu", "internal/disk", "internal/doctor",
 	},
 	"internal/cli": {
 		"api/agent/v1", "api/banger/v1", "internal/build", "internal/client", "internal/doctor", "internal/doctor/host",
-		"internal/fault", "internal/paths", "internal/system", "internal/vm",
+		"internal/fault", "internal/paths", "internal/splitdns", "internal/sshconfig", "internal/system", "internal/vm",
 	},
 	"internal/doctor/host": {"internal/doctor", "internal/fault", "internal/paths", "internal/system"},
 
@@ -128,7 +132,8 @@ var rooms = map[string][]string{
 	// Tests.
 	"internal/arch": {},
 	"internal/bench": {
-		"internal/build", "internal/disk", "internal/system", "internal/vm", "internal/vmm", "internal/vmm/firecracker", "internal/vmm/kvm",
+		"internal/build", "internal/disk", "internal/dns", "internal/hostnet", "internal/system", "internal/vm", "internal/vmm",
+		"internal/vmm/firecracker", "internal/vmm/kvm",
 	},
 	"internal/e2e":           {},
 	"internal/hosttest":      {"internal/hosttest/need"},
@@ -149,6 +154,7 @@ var keys = map[string][]string{
 		"internal/hostnet", "internal/hostnet/helper", "internal/agent/identity", "internal/hosttest",
 	},
 	"github.com/google/nftables": {"internal/hostnet", "internal/hostnet/helper", "internal/hosttest"},
+	"github.com/miekg/dns":       {"internal/dns"},
 	"github.com/spf13/cobra":     {"internal/cli", "internal/daemon"},
 }
 

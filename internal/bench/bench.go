@@ -47,7 +47,7 @@ func Main(args []string) int {
 	flags.StringVar(&b.bin, "bin", "bin", "directory of the programs")
 	flags.StringVar(&b.docs, "docs", "", "directory of benchmarks.md and benchmarks.json; empty: print only")
 	flags.IntVar(&b.rounds, "rounds", 3, "boots of each kind; the median counts")
-	flags.StringVar(&b.parts, "parts", "", "what to measure beside the baseline, separated by commas: boot, restore, fake, firecracker; empty: all")
+	flags.StringVar(&b.parts, "parts", "", "what to measure beside the baseline, separated by commas: boot, restore, network, names, fake, firecracker; empty: all")
 	flags.StringVar(&b.firecracker, "firecracker", os.Getenv("BANGER_FIRECRACKER"), "a real Firecracker, to measure its memory")
 	flags.StringVar(&b.state, "state", "", "state directory with the kernel and image to use")
 	flags.StringVar(&b.cache, "cache", "", "directory for the baseline, kept between runs")
@@ -97,6 +97,8 @@ func (b *bench) run(ctx context.Context) (err error) {
 	}{
 		{"boot", []func(context.Context) error{b.commands, b.two}},
 		{"restore", []func(context.Context) error{b.restores, b.fiveAtOnce, b.idleClones, b.suspends, b.forks}},
+		{"network", []func(context.Context) error{b.taps, b.manyRules}},
+		{"names", []func(context.Context) error{b.names}},
 		{"fake", []func(context.Context) error{b.daemonMemory, b.many, b.idle}},
 		{"firecracker", []func(context.Context) error{b.drivers, b.overhead}},
 	} {

@@ -34,6 +34,8 @@ type Options struct {
 	Kernels     Kernels
 	Network     hostnet.Network
 	Nameservers func() []netip.Addr // for the guests' resolv.conf; nil: none
+	Names       Names               // nil: VMs have no names in DNS
+	Forwards    Forwards            // nil: no ports of the host lead into VMs
 	AgentBinary string              // banger-agent for the guest's architecture
 	Now         func() time.Time    // nil: time.Now
 }
@@ -47,9 +49,14 @@ func All(o Options) []Capability {
 	if o.Nameservers == nil {
 		o.Nameservers = func() []netip.Addr { return nil }
 	}
-	return []Capability{
-		&rootDisk{o}, &workDisk{o}, &modules{o}, &network{o}, newSSHKeys(o), &agent{o},
+	all := []Capability{&rootDisk{o}, &workDisk{o}, &modules{o}, &network{o}}
+	if o.Names != nil {
+		all = append(all, newNames(o))
 	}
+	if o.Forwards != nil {
+		all = append(all, &ports{o})
+	}
+	return append(all, newSSHKeys(o), &agent{o})
 }
 
 // readNote fills note with what the capability noted; it stays as it is when there is nothing.

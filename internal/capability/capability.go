@@ -70,6 +70,12 @@ type Reattacher interface {
 	Reattach(context.Context, vm.VM) error
 }
 
+// Updater is a capability that can follow a change of the spec while the VM runs. It may be called when nothing of
+// it has changed.
+type Updater interface {
+	Update(context.Context, vm.VM) error
+}
+
 // Eraser is a capability that holds something outside the VM's directory until the VM is deleted.
 type Eraser interface {
 	Erase(context.Context, vm.VM) error

@@ -81,10 +81,9 @@ func TestSweepSparesThoseOnTheirWay(t *testing.T) {
 	for id, state := range map[vm.ID]vm.State{"0000000a": vm.Suspending, "0000000b": vm.Resuming, "0000000c": vm.Suspended} {
 		v := f.vm(t, id, "web-"+string(id))
 		v.State = state
+		f.net.Leave(paths.TAP(id)) // of a banger that had no pool
+		v.Notes[networkName] = Note(`{"tap":"` + paths.TAP(id) + `"}`)
 		all = append(all, v)
-		if err := f.net.AddTAP(t.Context(), paths.TAP(id)); err != nil {
-			t.Fatal(err)
-		}
 	}
 	var n *network
 	for _, c := range f.all {

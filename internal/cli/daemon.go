@@ -53,19 +53,33 @@ func (e *Env) tellDaemon(ctx context.Context, c *client.Client) error {
 }
 
 func newDaemonStopCommand(e *Env) *cobra.Command {
-	return &cobra.Command{
+	var allVMs bool
+	cmd := &cobra.Command{
 		Use: "stop", Short: "Stop the daemon; VMs run on",
 		Args: noArguments, ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(cmd *cobra.Command, _ []string) error { return runDaemonStop(cmd.Context(), e) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runDaemonStop(cmd.Context(), allVMs, e) },
 	}
+	cmd.Flags().BoolVar(&allVMs, "all-vms", false, "stop all VMs first")
+	return cmd
 }
 
-func runDaemonStop(ctx context.Context, e *Env) error {
-	return e.within(ctx, quickLimit, func(ctx context.Context) error {
+func runDaemonStop(ctx context.Context, allVMs bool, e *Env) error {
+	limit := quickLimit
+	if allVMs {
+		limit = stopLimit
+	}
+	return e.within(ctx, limit, func(ctx context.Context) error {
+		if allVMs {
+			if err := e.stopAll(ctx); err != nil {
+				return err
+			}
+		}
 		ran, err := client.Stop(ctx, e.Paths)
 		switch {
 		case err != nil:
 			return err
+		case ran && allVMs:
+			e.notice("all VMs and the daemon stopped")
 		case ran:
 			e.notice("daemon stopped; VMs run on")
 		default:
@@ -156,7 +170,19 @@ func (e *Env) describeDaemon(v daemonView) string {
 	for _, d := range v.Drivers {
 		list = append(list, field{"driver " + d.Name, describeDriver(d)})
 	}
+	if served := v.DNS.Listener; served != "" || v.DNS.Forwarder != "" {
+		list = append(list, field{"names", describeNames(v.DNS)})
+	}
+	list = append(list, field{"names not served", v.DNS.Problem})
 	list = append(list, field{"network", strings.TrimSpace(v.Bridge + " " + v.Subnet)}, field{"state", v.StateDirectory}, field{"socket", v.Socket})
+	list = append(list,
+		field{"ipv6 network", v.Network.Subnet6}, field{"network problem", v.Network.SubnetProblem},
+		field{"tap devices", fmt.Sprintf("%d of %d ready", v.Network.TAPsReady, v.Network.TAPsWanted)},
+		field{"opened chains", strings.Join(v.Network.OpenedChains, ", ")},
+	)
+	for _, notice := range v.Network.Notices {
+		list = append(list, field{"network notice", notice})
+	}
 	for _, mended := range v.Reconciled {
 		list = append(list, field{"mended at start", mended})
 	}
@@ -175,4 +201,16 @@ func withReason(text, reason string) string {
 		return text
 	}
 	return text + ": " + reason
+}
+
+// describeNames tells where names are served, and how many there are.
+func describeNames(d dnsDaemonView) string {
+	text := plural(int(d.Records), "name")
+	if d.Listener != "" {
+		text += " on " + d.Listener
+	}
+	if d.Forwarder != "" {
+		text += ", for guests on " + d.Forwarder
+	}
+	return text
 }

@@ -67,6 +67,14 @@ func dash(s string) string {
 	return s
 }
 
+// plural counts things: "1 name", "2 names".
+func plural(n int, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
 func yesNo(b bool) string {
 	if b {
 		return "yes"

@@ -149,6 +149,7 @@ func TestJSONKeysAreDocumented(t *testing.T) {
 	for title, view := range map[string]any{
 		"VM": vmView{}, "Image": imageView{}, "Kernel": kernelView{}, "Daemon": daemonView{}, "Driver": driverView{}, "Ping": pingView{}, "Event": eventView{},
 		"Deleted": deletedView{}, "Setup": setupView{}, "Version": versionView{}, "Template": templateView{}, "Doctor": doctorView{}, "Check": checkView{},
+		"Port": portView{}, "PortStatus": portStatusView{}, "DaemonDNS": dnsDaemonView{}, "DNS": dnsView{}, "DNSStatus": dnsStatusView{}, "SSHConfig": sshConfigView{},
 	} {
 		want := documentedKeys(string(doc), title)
 		got := jsonKeys(reflect.TypeOf(view))
@@ -166,7 +167,7 @@ func jsonKeys(t reflect.Type) []string {
 	return keys
 }
 
-var keyRow = regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|")
+var keyRow = regexp.MustCompile("(?m)^\\| `([a-z0-9_]+)` \\|")
 
 func documentedKeys(doc, title string) []string {
 	_, section, _ := strings.Cut(doc, "\n## "+title+"\n")

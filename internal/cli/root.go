@@ -36,8 +36,8 @@ func newRoot(e *Env) *cobra.Command {
 	}
 	root.AddCommand(
 		newRunCommand(e), newSetupCommand(e), newVMCommand(e), newImageCommand(e), newKernelCommand(e),
-		newTemplateCommand(e),
-		newDaemonCommand(e), newDoctorCommand(e), newVersionCommand(e), newCompletionCommand(e), newInternalCommand(),
+		newTemplateCommand(e), newDNSCommand(e), newSSHConfigCommand(e),
+		newDaemonCommand(e), newDoctorCommand(e), newVersionCommand(e), newCompletionCommand(e), newInternalCommand(e),
 	)
 	return root
 }
@@ -86,8 +86,9 @@ func newHelpCommand(root *cobra.Command) *cobra.Command {
 	}
 }
 
-func newInternalCommand() *cobra.Command {
-	cmd := group("internal", "Helpers of banger's own; they promise nothing", newExitCodesCommand())
+func newInternalCommand(e *Env) *cobra.Command {
+	cmd := group("internal", "Helpers of banger's own; they promise nothing", newExitCodesCommand(), newProxyCommand(e),
+		newInternalNATCommand(e), newInternalCleanCommand(e))
 	cmd.Hidden = true
 	return cmd
 }
@@ -97,9 +98,10 @@ func newVMCommand(e *Env) *cobra.Command {
 		"vm", "Virtual machines: create, start, enter, delete",
 		newVMCreateCommand(e), newVMListCommand(e), newVMShowCommand(e),
 		newVMStartCommand(e), newVMStopCommand(e), newVMSuspendCommand(e), newVMResumeCommand(e),
-		newVMForkCommand(e), newVMCloneCommand(e), newVMSnapshotCommand(e),
+		newVMSetCommand(e), newVMForkCommand(e), newVMCloneCommand(e), newVMSnapshotCommand(e),
 		newVMKillCommand(e), newVMRestartCommand(e), newVMDeleteCommand(e),
 		newVMSSHCommand(e), newVMExecCommand(e), newVMLogsCommand(e), newVMEventsCommand(e), newVMPingCommand(e),
+		newVMPortsCommand(e),
 	)
 }
 

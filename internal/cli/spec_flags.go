@@ -22,10 +22,11 @@ type specOptions struct {
 	image, kernel, vmm     string
 	cpus                   int32
 	memory, disk, workDisk string
-	noNAT                  bool
+	nat, noNAT, isolated   bool
 	units                  string
 	sshKeys                []string
 	cold                   bool
+	ports                  []string
 
 	changed func(flag string) bool // whether the user gave the flag
 }
@@ -39,10 +40,14 @@ func (o *specOptions) addFlags(cmd *cobra.Command, e *Env) {
 	f.StringVar(&o.memory, "memory", "", "memory, for instance 512M or 2G")
 	f.StringVar(&o.disk, "disk", "", "what / can hold beyond the image, for instance 8G")
 	f.StringVar(&o.workDisk, "work-disk", "", "size of the disk mounted at /root, for instance 4G")
-	f.BoolVar(&o.noNAT, "no-nat", false, "no way out of the host for this VM")
+	f.BoolVar(&o.nat, "nat", true, "reach other networks through this host")
+	f.Lookup("nat").DefValue = "" // the configuration's
+	f.BoolVar(&o.noNAT, "no-nat", false, "the same as --nat=false")
+	f.BoolVar(&o.isolated, "isolated", false, "reach no siblings, and be reached by none")
 	f.StringVar(&o.units, "units", "", "systemd units of the image that run: fast or stock (default fast)")
 	f.StringArrayVar(&o.sshKeys, "ssh-key", nil, "file of a further public SSH key for root (may be repeated)")
 	f.BoolVar(&o.cold, "cold", false, "boot the VM, also when there is a template to restore it from")
+	f.StringArrayVarP(&o.ports, "publish", "p", nil, "forward a port of this host into the VM, for instance 8080:80 (may be repeated)")
 	for flag, complete := range map[string]completer{
 		"image": e.completeImages, "kernel": e.completeKernels,
 		"vmm": fixedCompletions(vmms...), "units": fixedCompletions("fast", "stock"),
@@ -78,10 +83,19 @@ func (o *specOptions) spec(name string) (*bangerv1.VMSpec, error) {
 		}
 		*size.to = n
 	}
-	if o.noNAT {
-		nat := false
+	ports, err := portForwards(o.ports)
+	if err != nil {
+		return nil, fault.New(fault.Usage, "--publish: %v", err).WithHint("%s", fault.HintOf(err))
+	}
+	s.Ports = ports
+	switch {
+	case o.noNAT && o.changed("nat") && o.nat:
+		return nil, fault.New(fault.Usage, "--nat and --no-nat do not go together")
+	case o.noNAT || o.changed("nat"):
+		nat := o.nat && !o.noNAT
 		s.Nat = &nat
 	}
+	s.Isolated = o.isolated
 	for _, file := range o.sshKeys {
 		key, err := readPublicKey(file)
 		if err != nil {

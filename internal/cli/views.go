@@ -34,6 +34,9 @@ type vmView struct {
 	SlowReason    string     `json:"slow_reason"`
 	PID           int32      `json:"pid"`
 	Directory     string     `json:"directory"`
+	Ports         []portView `json:"ports"`
+	IP6           string     `json:"ip6"`
+	Isolated      bool       `json:"isolated"`
 }
 
 func viewVM(v *bangerv1.VM) vmView {
@@ -43,7 +46,8 @@ func viewVM(v *bangerv1.VM) vmView {
 		IP: v.GetIp(), MAC: v.GetMac(), DNSName: v.GetDnsName(), NAT: v.GetNat(),
 		CreatedAt: viewTime(v.GetCreatedAt()), StartedAt: viewTime(v.GetStartedAt()), Error: v.GetError(),
 		Units: v.GetUnits(), Ephemeral: v.GetEphemeral(), Accelerator: v.GetAccelerator(), SlowReason: v.GetSlowReason(),
-		PID: v.GetPid(), Directory: v.GetDirectory(),
+		PID: v.GetPid(), Directory: v.GetDirectory(), Ports: views(v.GetPorts(), viewPort),
+		IP6: v.GetIp6(), Isolated: v.GetIsolated(),
 	}
 }
 
@@ -97,21 +101,55 @@ type driverView struct {
 }
 
 type daemonView struct {
-	Running          bool         `json:"running"`
-	APIVersion       int32        `json:"api_version"`
-	Build            string       `json:"build"`
-	PID              int32        `json:"pid"`
-	StartedAt        *time.Time   `json:"started_at"`
-	StateDirectory   string       `json:"state_directory"`
-	Socket           string       `json:"socket"`
-	VMCount          int32        `json:"vm_count"`
-	RunningCount     int32        `json:"running_count"`
-	Drivers          []driverView `json:"drivers"`
-	DefaultVMM       string       `json:"default_vmm"`
-	DefaultVMMReason string       `json:"default_vmm_reason"`
-	Reconciled       []string     `json:"reconciled"`
-	Subnet           string       `json:"subnet"`
-	Bridge           string       `json:"bridge"`
+	Running          bool          `json:"running"`
+	APIVersion       int32         `json:"api_version"`
+	Build            string        `json:"build"`
+	PID              int32         `json:"pid"`
+	StartedAt        *time.Time    `json:"started_at"`
+	StateDirectory   string        `json:"state_directory"`
+	Socket           string        `json:"socket"`
+	VMCount          int32         `json:"vm_count"`
+	RunningCount     int32         `json:"running_count"`
+	Drivers          []driverView  `json:"drivers"`
+	DefaultVMM       string        `json:"default_vmm"`
+	DefaultVMMReason string        `json:"default_vmm_reason"`
+	Reconciled       []string      `json:"reconciled"`
+	Subnet           string        `json:"subnet"`
+	Bridge           string        `json:"bridge"`
+	DNS              dnsDaemonView `json:"dns"`
+	Network          networkView   `json:"network"`
+}
+
+// networkView is what there is of the host's network for VMs.
+type networkView struct {
+	Subnet6       string   `json:"subnet6"`
+	SubnetProblem string   `json:"subnet_problem"`
+	TAPsReady     int32    `json:"taps_ready"`
+	TAPsWanted    int32    `json:"taps_wanted"`
+	Notices       []string `json:"notices"`
+	OpenedChains  []string `json:"opened_chains"`
+}
+
+func viewNetwork(n *bangerv1.NetworkStatus) networkView {
+	return networkView{
+		Subnet6: n.GetSubnet6(), SubnetProblem: n.GetSubnetProblem(), TAPsReady: n.GetTapsReady(), TAPsWanted: n.GetTapsWanted(),
+		Notices: list(n.GetNotices()), OpenedChains: list(n.GetOpenedChains()),
+	}
+}
+
+// dnsDaemonView is where the daemon serves names.
+type dnsDaemonView struct {
+	Zone      string `json:"zone"`
+	Listener  string `json:"listener"`
+	Forwarder string `json:"forwarder"`
+	Records   int32  `json:"records"`
+	Problem   string `json:"problem"`
+}
+
+func viewDNS(d *bangerv1.DNSStatus) dnsDaemonView {
+	return dnsDaemonView{
+		Zone: d.GetZone(), Listener: d.GetListener(), Forwarder: d.GetForwarder(), Records: d.GetRecords(), Problem: d.GetProblem(),
+	}
 }
 
 func viewDaemon(s *bangerv1.GetStatusResponse, socket string) daemonView {
@@ -120,7 +158,7 @@ func viewDaemon(s *bangerv1.GetStatusResponse, socket string) daemonView {
 		StartedAt: viewTime(s.GetStartedAt()), StateDirectory: s.GetStateDirectory(), Socket: socket,
 		VMCount: s.GetVmCount(), RunningCount: s.GetRunningCount(), Drivers: []driverView{},
 		DefaultVMM: s.GetDefaultVmm(), DefaultVMMReason: s.GetDefaultVmmReason(), Reconciled: list(s.GetReconciled()),
-		Subnet: s.GetSubnet(), Bridge: s.GetBridge(),
+		Subnet: s.GetSubnet(), Bridge: s.GetBridge(), DNS: viewDNS(s.GetDns()), Network: viewNetwork(s.GetNetwork()),
 	}
 	for _, d := range s.GetDrivers() {
 		v.Drivers = append(v.Drivers, driverView{

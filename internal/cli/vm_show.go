@@ -63,9 +63,12 @@ func (e *Env) describeVM(v vmView) string {
 		{"work disk", size(v.WorkDiskBytes)},
 		{"units", v.Units},
 		{"ip", v.IP},
+		{"ipv6", v.IP6},
 		{"dns name", v.DNSName},
 		{"mac", v.MAC},
 		{"nat", yesNo(v.NAT)},
+		{"isolated", yesNo(v.Isolated)},
+		{"ports", portsText(v.Ports)},
 		{"directory", v.Directory},
 	}
 	if v.Ephemeral {

@@ -57,6 +57,7 @@ type Client struct {
 
 	Templates bangerv1connect.TemplateServiceClient
 	Snapshots bangerv1connect.SnapshotServiceClient
+	Network   bangerv1connect.NetworkServiceClient
 	// Hello is what the daemon said of itself when the client connected.
 	Hello Hello
 
@@ -120,6 +121,7 @@ func connectTo(socket string) *Client {
 		Daemon:    bangerv1connect.NewDaemonServiceClient(hc, url, with),
 		Templates: bangerv1connect.NewTemplateServiceClient(hc, url, with),
 		Snapshots: bangerv1connect.NewSnapshotServiceClient(hc, url, with),
+		Network:   bangerv1connect.NewNetworkServiceClient(hc, url, with),
 
 		http:   hc,
 		socket: socket,

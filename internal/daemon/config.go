@@ -49,6 +49,7 @@ type Config struct {
 
 	Network     NetworkConfig     `toml:"network"`
 	Firecracker FirecrackerConfig `toml:"firecracker"`
+	DNS         DNSConfig         `toml:"dns"`
 }
 
 // FirecrackerConfig is the section [firecracker].
@@ -57,11 +58,24 @@ type FirecrackerConfig struct {
 	Jailer bool   `toml:"jailer"` // whether upstream's jailer starts it, as root: false
 }
 
+// DNSConfig is the section [dns].
+type DNSConfig struct {
+	// Where the host asks for names of VMs: "127.0.0.1:42069". Port 0 is one that is free; empty: nowhere.
+	Listen string `toml:"listen"`
+}
+
 // NetworkConfig is the section [network].
 type NetworkConfig struct {
 	Bridge string `toml:"bridge"` // banger0
 	Subnet string `toml:"subnet"` // "172.30.0.0/16"; empty: the first of a list that clashes with no route
 	NAT    bool   `toml:"nat"`    // whether VMs reach the world when their creator does not say: true
+
+	TAPPool int `toml:"tap_pool"` // how many TAP devices wait for VMs: 4
+
+	// Whether VMs reach what listens on the host beside banger's DNS: false.
+	HostServices bool `toml:"host_services"`
+	// Whether VMs with NAT reach 169.254.0.0/16, where clouds hand out a machine's credentials: false.
+	LinkLocal bool `toml:"link_local"`
 }
 
 // DefaultConfig is what holds without a config.toml.
@@ -70,9 +84,13 @@ func DefaultConfig() Config {
 		VMM: "auto", CPUs: min(2, runtime.NumCPU()), Memory: "1G", Disk: "4G", WorkDisk: "4G",
 		BootTimeout: "3m", StopTimeout: "30s", LogLevel: "info",
 		Templates: true, TemplateBudget: "4G", TemplateAgeDays: 30,
-		Network: NetworkConfig{Bridge: paths.Bridge, NAT: true},
+		DNS:     DNSConfig{Listen: paths.DNSAddress},
+		Network: NetworkConfig{Bridge: paths.Bridge, NAT: true, TAPPool: 4},
 	}
 }
+
+// maxTAPPool is the most TAP devices that wait: nobody starts more VMs at once.
+const maxTAPPool = 64
 
 // settings is the configuration with its values read.
 type settings struct {
@@ -85,7 +103,10 @@ type settings struct {
 	templates   engine.TemplateConfig // without its store
 	firecracker FirecrackerConfig
 	bridge      string
-	subnet      netip.Prefix // zero: choose one
+	tapPool     int
+	policy      hostnet.Policy
+	subnet      netip.Prefix   // zero: choose one
+	dns         netip.AddrPort // zero: no listener
 }
 
 // loadConfig reads the file at path; none means the defaults. Its faults name the file, the line or key, and what would do.
@@ -167,6 +188,11 @@ func (c Config) settings() (settings, error) {
 		r.note("firecracker.binary", fault.New(fault.Usage, "%q is no absolute path", c.Firecracker.Binary).WithHint("for example /usr/local/bin/firecracker"))
 	}
 	r.note("mirror", checkMirror(c.Mirror))
+	s.dns = r.loopback("dns.listen", c.DNS.Listen)
+	s.tapPool, s.policy = c.Network.TAPPool, hostnet.Policy{HostServices: c.Network.HostServices, LinkLocal: c.Network.LinkLocal}
+	if s.tapPool < 0 || s.tapPool > maxTAPPool {
+		r.note("network.tap_pool", fault.New(fault.Usage, "%d is no number of TAP devices", s.tapPool).WithHint("use 0 to %d", maxTAPPool))
+	}
 	r.note("network.bridge", hostnet.CheckBridge(c.Network.Bridge))
 	if err := s.logLevel.UnmarshalText([]byte(c.LogLevel)); err != nil {
 		r.note("log_level", fault.New(fault.Usage, "%q is no level", c.LogLevel).WithHint("use debug, info, warn or error"))
@@ -213,6 +239,19 @@ func (r *reader) size(key, text string) int64 {
 	n, err := vm.ParseSize(text)
 	r.note(key, err)
 	return n
+}
+
+// loopback reads an address and port of the host itself: nobody else is to learn which VMs there are.
+func (r *reader) loopback(key, text string) netip.AddrPort {
+	if text == "" {
+		return netip.AddrPort{}
+	}
+	a, err := netip.ParseAddrPort(text)
+	if err != nil || !a.Addr().IsLoopback() || a.Addr().Zone() != "" {
+		r.note(key, fault.New(fault.Usage, "%q is no loopback address with a port", text).WithHint("for example %q", paths.DNSAddress))
+		return netip.AddrPort{}
+	}
+	return a
 }
 
 // duration reads a time limit: a second to an hour.

@@ -52,6 +52,8 @@ mirror = "http://mirror.example/debian"
 bridge = "banger7"
 subnet = "10.213.0.0/16"
 nat = false
+tap_pool = 0
+host_services = true
 [firecracker]
 binary = "/opt/firecracker"
 jailer = true
@@ -63,30 +65,33 @@ jailer = true
 		t.Errorf("firecracker is %+v", s.firecracker)
 	}
 	if s.defaults.CPUs != 1 || s.defaults.MemoryBytes != 512<<20 || s.defaults.NAT || s.bootTimeout != 90*time.Second ||
-		s.logLevel != slog.LevelDebug || s.mirror != "http://mirror.example/debian" || s.bridge != "banger7" || s.subnet.String() != "10.213.0.0/16" || s.defaults.DiskBytes != 4<<30 {
+		s.logLevel != slog.LevelDebug || s.mirror != "http://mirror.example/debian" || s.bridge != "banger7" || s.subnet.String() != "10.213.0.0/16" || s.tapPool != 0 || !s.policy.HostServices || s.policy.LinkLocal || s.defaults.DiskBytes != 4<<30 {
 		t.Errorf("settings are %+v", s)
 	}
 }
 
 func TestConfigMistakes(t *testing.T) {
 	for text, want := range map[string]string{
-		"cpus = 2\ncolour = 1\n":              `config.toml:2: unknown key "colour"`,
-		"[network]\n\nname = 1\n":             `config.toml:3: unknown key "network.name"`,
-		"cpus = \"two\"\n":                    "config.toml:1:",
-		"vmm = \"vbox\"\n":                    "vmm: \"vbox\" is no VMM",
-		"[firecracker]\nbinary = \"fc\"\n":    "firecracker.binary: \"fc\" is no absolute path",
-		"cpus = \n":                           "config.toml:1:",
-		"memory = \"lots\"\n":                 "memory:",
-		"boot_timeout = \"soon\"\n":           `boot_timeout: "soon" is no time limit`,
-		"stop_timeout = \"2h\"\n":             "stop_timeout:",
-		"log_level = \"loud\"\n":              "log_level:",
-		"mirror = \"deb.debian.org\"\n":       "mirror:",
-		"mirror = \"ftp://x/debian\"\n":       "mirror:",
-		"mirror = \"http://x/a b\"\n":         "mirror:",
-		"[network]\nbridge = \"eth0\"\n":      "network.bridge:",
-		"[network]\nsubnet = \"8.8.0.0/16\"":  "network.subnet:",
-		"[network]\nsubnet = \"172.30.0.0\"":  "network.subnet:",
-		"[network]\nsubnet = \"10.0.0.1/30\"": "network.subnet:",
+		"cpus = 2\ncolour = 1\n":                     `config.toml:2: unknown key "colour"`,
+		"[network]\n\nname = 1\n":                    `config.toml:3: unknown key "network.name"`,
+		"cpus = \"two\"\n":                           "config.toml:1:",
+		"vmm = \"vbox\"\n":                           "vmm: \"vbox\" is no VMM",
+		"[firecracker]\nbinary = \"fc\"\n":           "firecracker.binary: \"fc\" is no absolute path",
+		"cpus = \n":                                  "config.toml:1:",
+		"memory = \"lots\"\n":                        "memory:",
+		"boot_timeout = \"soon\"\n":                  `boot_timeout: "soon" is no time limit`,
+		"stop_timeout = \"2h\"\n":                    "stop_timeout:",
+		"log_level = \"loud\"\n":                     "log_level:",
+		"mirror = \"deb.debian.org\"\n":              "mirror:",
+		"mirror = \"ftp://x/debian\"\n":              "mirror:",
+		"mirror = \"http://x/a b\"\n":                "mirror:",
+		"[network]\nbridge = \"eth0\"\n":             "network.bridge:",
+		"[network]\nsubnet = \"8.8.0.0/16\"":         "network.subnet:",
+		"[network]\nsubnet = \"172.30.0.0\"":         "network.subnet:",
+		"[network]\nsubnet = \"10.0.0.1/30\"":        "network.subnet:",
+		"[network]\ntap_pool = 65\n":                 "network.tap_pool:",
+		"[network]\nbridge = \"banger-of-mine-0\"\n": "network.bridge:",
+		"[network]\nsubnet = \"10.0.0.0/30\"\n":      "network.subnet:",
 	} {
 		_, err := load(t, text)
 		if fault.KindOf(err) != fault.Usage || !strings.Contains(err.Error(), want) || fault.HintOf(err) == "" {

@@ -83,10 +83,13 @@ func (o Options) live(ctx context.Context, config settings, logger *slog.Logger)
 
 	gate := server.NewGate()
 	handler := server.New(server.Options{
-		Engine: h.verbs(), Images: h.images, Kernels: h.kernels, Setup: h.setup, Templates: h.engine, Snapshots: h.engine,
+		Engine: h.verbs(), Images: h.images, Kernels: h.kernels, Setup: h.setup, Templates: h.engine, Snapshots: h.engine, Ports: h.ports,
 		Paths: o.Paths, Defaults: config.defaults, Logger: logger,
 		Host: h.host, Shutdown: end, Gate: gate, Closing: ctx.Done(),
 	})
+	if config.dns.IsValid() {
+		go h.names.listen(ctx, config.dns) // it ends with ctx
+	}
 	reconciled := make(chan struct{})
 	go func() {
 		defer close(reconciled)

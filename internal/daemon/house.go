@@ -23,6 +23,7 @@ import (
 	"banger/internal/capability"
 	"banger/internal/engine"
 	"banger/internal/fault"
+	"banger/internal/forward"
 	"banger/internal/hostnet"
 	"banger/internal/image"
 	"banger/internal/kernel"
@@ -50,6 +51,8 @@ type house struct {
 	network hostnet.Network
 	drivers []vmm.Driver
 	engine  *engine.Engine
+	names   *names
+	ports   *forward.Forwarder
 
 	mu         sync.Mutex   // never held while something is waited for: the daemon's status needs it
 	reconciled []string     // guarded by mu
@@ -83,6 +86,8 @@ func (o Options) assemble(ctx context.Context, config settings, logger *slog.Log
 	if h.network, err = o.network(ctx, config, logger); err != nil {
 		return nil, errors.Join(err, h.store.Close())
 	}
+	h.names = newNames(h.network, h.subnets, logger)
+	h.ports = forward.New(h.dialGuest, logger)
 	limits, err := hostLimits(h.drivers)
 	if err != nil {
 		return nil, errors.Join(err, h.close())
@@ -130,6 +135,7 @@ func (h *house) capabilities(agent string) []capability.Capability {
 	return capability.All(capability.Options{
 		Paths: h.options.Paths, Images: h.images, Kernels: h.kernels, Network: h.network, AgentBinary: agent,
 		Nameservers: func() []netip.Addr { return hostnet.Nameservers(os.ReadFile) },
+		Names:       h.names, Forwards: h.ports,
 	})
 }
 
@@ -144,7 +150,7 @@ func (o Options) network(ctx context.Context, config settings, logger *slog.Logg
 	}
 	return hostnet.Start(ctx, hostnet.Options{
 		HelperPath: helper, HelperLog: o.Paths.HelperLog(), Bridge: config.bridge, Subnet: config.subnet,
-		Instance: instance(o.Paths.State), Logger: logger,
+		Instance: instance(o.Paths.State), Logger: logger, Pool: config.tapPool, Policy: config.policy,
 	})
 }
 
@@ -281,6 +287,12 @@ func (h *house) close() error {
 	if h.engine != nil {
 		errs = append(errs, h.engine.Close())
 	}
+	if h.ports != nil {
+		h.ports.Close()
+	}
+	if h.names != nil {
+		errs = append(errs, h.names.close())
+	}
 	errs = append(errs, h.store.Close(), h.closeNetwork())
 	return errors.Join(errs...)
 }
@@ -319,6 +331,8 @@ func (h *house) host(ctx context.Context) server.Host {
 	if subnet := h.currentSubnet(); subnet.IsValid() {
 		info.Subnet = subnet.String()
 	}
+	info.DNS = h.names.status()
+	info.Network = h.networkStatus()
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	info.Reconciled = slices.Clone(h.reconciled)

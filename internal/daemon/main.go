@@ -18,7 +18,9 @@ import (
 
 const usage = `bangerd serves banger's VMs to one user. banger starts it when needed.
 
-usage: bangerd [--version | --help]
+usage: bangerd [clean | --version | --help]
+
+"clean" takes away what banger made in this host's network, while neither the daemon nor a VM runs.
 
 Its configuration is config.toml in banger's configuration directory.
 `
@@ -38,6 +40,8 @@ func run(args []string, stdout, stderr io.Writer) int {
 	case len(args) == 1 && (args[0] == "--help" || args[0] == "-h"):
 		fmt.Fprint(stdout, usage)
 		return 0
+	case len(args) == 1 && args[0] == "clean":
+		return report(stderr, clean(context.Background(), paths.FromEnvironment(), stdout, stderr))
 	case len(args) > 0:
 		return report(stderr, fault.New(fault.Usage, "unknown argument %q", args[0]).WithHint("bangerd --help"))
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -33,6 +34,12 @@ const (
 // TestMain runs the tests in a fresh network namespace, so that no bridge, TAP device or rule of the host
 // is touched. Without root each test says that it needs it.
 func TestMain(m *testing.M) {
+	if os.Getenv(insideVariable) != "" {
+		if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
+			fmt.Fprintln(os.Stderr, "e2e: no loopback device:", err, string(out))
+			os.Exit(1)
+		}
+	}
 	if os.Getenv(insideVariable) != "" || os.Geteuid() != 0 {
 		os.Exit(m.Run())
 	}
@@ -127,6 +134,12 @@ func (w *world) end() {
 		t.Errorf("TAP devices left: %v", left)
 	}
 	w.try("daemon", "stop")
+	if r := w.try("internal", "clean"); r.code != 0 {
+		t.Errorf("clean: %+v", r)
+	}
+	if left := devices(t); len(left) > 0 {
+		t.Errorf("network devices left: %v", left)
+	}
 	if left := w.processes(); len(left) > 0 {
 		t.Errorf("processes left: %v", left)
 	}
@@ -237,7 +250,7 @@ func (w *world) await(name, state string, limit time.Duration) shown {
 	}
 }
 
-// taps lists banger's TAP devices in this network namespace.
+// taps lists banger's TAP devices in this network namespace that a machine has open; the others wait for VMs.
 func (w *world) taps() []string {
 	var taps []string
 	links, err := os.ReadDir("/sys/class/net")
@@ -245,11 +258,30 @@ func (w *world) taps() []string {
 		w.t.Error(err)
 	}
 	for _, l := range links {
-		if strings.HasPrefix(l.Name(), "bgr-") {
+		carrier, err := os.ReadFile(filepath.Join("/sys/class/net", l.Name(), "carrier"))
+		if strings.HasPrefix(l.Name(), "tap-pool-") && err == nil && strings.TrimSpace(string(carrier)) == "1" {
 			taps = append(taps, l.Name())
 		}
 	}
 	return taps
+}
+
+// devices lists all network devices that banger may have made in this namespace.
+func devices(t *testing.T) []string {
+	t.Helper()
+	var found []string
+	links, err := net.Interfaces()
+	if err != nil {
+		t.Error(err)
+	}
+	for _, l := range links {
+		for _, prefix := range []string{"tap-pool-", "bgr-", "banger"} {
+			if strings.HasPrefix(l.Name, prefix) {
+				found = append(found, l.Name)
+			}
+		}
+	}
+	return found
 }
 
 // processes lists the processes that work in this world's directories or hold its environment.

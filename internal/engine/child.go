@@ -19,6 +19,7 @@ const maxChildNames = 10000
 func (e *Engine) beginChild(ctx context.Context, source *operation, name, verb string) (*child, error) {
 	v := vm.VM{ID: vm.NewID(), Spec: source.v.Spec, State: vm.Stopped, CreatedAt: e.c.Now().UTC(), Driver: source.v.Driver, Notes: source.inherited()}
 	v.Spec.Name, v.Spec.Ephemeral, v.Spec.Cold = name, false, false
+	v.Spec.Ports = nil // a port of the host leads to one VM
 	if e.c.MAC != nil {
 		v.MAC = e.c.MAC(v.ID)
 	}

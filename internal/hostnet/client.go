@@ -9,16 +9,17 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"banger/internal/fault"
 	"banger/internal/paths"
 	"banger/internal/system"
+	"banger/internal/vm"
 )
 
 const (
@@ -34,6 +35,8 @@ type Options struct {
 	HelperLog  string       // file for what the helper says; it logs each refusal
 	Bridge     string       // "" is paths.Bridge
 	Subnet     netip.Prefix // zero: keep that of an existing bridge, else the first of Candidates that is free
+	Pool       int          // how many TAP devices wait for VMs, once there is a bridge; 0 is none
+	Policy     Policy       // for all guests
 	Instance   string       // tells one banger of a user from another; see CheckInstance. "" is any
 	Logger     *slog.Logger
 }
@@ -41,12 +44,16 @@ type Options struct {
 // Client asks banger-nethelper. The helper is started by the first request, and once more when it
 // has died; requests go one at a time. It is safe for concurrent use.
 type Client struct {
-	o Options
+	o      Options
+	kernel *netlink.Handle // asks about devices, without any right; it stays in the namespace it was made in
 
-	mu      sync.Mutex
-	helper  *helper // nil while none runs
+	mu      sync.Mutex // held while the helper is asked
+	helper  *helper    // nil while none runs
 	closed  bool
 	address netip.Prefix // of the bridge, once ensured
+
+	state state
+	fill  filler
 }
 
 var _ Network = (*Client)(nil)
@@ -73,13 +80,23 @@ func Start(_ context.Context, o Options) (*Client, error) {
 			return nil, err
 		}
 	}
-	return &Client{o: o}, nil
+	kernel, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("ask the kernel about network devices: %w", err)
+	}
+	c := &Client{o: o, kernel: kernel, state: state{guests: map[vm.ID]Guest{}, notices: map[string][]string{}}}
+	c.fill.start(c.refill)
+	return c, nil
 }
 
-// Close ends the helper. Bridge, TAP devices and NAT stay.
+// Close ends the helper. Bridge, TAP devices and rules stay.
 func (c *Client) Close() error {
+	c.fill.stop()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if !c.closed {
+		c.kernel.Close()
+	}
 	c.closed = true
 	return c.drop(false)
 }
@@ -100,11 +117,23 @@ func (c *Client) EnsureBridge(ctx context.Context) (netip.Prefix, error) {
 	if err != nil {
 		return netip.Prefix{}, err
 	}
-	if _, err := c.ask(ctx, Request{Op: OpEnsureBridge, Address: address}); err != nil {
+	if address == c.address && c.bridgeUp() {
+		return address, nil
+	}
+	response, err := c.ask(ctx, Request{Op: OpEnsureBridge, Address: address})
+	if err != nil {
 		return netip.Prefix{}, err
 	}
 	c.address = address
+	c.state.note("bridge", response.Notices)
+	c.fill.wake()
 	return address, nil
+}
+
+// bridgeUp tells whether the bridge we ensured still is up; its address was just read.
+func (c *Client) bridgeUp() bool {
+	link, err := c.kernel.LinkByName(c.o.Bridge)
+	return err == nil && link.Attrs().Flags&net.FlagUp != 0
 }
 
 func (c *Client) chooseAddress() (netip.Prefix, error) {
@@ -131,44 +160,13 @@ func (c *Client) chooseAddress() (netip.Prefix, error) {
 	}
 	if why != "" {
 		c.o.Logger.Warn("another subnet was chosen for the VMs", "subnet", subnet.String(), "reason", why)
+		c.state.note("subnet", []string{why + ": " + subnet.String() + " was chosen"})
 	}
 	return Gateway(subnet), nil
 }
 
-// AddTAP makes a TAP device on the bridge that the daemon's user may open.
-func (c *Client) AddTAP(ctx context.Context, name string) error {
-	return c.do(ctx, Request{Op: OpAddTAP, TAP: name, Owner: os.Getuid()})
-}
-
-// DeleteTAP removes a TAP device; that of a missing one succeeds, also without rights.
-func (c *Client) DeleteTAP(ctx context.Context, name string) error {
-	return c.do(ctx, Request{Op: OpDeleteTAP, TAP: name})
-}
-
-// ListTAPs returns the TAP devices of this instance, sorted. It needs no rights.
-func (c *Client) ListTAPs(ctx context.Context) ([]string, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	response, err := c.ask(ctx, Request{Op: OpListTAPs})
-	if err != nil {
-		return nil, err
-	}
-	slices.Sort(response.TAPs)
-	return response.TAPs, nil
-}
-
-// SetNAT switches on or off that a guest reaches other networks through the host. Switching on
-// turns the host's IPv4 forwarding on.
-func (c *Client) SetNAT(ctx context.Context, guest netip.Addr, on bool) error {
-	return c.do(ctx, Request{Op: OpSetNAT, Guest: guest, On: on})
-}
-
-// RemoveNAT takes away all NAT of the bridge, and the nftables table when no other bridge uses it.
-func (c *Client) RemoveNAT(ctx context.Context) error {
-	return c.do(ctx, Request{Op: OpRemoveNAT})
-}
-
-// RemoveBridge takes away the bridge and its NAT. It refuses while there are TAP devices on it.
+// RemoveBridge takes away the bridge and its rules, and puts back what they needed. It refuses while there are TAP
+// devices on it.
 func (c *Client) RemoveBridge(ctx context.Context) error {
 	return c.do(ctx, Request{Op: OpRemoveBridge})
 }
@@ -223,6 +221,9 @@ func (c *Client) once(ctx context.Context, r Request) (response Response, err er
 	defer stop()
 	if err = WriteMessage(conn, r); err == nil {
 		err = ReadMessage(conn, &response)
+	}
+	if err == nil && response.Sockets > 0 {
+		response.files, err = receiveSockets(conn, response.Sockets)
 	}
 	if err != nil {
 		return Response{}, errors.Join(explain(err), c.drop(true))
@@ -297,4 +298,6 @@ func startFault(path string, err error) error {
 }
 
 // GrantHint is the command that gives a helper the right it needs.
-func GrantHint(path string) string { return "sudo setcap cap_net_admin+ep " + path }
+func GrantHint(path string) string {
+	return "sudo setcap cap_net_admin,cap_net_bind_service+ep " + path
+}

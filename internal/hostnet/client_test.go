@@ -148,7 +148,7 @@ func TestForeignBridgeIsRefused(t *testing.T) {
 			wantKind(t, err, fault.Conflict, c.want)
 			wantKind(t, client.AddTAP(t.Context(), "bgr-00000001"), fault.Conflict, c.want)
 			wantKind(t, client.RemoveBridge(t.Context()), fault.Conflict, c.want)
-			wantKind(t, client.SetNAT(t.Context(), netip.MustParseAddr("172.30.0.2"), true), fault.Conflict, c.want)
+			wantKind(t, client.SetRules(t.Context(), hostnet.Rules{}), fault.Conflict, c.want)
 			if after := ns.Run(t, "ip", "addr"); after != before {
 				t.Errorf("it was touched:\n%s\nbefore:\n%s", after, before)
 			}
@@ -195,6 +195,20 @@ func TestClashPicksAnotherSubnet(t *testing.T) {
 	ns.Run(t, "ip", "route", "flush", "table", "51820")
 	if got := ensure(t, start(t, hostnet.Options{})); got != netip.MustParsePrefix("10.213.0.1/16") {
 		t.Errorf("address %s", got)
+	}
+}
+
+// TestClashWithABridgeThatIsDown: another's bridge without guests has an address and no route.
+func TestClashWithABridgeThatIsDown(t *testing.T) {
+	ns := hosttest.NetNS(t)
+	ns.Run(t, "ip", "link", "add", "docker0", "type", "bridge")
+	ns.Run(t, "ip", "addr", "add", "172.28.0.1/14", "dev", "docker0")
+	c := start(t, hostnet.Options{})
+	if got := ensure(t, c); got != netip.MustParsePrefix("10.213.0.1/16") {
+		t.Errorf("address %s", got)
+	}
+	if s := c.Status(); len(s.Notices) != 1 || !strings.Contains(s.Notices[0], "172.28.0.0/14 on docker0") || !strings.Contains(s.Notices[0], "10.213.0.0/16 was chosen") {
+		t.Errorf("it is not said: %v", s.Notices)
 	}
 }
 
@@ -397,7 +411,7 @@ func daemon() {
 		_, err = c.ListTAPs(ctx)
 	}
 	if err == nil {
-		err = errors.Join(c.DeleteTAP(ctx, "bgr-00000009"), c.SetNAT(ctx, netip.MustParseAddr("10.1.0.2"), false)) // so it is already
+		err = errors.Join(c.DeleteTAP(ctx, "bgr-00000009"), c.SetRules(ctx, hostnet.Rules{})) // so it is already
 	}
 	if err != nil {
 		fmt.Println("without rights:", err)
@@ -412,7 +426,9 @@ func daemon() {
 	}
 	_, err = c.EnsureBridge(ctx)
 	if err == nil {
-		err = errors.Join(c.AddTAP(ctx, "bgr-00000001"), c.SetNAT(ctx, netip.MustParseAddr("172.30.0.2"), true))
+		err = errors.Join(c.AddTAP(ctx, "bgr-00000001"), c.SetRules(ctx, hostnet.Rules{Guests: []hostnet.Guest{{
+			TAP: "bgr-00000001", MAC: "02:b6:00:00:00:01", IP: netip.MustParseAddr("172.30.0.2"), NAT: true,
+		}}}))
 	}
 	if err != nil {
 		fmt.Printf("%v\n%s\n", err, fault.HintOf(err))
@@ -491,13 +507,13 @@ func raw(t *testing.T, cmd *exec.Cmd) net.Conn {
 func TestRefusals(t *testing.T) {
 	ns := hosttest.NetNS(t)
 	conn := raw(t, exec.Command(as(t, "banger-nethelper")))
-	good := hostnet.Request{Version: 1, Op: hostnet.OpEnsureBridge, Bridge: "banger0", Address: netip.MustParsePrefix("172.30.0.1/16")}
+	good := hostnet.Request{Version: hostnet.ProtocolVersion, Op: hostnet.OpEnsureBridge, Bridge: "banger0", Address: netip.MustParsePrefix("172.30.0.1/16")}
 	if err := ask(t, conn, good).Err(); err != nil {
 		t.Fatal(err)
 	}
 	before := ns.Run(t, "ip", "addr")
 	for name, change := range map[string]func(*hostnet.Request){
-		"version":           func(r *hostnet.Request) { r.Version = 2 },
+		"version":           func(r *hostnet.Request) { r.Version = 1 },
 		"operation":         func(r *hostnet.Request) { r.Op = "flush_everything" },
 		"bridge eth0":       func(r *hostnet.Request) { r.Bridge = "eth0" },
 		"bridge banger":     func(r *hostnet.Request) { r.Bridge = "banger" },
@@ -514,21 +530,31 @@ func TestRefusals(t *testing.T) {
 		"instance long":     func(r *hostnet.Request) { r.Instance = strings.Repeat("x", 33) },
 		"tap eth0":          func(r *hostnet.Request) { r.Op, r.TAP = hostnet.OpDeleteTAP, "eth0" },
 		"tap lo":            func(r *hostnet.Request) { r.Op, r.TAP = hostnet.OpDeleteTAP, "lo" },
-		"tap none":          func(r *hostnet.Request) { r.Op = hostnet.OpAddTAP },
+		"tap none":          func(r *hostnet.Request) { r.Op = hostnet.OpDeleteTAP },
 		"tap path":          func(r *hostnet.Request) { r.Op, r.TAP = hostnet.OpAddTAP, "bgr-../x" },
 		"tap 15 characters": func(r *hostnet.Request) { r.Op, r.TAP = hostnet.OpAddTAP, "bgr-0123456789a" },
 		"tap pool long":     func(r *hostnet.Request) { r.Op, r.TAP = hostnet.OpAddTAP, "tap-pool-1234567" },
 		"tap upper case":    func(r *hostnet.Request) { r.Op, r.TAP = hostnet.OpAddTAP, "bgr-ABCDEF01" },
 		"another user's":    func(r *hostnet.Request) { r.Op, r.TAP, r.Owner = hostnet.OpAddTAP, "bgr-00000001", 1000 },
 		"negative user":     func(r *hostnet.Request) { r.Op, r.TAP, r.Owner = hostnet.OpAddTAP, "bgr-00000001", -1 },
-		"guest public":      func(r *hostnet.Request) { r.Op, r.Guest, r.On = hostnet.OpSetNAT, netip.MustParseAddr("1.1.1.1"), true },
-		"guest elsewhere": func(r *hostnet.Request) {
-			r.Op, r.Guest, r.On = hostnet.OpSetNAT, netip.MustParseAddr("10.1.1.1"), true
+		"rules none":        func(r *hostnet.Request) { r.Op = hostnet.OpSetRules },
+		"guest public":      guest(func(g *hostnet.Guest) { g.IP = netip.MustParseAddr("1.1.1.1") }),
+		"guest elsewhere":   guest(func(g *hostnet.Guest) { g.IP = netip.MustParseAddr("10.1.1.1") }),
+		"guest is bridge":   guest(func(g *hostnet.Guest) { g.IP = netip.MustParseAddr("172.30.0.1") }),
+		"guest broadcast":   guest(func(g *hostnet.Guest) { g.IP = netip.MustParseAddr("172.30.255.255") }),
+		"guest IPv6":        guest(func(g *hostnet.Guest) { g.IP = netip.MustParseAddr("fd00::2") }),
+		"guest no address":  guest(func(g *hostnet.Guest) { g.IP = netip.Addr{} }),
+		"guest device":      guest(func(g *hostnet.Guest) { g.TAP = "eth0" }),
+		"guest no MAC":      guest(func(g *hostnet.Guest) { g.MAC = "" }),
+		"guest bad MAC":     guest(func(g *hostnet.Guest) { g.MAC = "02:b6:00:00:00:zz" }),
+		"guest other MAC":   guest(func(g *hostnet.Guest) { g.MAC = "02:b5:00:00:00:00" }),
+		"guest twice": func(r *hostnet.Request) {
+			guest(func(*hostnet.Guest) {})(r)
+			r.Rules.Guests = append(r.Rules.Guests, r.Rules.Guests[0])
 		},
-		"guest is the bridge": func(r *hostnet.Request) {
-			r.Op, r.Guest, r.On = hostnet.OpSetNAT, netip.MustParseAddr("172.30.0.1"), true
+		"guests too many": func(r *hostnet.Request) {
+			r.Op, r.Rules = hostnet.OpSetRules, &hostnet.Rules{Guests: make([]hostnet.Guest, hostnet.MaxGuests+1)}
 		},
-		"guest none": func(r *hostnet.Request) { r.Op, r.On = hostnet.OpSetNAT, true },
 	} {
 		r := good
 		change(&r)
@@ -544,6 +570,15 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// guest is a request for rules with one guest, changed.
+func guest(change func(*hostnet.Guest)) func(*hostnet.Request) {
+	return func(r *hostnet.Request) {
+		g := hostnet.Guest{TAP: "tap-pool-0", MAC: "02:b6:00:00:00:01", IP: netip.MustParseAddr("172.30.0.2"), NAT: true}
+		change(&g)
+		r.Op, r.Rules = hostnet.OpSetRules, &hostnet.Rules{Guests: []hostnet.Guest{g}}
+	}
+}
+
 func ask(t *testing.T, conn net.Conn, r hostnet.Request) hostnet.Response {
 	t.Helper()
 	if err := hostnet.WriteMessage(conn, r); err != nil {
@@ -554,6 +589,50 @@ func ask(t *testing.T, conn net.Conn, r hostnet.Request) hostnet.Response {
 		t.Fatal(err)
 	}
 	return response
+}
+
+// TestFlood: a client that asks and asks and does not listen is held up, costs no memory, and is answered in the end.
+func TestFlood(t *testing.T) {
+	const requests = 5000
+	hosttest.NetNS(t)
+	cmd := exec.Command(as(t, "banger-nethelper"))
+	conn := raw(t, cmd)
+	if err := conn.SetDeadline(time.Now().Add(2 * time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	sent := make(chan error, 1)
+	go func() {
+		var err error
+		for i := 0; i < requests && err == nil; i++ {
+			op := hostnet.OpListTAPs
+			if i%2 == 0 {
+				op = "no such thing"
+			}
+			err = hostnet.WriteMessage(conn, hostnet.Request{Version: hostnet.ProtocolVersion, Op: op, Bridge: "banger0"})
+		}
+		sent <- err
+	}()
+	for i := range requests {
+		var response hostnet.Response
+		if err := hostnet.ReadMessage(conn, &response); err != nil {
+			t.Fatalf("answer %d: %v", i, err)
+		}
+		if refused := response.Err() != nil; refused != (i%2 == 0) {
+			t.Fatalf("answer %d: %v", i, response.Err())
+		}
+	}
+	if err := <-sent; err != nil {
+		t.Fatal(err)
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, most, _ := strings.Cut(string(status), "VmHWM:")
+	var kib int
+	if _, err := fmt.Sscan(most, &kib); err != nil || kib > 64<<10 {
+		t.Errorf("the helper took %d KiB: %v", kib, err)
+	}
 }
 
 func TestGarbageEndsTheHelper(t *testing.T) {
@@ -593,16 +672,16 @@ func TestFileCapability(t *testing.T) {
 		return string(text), err
 	}
 	text, err := run()
-	if err == nil || strings.Contains(text, "without rights") || strings.Count(text, "sudo setcap cap_net_admin+ep "+helper) != 2 {
+	if err == nil || strings.Contains(text, "without rights") || strings.Count(text, "sudo setcap cap_net_admin,cap_net_bind_service+ep "+helper) != 2 {
 		t.Errorf("without the capability: %v\n%s", err, text)
 	}
-	if out, err := exec.Command(setcap, "cap_net_admin+ep", helper).CombinedOutput(); err != nil {
+	if out, err := exec.Command(setcap, "cap_net_admin,cap_net_bind_service+ep", helper).CombinedOutput(); err != nil {
 		t.Fatalf("setcap: %v: %s", err, out)
 	}
 	if text, err = run(); err != nil || strings.Contains(text, "check:") {
 		t.Fatalf("with the capability: %v\n%s", err, text)
 	}
-	for _, want := range []string{"NoNewPrivs:\t1", "CapEff:\t0000000000001000", "CapPrm:\t0000000000001000"} {
+	for _, want := range []string{"NoNewPrivs:\t1", "CapEff:\t0000000000001400", "CapPrm:\t0000000000001400"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is not in\n%s", want, text)
 		}

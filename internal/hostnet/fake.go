@@ -10,6 +10,8 @@ import (
 	"sync"
 
 	"banger/internal/fault"
+	"banger/internal/paths"
+	"banger/internal/vm"
 )
 
 // Fake is a network of nothing but memory, for tests and for VMs of the fake driver. It refuses
@@ -17,15 +19,15 @@ import (
 type Fake struct {
 	mu     sync.Mutex
 	bridge netip.Prefix
+	guests map[vm.ID]Guest
 	taps   map[string]bool
-	nat    map[netip.Addr]bool
 	fail   func(op string) error
 }
 
 var _ Network = (*Fake)(nil)
 
 // NewFake returns a network without a bridge.
-func NewFake() *Fake { return &Fake{taps: map[string]bool{}, nat: map[netip.Addr]bool{}} }
+func NewFake() *Fake { return &Fake{guests: map[vm.ID]Guest{}, taps: map[string]bool{}} }
 
 // FailWith makes every later call ask f, by the method's name, whether to fail; nil ends that.
 func (f *Fake) FailWith(fail func(op string) error) {
@@ -52,66 +54,83 @@ func (f *Fake) EnsureBridge(context.Context) (netip.Prefix, error) {
 	return f.bridge, nil
 }
 
-// AddTAP makes a TAP device.
-func (f *Fake) AddTAP(_ context.Context, name string) error {
+// Attach gives a VM a device and its rules.
+func (f *Fake) Attach(_ context.Context, id vm.ID, g Guest) (string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := f.failure("AddTAP"); err != nil {
-		return err
-	}
-	if err := CheckTAP(name); err != nil {
-		return err
+	if err := f.failure("Attach"); err != nil {
+		return "", err
 	}
 	if !f.bridge.IsValid() {
-		return fault.New(fault.Conflict, "the bridge does not exist")
+		return "", fault.New(fault.Conflict, "the bridge does not exist")
 	}
-	f.taps[name] = true
+	if had, ok := f.guests[id]; ok {
+		g.TAP = had.TAP
+	}
+	for n := 0; g.TAP == ""; n++ {
+		if name := fmt.Sprintf("%s%d", paths.PoolPrefix, n); !f.taps[name] {
+			g.TAP = name
+		}
+	}
+	if err := g.check(); err != nil {
+		return "", err
+	}
+	if g.IP.IsValid() && !f.bridge.Masked().Contains(g.IP) {
+		return "", fault.New(fault.Usage, "guest %s is not in the bridge's subnet", g.IP)
+	}
+	f.taps[g.TAP], f.guests[id] = true, g
+	return g.TAP, nil
+}
+
+// Detach takes a VM's device and rules back.
+func (f *Fake) Detach(_ context.Context, id vm.ID) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.failure("Detach"); err != nil {
+		return err
+	}
+	if g, ok := f.guests[id]; ok {
+		delete(f.taps, g.TAP)
+		delete(f.guests, id)
+	}
 	return nil
 }
 
-// DeleteTAP removes a TAP device.
-func (f *Fake) DeleteTAP(_ context.Context, name string) error {
+// Settle removes the devices that belong to nobody.
+func (f *Fake) Settle(_ context.Context, attached map[vm.ID]Guest) ([]string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := f.failure("DeleteTAP"); err != nil {
-		return err
-	}
-	if err := CheckTAP(name); err != nil {
-		return err
-	}
-	delete(f.taps, name)
-	return nil
-}
-
-// ListTAPs returns the TAP devices, sorted.
-func (f *Fake) ListTAPs(context.Context) ([]string, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if err := f.failure("ListTAPs"); err != nil {
+	if err := f.failure("Settle"); err != nil {
 		return nil, err
 	}
-	return slices.Sorted(maps.Keys(f.taps)), nil
+	f.guests = map[vm.ID]Guest{} // an earlier daemon's are those that were handed to us
+	maps.Copy(f.guests, attached)
+	used := map[string]bool{}
+	for _, g := range f.guests {
+		used[g.TAP], f.taps[g.TAP] = true, true
+	}
+	var removed []string
+	for _, tap := range slices.Sorted(maps.Keys(f.taps)) {
+		if !used[tap] {
+			delete(f.taps, tap)
+			removed = append(removed, tap)
+		}
+	}
+	return removed, nil
 }
 
-// SetNAT switches NAT for a guest.
-func (f *Fake) SetNAT(_ context.Context, guest netip.Addr, on bool) error {
+// TAPs returns the devices that there are, sorted.
+func (f *Fake) TAPs() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := f.failure("SetNAT"); err != nil {
-		return err
-	}
-	if err := checkGuest(guest); err != nil {
-		return err
-	}
-	if !on {
-		delete(f.nat, guest)
-		return nil
-	}
-	if !f.bridge.Masked().Contains(guest) {
-		return fault.New(fault.Usage, "guest %s is not in the bridge's subnet", guest)
-	}
-	f.nat[guest] = true
-	return nil
+	return slices.Sorted(maps.Keys(f.taps))
+}
+
+// Leave puts a device there that belongs to nobody, as a daemon that died does.
+func (f *Fake) Leave(tap string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.taps[tap] = true
 }
 
 // String prints the world, one thing a line, sorted; "" when there is nothing.
@@ -125,8 +144,13 @@ func (f *Fake) String() string {
 	for _, tap := range slices.Sorted(maps.Keys(f.taps)) {
 		fmt.Fprintf(&b, "tap %s\n", tap)
 	}
-	for _, guest := range slices.SortedFunc(maps.Keys(f.nat), netip.Addr.Compare) {
-		fmt.Fprintf(&b, "nat %s\n", guest)
+	for _, g := range slices.SortedFunc(maps.Values(f.guests), func(a, b Guest) int { return a.IP.Compare(b.IP) }) {
+		if g.NAT {
+			fmt.Fprintf(&b, "nat %s\n", g.IP)
+		}
+		if g.Isolated {
+			fmt.Fprintf(&b, "isolated %s\n", g.IP)
+		}
 	}
 	return b.String()
 }

@@ -20,15 +20,16 @@ type Network interface {
 	// EnsureBridge makes the bridge and returns its address with the length of the subnet, such as
 	// 172.30.0.1/16: the address is the guests' gateway, Masked() is the subnet.
 	EnsureBridge(context.Context) (netip.Prefix, error)
-	// AddTAP makes a TAP device on the bridge, up, persistent, and owned by the user. EnsureBridge comes first.
-	AddTAP(ctx context.Context, name string) error
-	// DeleteTAP removes a TAP device; that of a missing one succeeds.
-	DeleteTAP(ctx context.Context, name string) error
-	// ListTAPs returns the names of the TAP devices of this banger, sorted.
-	ListTAPs(context.Context) ([]string, error)
-	// SetNAT switches on or off that a guest reaches other networks through the host. Switching off
-	// is right for an address that was never switched on.
-	SetNAT(ctx context.Context, guest netip.Addr, on bool) error
+	// Attach gives a VM a TAP device on the bridge, and makes the host's rules for it what the guest says. It
+	// returns the device's name: that in the guest or, when the guest names none, one that was waiting, or a new one.
+	// Of a VM that is attached already the device stays. On error nothing has changed. EnsureBridge comes first.
+	Attach(context.Context, vm.ID, Guest) (tap string, err error)
+	// Detach takes the VM's device and rules back. That of a VM which is not attached succeeds.
+	Detach(context.Context, vm.ID) error
+	// Settle comes once, before the first Attach of a VM that starts: attached are those that an earlier daemon left
+	// running, with their devices. Devices that belong to none of them are kept for VMs to come, or
+	// removed; what was removed and should not have been there is returned, sorted. Until then, Attach and Detach only take note.
+	Settle(ctx context.Context, attached map[vm.ID]Guest) (removed []string, err error)
 }
 
 // maxName is the longest name of a network device: IFNAMSIZ holds 16 bytes with the closing NUL.

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -140,12 +141,15 @@ func TestNameservers(t *testing.T) {
 
 func TestMessages(t *testing.T) {
 	var b bytes.Buffer
-	want := hostnet.Request{Version: 1, Op: hostnet.OpSetNAT, Bridge: "banger0", Guest: netip.MustParseAddr("10.0.0.2"), On: true}
+	want := hostnet.Request{
+		Version: hostnet.ProtocolVersion, Op: hostnet.OpSetRules, Bridge: "banger0", Instance: "a1",
+		Rules: &hostnet.Rules{Guests: []hostnet.Guest{{TAP: "tap-pool-1", IP: netip.MustParseAddr("10.1.2.3"), NAT: true}}},
+	}
 	if err := hostnet.WriteMessage(&b, want); err != nil {
 		t.Fatal(err)
 	}
 	var got hostnet.Request
-	if err := hostnet.ReadMessage(&b, &got); err != nil || got != want {
+	if err := hostnet.ReadMessage(&b, &got); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%+v %v", got, err)
 	}
 	err := fault.New(fault.Conflict, "it is %s", "taken").WithHint("take 100%% of %s", "another")
@@ -161,12 +165,12 @@ func TestMessages(t *testing.T) {
 // FuzzDecode: whatever comes, a request is refused or asks for banger's things only.
 func FuzzDecode(f *testing.F) {
 	for _, body := range []string{
-		`{"version":1,"op":"ensure_bridge","bridge":"banger0","address":"172.30.0.1/16"}`,
-		`{"version":1,"op":"add_tap","bridge":"banger0","tap":"bgr-0123abcd","owner":1000,"instance":"a1"}`,
-		`{"version":1,"op":"set_nat","bridge":"banger0","guest":"172.30.0.2","on":true}`,
-		`{"version":1,"op":"list_taps","bridge":"banger999"}`, `{"version":1,"op":"list_taps","bridge":"eth0"}`,
-		`{"version":1,"op":"delete_tap","bridge":"banger0","tap":"bgr-../x"}`, `{"extra":1}`, `{} {}`, `[]`, `null`, ``, `{"version":1e99}`,
-		`{"version":1,"op":"set_nat","bridge":"banger0","guest":"fe80::1%eth0","on":true}`,
+		`{"version":2,"op":"ensure_bridge","bridge":"banger0","address":"172.30.0.1/16"}`,
+		`{"version":2,"op":"add_tap","bridge":"banger0","tap":"bgr-0123abcd","owner":1000,"instance":"a1"}`,
+		`{"version":2,"op":"set_rules","bridge":"banger0","rules":{"guests":[{"tap":"tap-pool-0","mac":"02:b6:00:00:00:01","ip":"172.30.0.2","nat":true,"isolated":true}],"link_local":true}}`,
+		`{"version":2,"op":"list_taps","bridge":"banger999"}`, `{"version":2,"op":"list_taps","bridge":"eth0"}`,
+		`{"version":2,"op":"delete_tap","bridge":"banger0","tap":"bgr-../x"}`, `{"extra":1}`, `{} {}`, `[]`, `null`, ``, `{"version":1e99}`,
+		`{"version":2,"op":"set_rules","bridge":"banger0","rules":{"guests":[{"tap":"eth0","ip":"fe80::1%eth0"}]}}`,
 	} {
 		f.Add(append(binary.BigEndian.AppendUint32(nil, uint32(len(body))), body...))
 	}
@@ -187,12 +191,20 @@ func FuzzDecode(f *testing.F) {
 				t.Errorf("accepted: %+v", r)
 			}
 		case hostnet.OpAddTAP, hostnet.OpDeleteTAP:
+			if r.TAP == "" && r.Op == hostnet.OpAddTAP {
+				return // the helper chooses
+			}
 			if len(r.TAP) > 15 || !strings.HasPrefix(r.TAP, "bgr-") && !strings.HasPrefix(r.TAP, "tap-pool-") {
 				t.Errorf("accepted: %+v", r)
 			}
-		case hostnet.OpSetNAT:
-			if !r.Guest.IsPrivate() || !r.Guest.Is4() {
-				t.Errorf("accepted: %+v", r)
+		case hostnet.OpSetRules:
+			if len(r.Rules.Guests) > hostnet.MaxGuests {
+				t.Errorf("accepted %d guests", len(r.Rules.Guests))
+			}
+			for _, g := range r.Rules.Guests {
+				if hostnet.CheckTAP(g.TAP) != nil || g.IP.IsValid() && (!g.IP.IsPrivate() || !g.IP.Is4()) || g.NAT && !g.IP.IsValid() {
+					t.Errorf("accepted: %+v", g)
+				}
 			}
 		}
 	})
@@ -201,30 +213,39 @@ func FuzzDecode(f *testing.F) {
 func TestFakePrintsItsWorld(t *testing.T) {
 	f := hostnet.NewFake()
 	ctx := t.Context()
-	if err := f.AddTAP(ctx, "bgr-00000001"); fault.KindOf(err) != fault.Conflict {
+	web := hostnet.Guest{MAC: "02:b6:00:00:00:01", IP: netip.MustParseAddr("172.30.0.2"), NAT: true}
+	if _, err := f.Attach(ctx, "00000001", web); fault.KindOf(err) != fault.Conflict {
 		t.Errorf("a TAP without a bridge: %v", err)
 	}
 	address, err := f.EnsureBridge(ctx)
-	if err != nil || f.AddTAP(ctx, "bgr-00000001") != nil || f.AddTAP(ctx, "bgr-00000001") != nil || f.SetNAT(ctx, netip.MustParseAddr("172.30.0.2"), true) != nil {
+	if err != nil {
 		t.Fatal(address, err)
 	}
-	if err := f.AddTAP(ctx, "eth0"); fault.KindOf(err) != fault.Usage {
+	for range 2 {
+		if tap, err := f.Attach(ctx, "00000001", web); err != nil || tap != "tap-pool-0" {
+			t.Fatal(tap, err)
+		}
+	}
+	if _, err := f.Attach(ctx, "00000002", hostnet.Guest{TAP: "eth0"}); fault.KindOf(err) != fault.Usage {
 		t.Errorf("TAP eth0: %v", err)
 	}
-	if got, want := f.String(), "bridge 172.30.0.1/16\ntap bgr-00000001\nnat 172.30.0.2\n"; got != want {
+	if got, want := f.String(), "bridge 172.30.0.1/16\ntap tap-pool-0\nnat 172.30.0.2\n"; got != want {
 		t.Errorf("world:\n%swant:\n%s", got, want)
 	}
 	f.FailWith(func(op string) error {
-		if op == "DeleteTAP" {
+		if op == "Detach" {
 			return os.ErrClosed
 		}
 		return nil
 	})
-	if err := f.DeleteTAP(ctx, "bgr-00000001"); err != os.ErrClosed {
+	if err := f.Detach(ctx, "00000001"); err != os.ErrClosed {
 		t.Error(err)
 	}
 	f.FailWith(nil)
-	if f.DeleteTAP(ctx, "bgr-00000001") != nil || f.SetNAT(ctx, netip.MustParseAddr("172.30.0.2"), false) != nil || f.String() != "bridge 172.30.0.1/16\n" {
-		t.Errorf("world:\n%s", f)
+	f.Leave("bgr-00000003")
+	detached := f.Detach(ctx, "00000001")
+	removed, err := f.Settle(ctx, nil)
+	if detached != nil || err != nil || len(removed) != 1 || f.String() != "bridge 172.30.0.1/16\n" {
+		t.Errorf("removed %v, world:\n%s", removed, f)
 	}
 }

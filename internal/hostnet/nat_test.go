@@ -13,6 +13,7 @@ import (
 	"banger/internal/hostnet"
 	"banger/internal/hosttest"
 	"banger/internal/hosttest/need"
+	"banger/internal/vm"
 )
 
 // world is a host between a guest and an internet, each in a namespace of its own. The internet knows
@@ -28,7 +29,9 @@ const internetServer = "198.51.100.2:7000"
 
 var guestAddress = netip.MustParseAddr("172.30.0.2")
 
-func newWorld(t *testing.T) *world {
+func newWorld(t *testing.T) *world { return newWorldWith(t, hostnet.Options{}) }
+
+func newWorldWith(t *testing.T, options hostnet.Options) *world {
 	t.Helper()
 	w := &world{host: hosttest.NetNS(t), guest: hosttest.NewNetNS(t), internet: hosttest.NewNetNS(t)}
 	need.Binary(t, "nft")
@@ -38,8 +41,9 @@ func newWorld(t *testing.T) *world {
 	w.host.Run(t, "ip", "link", "set", "up0", "up")
 	w.internet.Run(t, "ip", "addr", "add", "198.51.100.2/24", "dev", "net0")
 	w.internet.Run(t, "ip", "link", "set", "net0", "up")
-	w.client = start(t, hostnet.Options{})
+	w.client = start(t, options)
 	w.address = ensure(t, w.client)
+	settle(t, w.client)
 	w.host.Run(t, "ip", "link", "add", "port0", "type", "veth", "peer", "name", "eth0")
 	w.host.Run(t, "ip", "link", "set", "eth0", "netns", nsPath(w.guest))
 	w.host.Run(t, "ip", "link", "set", "port0", "master", "banger0", "up")
@@ -48,6 +52,13 @@ func newWorld(t *testing.T) *world {
 	w.guest.Run(t, "ip", "route", "add", "default", "via", w.address.Addr().String())
 	serveAddresses(t, w.internet, internetServer)
 	return w
+}
+
+func settle(t testing.TB, c *hostnet.Client) {
+	t.Helper()
+	if _, err := c.Settle(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func nsPath(ns *hosttest.NS) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), ns.FD()) }
@@ -109,9 +120,18 @@ func seenFrom(t *testing.T, ns *hosttest.NS, server string, patience time.Durati
 
 func (w *world) nat(t *testing.T, on bool) {
 	t.Helper()
-	if err := w.client.SetNAT(t.Context(), guestAddress, on); err != nil {
+	w.attach(t, "00000001", hostnet.Guest{IP: guestAddress, NAT: on})
+}
+
+// attach makes a guest known under a TAP device of its own; its traffic comes from the namespace.
+func (w *world) attach(t *testing.T, id vm.ID, g hostnet.Guest) string {
+	t.Helper()
+	g.MAC = hostnet.MAC(id)
+	tap, err := w.client.Attach(t.Context(), id, g)
+	if err != nil {
 		t.Fatal(err)
 	}
+	return tap
 }
 
 func TestNAT(t *testing.T) {
@@ -174,9 +194,7 @@ func TestNATIsPerGuest(t *testing.T) {
 	if got := seenFrom(t, w.guest, internetServer, hopeless); got != "" {
 		t.Errorf("a guest without NAT is seen as %q", got)
 	}
-	if err := w.client.SetNAT(t.Context(), other, true); err != nil {
-		t.Fatal(err)
-	}
+	w.attach(t, "00000002", hostnet.Guest{IP: other, NAT: true})
 	if got := seenFrom(t, w.guest, internetServer, hopeful); got != "198.51.100.1" {
 		t.Errorf("with NAT it is seen as %q", got)
 	}
@@ -218,7 +236,7 @@ func TestRulesOfOthersStayAsTheyAre(t *testing.T) {
 		t.Errorf("rules of others changed:\n%s\nbefore:\n%s", during, before)
 	}
 	for range 2 {
-		if err := w.client.RemoveNAT(t.Context()); err != nil {
+		if err := w.client.SetRules(t.Context(), hostnet.Rules{}); err != nil {
 			t.Fatal(err)
 		}
 		if after := w.host.Run(t, "nft", "--handle", "list", "ruleset"); after != before {
@@ -227,32 +245,44 @@ func TestRulesOfOthersStayAsTheyAre(t *testing.T) {
 	}
 }
 
-func TestTwoBridgesShareTheTable(t *testing.T) {
+func TestTwoBridges(t *testing.T) {
 	w := newWorld(t)
 	second := start(t, hostnet.Options{Bridge: "banger7"})
 	if got := ensure(t, second); got != netip.MustParsePrefix("10.213.0.1/16") {
 		t.Fatalf("the second bridge has %s", got)
 	}
+	settle(t, second)
 	w.nat(t, true)
 	before := w.host.Run(t, "nft", "list", "ruleset")
-	if err := second.SetNAT(t.Context(), netip.MustParseAddr("10.213.0.2"), true); err != nil {
+	if _, err := second.Attach(t.Context(), "00000007", hostnet.Guest{MAC: hostnet.MAC("00000007"), IP: netip.MustParseAddr("10.213.0.2"), NAT: true}); err != nil {
 		t.Fatal(err)
 	}
 	both := w.host.Run(t, "nft", "list", "ruleset")
-	if !strings.Contains(both, "nat-banger7") || !strings.Contains(both, "nat-banger0") {
+	if !strings.Contains(both, "table inet banger7") || !strings.HasPrefix(both, before) {
 		t.Fatalf("rules:\n%s", both)
 	}
-	if err := second.RemoveBridge(t.Context()); err != nil {
+	// The first turned forwarding on; the second goes on needing it.
+	if err := w.client.Detach(t.Context(), "00000001"); err != nil {
 		t.Fatal(err)
 	}
-	if after := w.host.Run(t, "nft", "list", "ruleset"); after != before {
+	if out := w.host.Run(t, "sysctl", "-n", "net.ipv4.ip_forward"); out != "1\n" {
+		t.Errorf("forwarding is %s", out)
+	}
+	w.nat(t, true)
+	if err := second.Detach(t.Context(), "00000007"); err != nil {
+		t.Fatal(err)
+	}
+	if after := w.host.Run(t, "nft", "list", "ruleset"); !strings.Contains(after, "table inet banger0") || strings.Contains(after, "banger7") {
 		t.Errorf("after:\n%s\nbefore:\n%s", after, before)
 	}
-	if err := w.client.RemoveNAT(t.Context()); err != nil {
+	if err := w.client.Detach(t.Context(), "00000001"); err != nil {
 		t.Fatal(err)
 	}
 	if after := w.host.Run(t, "nft", "list", "ruleset"); after != "" {
-		t.Errorf("after the last bridge:\n%s", after)
+		t.Errorf("after the last guest:\n%s", after)
+	}
+	if out := w.host.Run(t, "sysctl", "-n", "net.ipv4.ip_forward"); out != "0\n" {
+		t.Errorf("forwarding is %s", out)
 	}
 }
 
@@ -262,8 +292,8 @@ func TestSpoiltRulesAreMended(t *testing.T) {
 	w := newWorld(t)
 	w.nat(t, true)
 	want := w.host.Run(t, "nft", "list", "ruleset")
-	w.host.Run(t, "nft", "flush", "chain", "inet", "banger", "postrouting-banger0")
-	w.host.Run(t, "nft", "insert", "rule", "inet", "banger", "forward-banger0", "drop")
+	w.host.Run(t, "nft", "flush", "chain", "inet", "banger0", "postrouting")
+	w.host.Run(t, "nft", "insert", "rule", "inet", "banger0", "forward", "drop")
 	w.nat(t, true)
 	if got := w.host.Run(t, "nft", "list", "ruleset"); got != want {
 		t.Errorf("rules:\n%s\nwant:\n%s", got, want)

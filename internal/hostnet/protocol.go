@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"os"
 
 	"banger/internal/fault"
 )
@@ -17,7 +18,7 @@ import (
 // first, and so many bytes of JSON.
 const (
 	// ProtocolVersion changes with every change of the protocol that an older peer would misread.
-	ProtocolVersion = 1
+	ProtocolVersion = 2
 	// HelperFD is the helper's end of the socketpair.
 	HelperFD = 3
 	// maxMessage bounds a message: a list of some thousands of TAP devices fits.
@@ -31,12 +32,12 @@ type Op string
 const (
 	OpCheck        Op = "check"         // whether the helper could carry out the others
 	OpEnsureBridge Op = "ensure_bridge" // Address
-	OpRemoveBridge Op = "remove_bridge" // and its NAT
-	OpAddTAP       Op = "add_tap"       // TAP, Owner
+	OpRemoveBridge Op = "remove_bridge" // and its rules
+	OpAddTAP       Op = "add_tap"       // TAP, Owner; without a name, one for the pool that nobody has: it is in the answer
 	OpDeleteTAP    Op = "delete_tap"    // TAP
 	OpListTAPs     Op = "list_taps"
-	OpSetNAT       Op = "set_nat"    // Guest, On
-	OpRemoveNAT    Op = "remove_nat" // all of the bridge's
+	OpSetRules     Op = "set_rules" // Rules: all of the bridge's; none are taken away when it has no guests
+	OpRemoveRules  Op = "remove_rules"
 )
 
 // Request asks the helper for a state.
@@ -48,8 +49,7 @@ type Request struct {
 	Address  netip.Prefix `json:"address,omitzero"` // the bridge's own, with the subnet's length
 	TAP      string       `json:"tap,omitempty"`
 	Owner    int          `json:"owner,omitempty"` // uid
-	Guest    netip.Addr   `json:"guest,omitzero"`
-	On       bool         `json:"on,omitempty"`
+	Rules    *Rules       `json:"rules,omitempty"`
 }
 
 // Response is the helper's answer.
@@ -57,6 +57,11 @@ type Response struct {
 	Version int      `json:"version"`
 	Error   *Failure `json:"error,omitempty"`
 	TAPs    []string `json:"taps,omitempty"`
+	Notices []string `json:"notices,omitempty"` // what this host keeps from being as it should be
+	Opened  []string `json:"opened,omitempty"`  // chains of other firewalls in which VMs' packets are accepted
+	Sockets int      `json:"sockets,omitempty"` // that follow; see OpListenDNS
+
+	files []*os.File
 }
 
 // Failure is a fault on the wire.
@@ -79,13 +84,19 @@ func (r Request) Check() error {
 		return err
 	}
 	switch r.Op {
-	case OpEnsureBridge:
+	case OpEnsureBridge, OpListenDNS:
 		return checkAddress(r.Address)
 	case OpAddTAP, OpDeleteTAP:
+		if r.Op == OpAddTAP && r.TAP == "" {
+			return nil
+		}
 		return CheckTAP(r.TAP)
-	case OpSetNAT:
-		return checkGuest(r.Guest)
-	case OpCheck, OpListTAPs, OpRemoveNAT, OpRemoveBridge:
+	case OpSetRules:
+		if r.Rules == nil {
+			return fault.New(fault.Usage, "the request has no rules")
+		}
+		return r.Rules.Check()
+	case OpCheck, OpListTAPs, OpRemoveRules, OpRemoveBridge:
 		return nil
 	}
 	return fault.New(fault.Usage, "unknown request %q", clip(string(r.Op)))

@@ -75,7 +75,8 @@ func clashText(subnet netip.Prefix, r Route) string {
 }
 
 // ReadRoutes returns the IPv4 unicast routes of all routing tables (VPNs have tables of their own)
-// and the subnets of all addresses. It needs no rights.
+// and the subnets of all addresses, also of devices that are down, such as another's bridge without guests. It needs no
+// rights.
 func ReadRoutes() ([]Route, error) {
 	names, err := deviceNames()
 	if err != nil {
@@ -96,6 +97,15 @@ func ReadRoutes() ([]Route, error) {
 		bits, _ := r.Dst.Mask.Size()
 		if ip = ip.Unmap(); ok && ip.Is4() && !ip.IsLoopback() {
 			routes = append(routes, Route{Destination: netip.PrefixFrom(ip, bits), Device: names[r.LinkIndex]})
+		}
+	}
+	addresses, err := List(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
+	if err != nil {
+		return nil, fmt.Errorf("read the addresses of this host: %w", err)
+	}
+	for _, a := range addresses {
+		if p := prefixOf(a.IPNet); p.Addr().Is4() && !p.Addr().IsLoopback() {
+			routes = append(routes, Route{Destination: p.Masked(), Device: names[a.LinkIndex]})
 		}
 	}
 	return routes, nil

@@ -70,6 +70,18 @@ func NewNetNS(t testing.TB) *NS {
 	return ns
 }
 
+// CurrentNetNS returns the network namespace that the whole process is in: that of tests whose process was given one
+// of its own, and of all their goroutines.
+func CurrentNetNS(t testing.TB) *NS {
+	t.Helper()
+	fd, err := unix.Open("/proc/self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatalf("open the network namespace: %v", err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	return &NS{fd: fd}
+}
+
 // FD returns a descriptor of the namespace, for netlink.LinkSetNsFd.
 func (ns *NS) FD() int { return ns.fd }
 

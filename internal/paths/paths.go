@@ -19,11 +19,15 @@ const MaxSocketPath = 107
 // Names in the host's network.
 const (
 	Bridge    = "banger0" // the default bridge
-	TAPPrefix = "bgr-"    // every TAP device of a VM
-	Subnet    = "172.30.0.0/16"
+	TAPPrefix = "bgr-"    // TAP devices of VMs that an earlier banger made, by the VM's id
+	// PoolPrefix begins TAP devices' names: those of VMs, and those that wait for one.
+	PoolPrefix = "tap-pool-"
+	Subnet     = "172.30.0.0/16"
+
+	DNSAddress = "127.0.0.1:42069" // where the host asks for names of VMs
 )
 
-// TAP returns the name of a VM's TAP device, at most 15 characters (IFNAMSIZ).
+// TAP returns the name that the TAP device of a VM had before there was a pool.
 func TAP(id vm.ID) string { return TAPPrefix + string(id) }
 
 // Paths are the directories of one user's banger.
@@ -111,6 +115,9 @@ func (p Paths) SSH() string { return filepath.Join(p.State, "ssh") }
 
 // SSHKey is banger's own client key; its public half has ".pub" added.
 func (p Paths) SSHKey() string { return filepath.Join(p.SSH(), "id_ed25519") }
+
+// SSHConfig is what ssh reads about VMs; ~/.ssh/config includes it.
+func (p Paths) SSHConfig() string { return filepath.Join(p.SSH(), "config") }
 
 // KnownHosts holds the host keys of all VMs.
 func (p Paths) KnownHosts() string { return filepath.Join(p.SSH(), "known_hosts") }

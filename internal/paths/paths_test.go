@@ -17,7 +17,7 @@ func TestPageListsEveryName(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	names := []string{OverlayDisk, WorkDisk, VMInitramfs, Suspended, SuspendedNew, SuspendedDisk, Forked, Snapshots, RevertNew, SSHHostKey, SSHHostKeyPub, Bridge, TAPPrefix}
+	names := []string{OverlayDisk, WorkDisk, VMInitramfs, Suspended, SuspendedNew, SuspendedDisk, Forked, Snapshots, RevertNew, SSHHostKey, SSHHostKeyPub, Bridge, TAPPrefix, PoolPrefix}
 	p := reflect.ValueOf(Under("/root"))
 	for i := range p.NumMethod() {
 		if path, ok := p.Method(i).Interface().(func() string); ok {

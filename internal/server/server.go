@@ -50,6 +50,8 @@ type Verbs interface {
 	Stop(ctx context.Context, ref string, force bool, sink progress.Sink) (vm.VM, error)
 	Restart(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error)
 	Delete(ctx context.Context, ref string, force bool, sink progress.Sink) error
+	// Set changes the spec as change does, and what runs with it.
+	Set(ctx context.Context, ref string, change func(*vm.Spec)) (vm.VM, error)
 }
 
 // Options is what a server is made of.
@@ -59,6 +61,7 @@ type Options struct {
 	Kernels   Kernels
 	Templates Templates
 	Snapshots Snapshots
+	Ports     Ports
 	Setup     Setup
 	Paths     paths.Paths
 	Defaults  vm.Spec // of VMs; the configuration's
@@ -83,6 +86,23 @@ type Host struct {
 	Reconciled       []string
 	Subnet           string
 	Bridge           string
+	DNS              DNS
+	Network          Network
+}
+
+// DNS is where names of VMs are served.
+type DNS struct {
+	Zone                string
+	Listener, Forwarder string // address and port; empty: it does not listen
+	Records             int
+	Problem             string // what keeps it from its work, with what to do
+}
+
+// Network is what there is of the host's network for VMs; see bangerv1.NetworkStatus.
+type Network struct {
+	Subnet6, SubnetProblem string
+	TAPsReady, TAPsWanted  int
+	Notices, OpenedChains  []string
 }
 
 // Driver is what one driver can do here.
@@ -107,6 +127,7 @@ func New(o Options) http.Handler {
 	mux.Handle(bangerv1connect.NewImageServiceHandler(&imageService{service: s}, with))
 	mux.Handle(bangerv1connect.NewTemplateServiceHandler(templateService{s}, with))
 	mux.Handle(bangerv1connect.NewSnapshotServiceHandler(snapshotService{s}, with))
+	mux.Handle(bangerv1connect.NewNetworkServiceHandler(networkService{s}, with))
 	mux.Handle(bangerv1connect.NewDaemonServiceHandler(daemonService{s}, with))
 	mux.HandleFunc("GET /hello", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	return introduce(mux)

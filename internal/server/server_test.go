@@ -127,6 +127,14 @@ func (w *world) Start(ctx context.Context, ref string, sink progress.Sink) (vm.V
 	return w.set(ref, vm.Running)
 }
 
+func (w *world) Set(ctx context.Context, ref string, change func(*vm.Spec)) (vm.VM, error) {
+	v, err := w.Get(ctx, ref)
+	if err == nil {
+		change(&v.Spec)
+	}
+	return v, err
+}
+
 func (w *world) Boot(ctx context.Context, ref string, sink progress.Sink) (vm.VM, error) {
 	sink.Notice("cold")
 	return w.Start(ctx, ref, sink)

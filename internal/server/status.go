@@ -18,6 +18,14 @@ func (s daemonService) GetStatus(ctx context.Context, _ *bangerv1.GetStatusReque
 		ApiVersion: build.API, Build: build.ID(), Pid: int32(h.PID), StartedAt: timestamppb.New(h.StartedAt),
 		StateDirectory: s.Paths.State, DefaultVmm: h.DefaultVMM, DefaultVmmReason: h.DefaultVMMReason,
 		Reconciled: h.Reconciled, Subnet: h.Subnet, Bridge: h.Bridge,
+		Dns: &bangerv1.DNSStatus{
+			Zone: h.DNS.Zone, Listener: h.DNS.Listener, Forwarder: h.DNS.Forwarder, Records: int32(h.DNS.Records), Problem: h.DNS.Problem,
+		},
+	}
+	res.Network = &bangerv1.NetworkStatus{
+		Subnet6: h.Network.Subnet6, SubnetProblem: h.Network.SubnetProblem,
+		TapsReady: int32(h.Network.TAPsReady), TapsWanted: int32(h.Network.TAPsWanted),
+		Notices: h.Network.Notices, OpenedChains: h.Network.OpenedChains,
 	}
 	for _, d := range h.Drivers {
 		res.Drivers = append(res.Drivers, &bangerv1.Driver{

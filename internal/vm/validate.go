@@ -31,6 +31,7 @@ func (s Spec) Validate(l Limits) error {
 	checks := []error{
 		CheckName(s.Name), checkRef("image", s.Image), checkRef("kernel", s.Kernel), s.checkVMM(l), s.checkCPUs(l), s.checkMemory(l),
 		checkDisk("disk", s.DiskBytes), checkDisk("work disk", s.WorkDiskBytes), s.checkUnits(), s.checkKeys(),
+		CheckPorts(s.Ports),
 	}
 	for _, err := range checks {
 		if err != nil {

@@ -32,6 +32,8 @@ type Spec struct {
 	DiskBytes      int64    `json:"disk_bytes"`
 	WorkDiskBytes  int64    `json:"work_disk_bytes"`
 	NAT            bool     `json:"nat"`
+	Isolated       bool     `json:"isolated,omitempty"` // no sibling reaches it, nor it them
+	Ports          []Port   `json:"ports,omitempty"`
 	Units          Units    `json:"units"`
 	AuthorizedKeys []string `json:"authorized_keys,omitempty"`
 	Ephemeral      bool     `json:"ephemeral,omitempty"`

@@ -31,7 +31,8 @@ func Spec(p *bangerv1.VMSpec, defaults vm.Spec) vm.Spec {
 	}
 	s.Units = or(vm.Units(p.GetUnits()), defaults.Units)
 	s.AuthorizedKeys = append([]string(nil), p.GetAuthorizedKeys()...)
-	s.Ephemeral, s.Cold = p.GetEphemeral(), p.GetCold()
+	s.Ephemeral, s.Cold, s.Isolated = p.GetEphemeral(), p.GetCold(), p.GetIsolated()
+	s.Ports = ports(p.GetPorts())
 	return s
 }
 
@@ -50,12 +51,15 @@ func VM(v vm.VM, directory string) *bangerv1.VM {
 		Id: string(v.ID), Name: s.Name, State: string(v.State), Image: s.Image, Kernel: s.Kernel,
 		Vmm: or(v.Driver, s.VMM), Cpus: int32(s.CPUs), MemoryBytes: s.MemoryBytes,
 		DiskBytes: s.DiskBytes, WorkDiskBytes: s.WorkDiskBytes,
-		Mac: v.MAC, DnsName: v.DNSName(), Nat: s.NAT, CreatedAt: timestamp(v.CreatedAt),
+		Mac: v.MAC, DnsName: v.DNSName(), Nat: s.NAT, Isolated: s.Isolated, CreatedAt: timestamp(v.CreatedAt),
 		StartedAt: timestamp(v.StartedAt), Error: v.Reason, Units: string(s.Units), Ephemeral: s.Ephemeral,
 		Accelerator: v.Accelerator, SlowReason: v.SlowReason, Pid: pid(v), Directory: directory,
 	}
 	if v.IP.IsValid() {
-		m.Ip = v.IP.String()
+		m.Ip, m.Ip6 = v.IP.String(), v.IPv6().String()
+	}
+	for _, port := range s.Ports {
+		m.Ports = append(m.Ports, PortForward(port))
 	}
 	return m
 }

@@ -129,7 +129,7 @@ func (x ShutdownRequest_Mode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ShutdownRequest_Mode.Descriptor instead.
 func (ShutdownRequest_Mode) EnumDescriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19, 0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23, 0}
 }
 
 // GuestConfig tells the guest's init what to be. It travels as proto JSON in the file
@@ -491,6 +491,294 @@ func (x *HostEntry) GetNames() []string {
 	return nil
 }
 
+type DialRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Input:
+	//
+	//	*DialRequest_Start
+	//	*DialRequest_Data
+	//	*DialRequest_Eof
+	Input         isDialRequest_Input `protobuf_oneof:"input"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DialRequest) Reset() {
+	*x = DialRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DialRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DialRequest) ProtoMessage() {}
+
+func (x *DialRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DialRequest.ProtoReflect.Descriptor instead.
+func (*DialRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *DialRequest) GetInput() isDialRequest_Input {
+	if x != nil {
+		return x.Input
+	}
+	return nil
+}
+
+func (x *DialRequest) GetStart() *DialStart {
+	if x != nil {
+		if x, ok := x.Input.(*DialRequest_Start); ok {
+			return x.Start
+		}
+	}
+	return nil
+}
+
+func (x *DialRequest) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Input.(*DialRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *DialRequest) GetEof() bool {
+	if x != nil {
+		if x, ok := x.Input.(*DialRequest_Eof); ok {
+			return x.Eof
+		}
+	}
+	return false
+}
+
+type isDialRequest_Input interface {
+	isDialRequest_Input()
+}
+
+type DialRequest_Start struct {
+	Start *DialStart `protobuf:"bytes,1,opt,name=start,proto3,oneof"`
+}
+
+type DialRequest_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+type DialRequest_Eof struct {
+	// Nothing more comes; the guest's program may still send.
+	Eof bool `protobuf:"varint,3,opt,name=eof,proto3,oneof"`
+}
+
+func (*DialRequest_Start) isDialRequest_Input() {}
+
+func (*DialRequest_Data) isDialRequest_Input() {}
+
+func (*DialRequest_Eof) isDialRequest_Input() {}
+
+type DialStart struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 1 to 65535.
+	Port          uint32 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DialStart) Reset() {
+	*x = DialStart{}
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DialStart) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DialStart) ProtoMessage() {}
+
+func (x *DialStart) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DialStart.ProtoReflect.Descriptor instead.
+func (*DialStart) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *DialStart) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+type DialResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Output:
+	//
+	//	*DialResponse_Connected
+	//	*DialResponse_Data
+	//	*DialResponse_Eof
+	Output        isDialResponse_Output `protobuf_oneof:"output"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DialResponse) Reset() {
+	*x = DialResponse{}
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DialResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DialResponse) ProtoMessage() {}
+
+func (x *DialResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DialResponse.ProtoReflect.Descriptor instead.
+func (*DialResponse) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *DialResponse) GetOutput() isDialResponse_Output {
+	if x != nil {
+		return x.Output
+	}
+	return nil
+}
+
+func (x *DialResponse) GetConnected() *DialConnected {
+	if x != nil {
+		if x, ok := x.Output.(*DialResponse_Connected); ok {
+			return x.Connected
+		}
+	}
+	return nil
+}
+
+func (x *DialResponse) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Output.(*DialResponse_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+func (x *DialResponse) GetEof() bool {
+	if x != nil {
+		if x, ok := x.Output.(*DialResponse_Eof); ok {
+			return x.Eof
+		}
+	}
+	return false
+}
+
+type isDialResponse_Output interface {
+	isDialResponse_Output()
+}
+
+type DialResponse_Connected struct {
+	Connected *DialConnected `protobuf:"bytes,1,opt,name=connected,proto3,oneof"`
+}
+
+type DialResponse_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+type DialResponse_Eof struct {
+	// The guest's program sends nothing more; it may still read.
+	Eof bool `protobuf:"varint,3,opt,name=eof,proto3,oneof"`
+}
+
+func (*DialResponse_Connected) isDialResponse_Output() {}
+
+func (*DialResponse_Data) isDialResponse_Output() {}
+
+func (*DialResponse_Eof) isDialResponse_Output() {}
+
+type DialConnected struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The guest's address that was connected to, for instance "127.0.0.1:22".
+	Address       string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DialConnected) Reset() {
+	*x = DialConnected{}
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DialConnected) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DialConnected) ProtoMessage() {}
+
+func (x *DialConnected) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DialConnected.ProtoReflect.Descriptor instead.
+func (*DialConnected) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *DialConnected) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
 type QuiesceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The guest will be restored as other VMs: caches are dropped, the journal is rotated, and what
@@ -505,7 +793,7 @@ type QuiesceRequest struct {
 
 func (x *QuiesceRequest) Reset() {
 	*x = QuiesceRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -517,7 +805,7 @@ func (x *QuiesceRequest) String() string {
 func (*QuiesceRequest) ProtoMessage() {}
 
 func (x *QuiesceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[4]
+	mi := &file_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -530,7 +818,7 @@ func (x *QuiesceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceRequest.ProtoReflect.Descriptor instead.
 func (*QuiesceRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{4}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *QuiesceRequest) GetForTemplate() bool {
@@ -555,7 +843,7 @@ type QuiesceResponse struct {
 
 func (x *QuiesceResponse) Reset() {
 	*x = QuiesceResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -567,7 +855,7 @@ func (x *QuiesceResponse) String() string {
 func (*QuiesceResponse) ProtoMessage() {}
 
 func (x *QuiesceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -580,7 +868,7 @@ func (x *QuiesceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QuiesceResponse.ProtoReflect.Descriptor instead.
 func (*QuiesceResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 type AdoptRequest struct {
@@ -598,7 +886,7 @@ type AdoptRequest struct {
 
 func (x *AdoptRequest) Reset() {
 	*x = AdoptRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -610,7 +898,7 @@ func (x *AdoptRequest) String() string {
 func (*AdoptRequest) ProtoMessage() {}
 
 func (x *AdoptRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -623,7 +911,7 @@ func (x *AdoptRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdoptRequest.ProtoReflect.Descriptor instead.
 func (*AdoptRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *AdoptRequest) GetEntropy() []byte {
@@ -655,7 +943,7 @@ type AdoptResponse struct {
 
 func (x *AdoptResponse) Reset() {
 	*x = AdoptResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -667,7 +955,7 @@ func (x *AdoptResponse) String() string {
 func (*AdoptResponse) ProtoMessage() {}
 
 func (x *AdoptResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -680,7 +968,7 @@ func (x *AdoptResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdoptResponse.ProtoReflect.Descriptor instead.
 func (*AdoptResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 type PingRequest struct {
@@ -691,7 +979,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -703,7 +991,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -716,7 +1004,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 type PingResponse struct {
@@ -733,7 +1021,7 @@ type PingResponse struct {
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -745,7 +1033,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -758,7 +1046,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PingResponse) GetBuild() string {
@@ -790,7 +1078,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -802,7 +1090,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -815,7 +1103,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 type StatusResponse struct {
@@ -839,7 +1127,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -851,7 +1139,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -864,7 +1152,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StatusResponse) GetHostname() string {
@@ -948,7 +1236,7 @@ type FilesystemUse struct {
 
 func (x *FilesystemUse) Reset() {
 	*x = FilesystemUse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -960,7 +1248,7 @@ func (x *FilesystemUse) String() string {
 func (*FilesystemUse) ProtoMessage() {}
 
 func (x *FilesystemUse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -973,7 +1261,7 @@ func (x *FilesystemUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FilesystemUse.ProtoReflect.Descriptor instead.
 func (*FilesystemUse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *FilesystemUse) GetMountPoint() string {
@@ -1013,7 +1301,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1025,7 +1313,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1038,7 +1326,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ExecRequest) GetInput() isExecRequest_Input {
@@ -1149,7 +1437,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1161,7 +1449,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1174,7 +1462,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ExecStart) GetArgv() []string {
@@ -1229,7 +1517,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1241,7 +1529,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1254,7 +1542,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *TerminalSize) GetRows() uint32 {
@@ -1286,7 +1574,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1298,7 +1586,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1311,7 +1599,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ExecResponse) GetOutput() isExecResponse_Output {
@@ -1394,7 +1682,7 @@ type ExecStarted struct {
 
 func (x *ExecStarted) Reset() {
 	*x = ExecStarted{}
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1406,7 +1694,7 @@ func (x *ExecStarted) String() string {
 func (*ExecStarted) ProtoMessage() {}
 
 func (x *ExecStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1419,7 +1707,7 @@ func (x *ExecStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
 func (*ExecStarted) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ExecStarted) GetPid() int32 {
@@ -1444,7 +1732,7 @@ type ExecExited struct {
 
 func (x *ExecExited) Reset() {
 	*x = ExecExited{}
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1456,7 +1744,7 @@ func (x *ExecExited) String() string {
 func (*ExecExited) ProtoMessage() {}
 
 func (x *ExecExited) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1469,7 +1757,7 @@ func (x *ExecExited) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecExited.ProtoReflect.Descriptor instead.
 func (*ExecExited) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ExecExited) GetCode() int32 {
@@ -1502,7 +1790,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1514,7 +1802,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1527,7 +1815,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ShutdownRequest) GetMode() ShutdownRequest_Mode {
@@ -1545,7 +1833,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1557,7 +1845,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1570,7 +1858,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 type SetTimeRequest struct {
@@ -1585,7 +1873,7 @@ type SetTimeRequest struct {
 
 func (x *SetTimeRequest) Reset() {
 	*x = SetTimeRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1597,7 +1885,7 @@ func (x *SetTimeRequest) String() string {
 func (*SetTimeRequest) ProtoMessage() {}
 
 func (x *SetTimeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1610,7 +1898,7 @@ func (x *SetTimeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimeRequest.ProtoReflect.Descriptor instead.
 func (*SetTimeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *SetTimeRequest) GetUnixNanos() int64 {
@@ -1639,7 +1927,7 @@ type SetTimeResponse struct {
 
 func (x *SetTimeResponse) Reset() {
 	*x = SetTimeResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1651,7 +1939,7 @@ func (x *SetTimeResponse) String() string {
 func (*SetTimeResponse) ProtoMessage() {}
 
 func (x *SetTimeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1664,7 +1952,7 @@ func (x *SetTimeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimeResponse.ProtoReflect.Descriptor instead.
 func (*SetTimeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *SetTimeResponse) GetStepNanos() int64 {
@@ -1726,7 +2014,21 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x03mtu\x18\x04 \x01(\rR\x03mtu\";\n" +
 	"\tHostEntry\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x14\n" +
-	"\x05names\x18\x02 \x03(\tR\x05names\"G\n" +
+	"\x05names\x18\x02 \x03(\tR\x05names\"m\n" +
+	"\vDialRequest\x12+\n" +
+	"\x05start\x18\x01 \x01(\v2\x13.agent.v1.DialStartH\x00R\x05start\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x12\x12\n" +
+	"\x03eof\x18\x03 \x01(\bH\x00R\x03eofB\a\n" +
+	"\x05input\"\x1f\n" +
+	"\tDialStart\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\"{\n" +
+	"\fDialResponse\x127\n" +
+	"\tconnected\x18\x01 \x01(\v2\x17.agent.v1.DialConnectedH\x00R\tconnected\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04data\x12\x12\n" +
+	"\x03eof\x18\x03 \x01(\bH\x00R\x03eofB\b\n" +
+	"\x06output\")\n" +
+	"\rDialConnected\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\"G\n" +
 	"\x0eQuiesceRequest\x12!\n" +
 	"\ffor_template\x18\x01 \x01(\bR\vforTemplate\x12\x12\n" +
 	"\x04hold\x18\x02 \x01(\bR\x04hold\"\x11\n" +
@@ -1808,7 +2110,7 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"step_nanos\x18\x01 \x01(\x03R\tstepNanos\x12\x1d\n" +
 	"\n" +
-	"unix_nanos\x18\x02 \x01(\x03R\tunixNanos2\xba\x03\n" +
+	"unix_nanos\x18\x02 \x01(\x03R\tunixNanos2\xf5\x03\n" +
 	"\fAgentService\x125\n" +
 	"\x04Ping\x12\x15.agent.v1.PingRequest\x1a\x16.agent.v1.PingResponse\x12;\n" +
 	"\x06Status\x12\x17.agent.v1.StatusRequest\x1a\x18.agent.v1.StatusResponse\x129\n" +
@@ -1816,7 +2118,8 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\bShutdown\x12\x19.agent.v1.ShutdownRequest\x1a\x1a.agent.v1.ShutdownResponse\x12>\n" +
 	"\aSetTime\x12\x18.agent.v1.SetTimeRequest\x1a\x19.agent.v1.SetTimeResponse\x12>\n" +
 	"\aQuiesce\x12\x18.agent.v1.QuiesceRequest\x1a\x19.agent.v1.QuiesceResponse\x128\n" +
-	"\x05Adopt\x12\x16.agent.v1.AdoptRequest\x1a\x17.agent.v1.AdoptResponseB\x1dZ\x1bbanger/api/agent/v1;agentv1b\x06proto3"
+	"\x05Adopt\x12\x16.agent.v1.AdoptRequest\x1a\x17.agent.v1.AdoptResponse\x129\n" +
+	"\x04Dial\x12\x15.agent.v1.DialRequest\x1a\x16.agent.v1.DialResponse(\x010\x01B\x1dZ\x1bbanger/api/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_agent_v1_agent_proto_rawDescOnce sync.Once
@@ -1831,7 +2134,7 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(Disk_Role)(0),            // 0: agent.v1.Disk.Role
 	(ShutdownRequest_Mode)(0), // 1: agent.v1.ShutdownRequest.Mode
@@ -1839,58 +2142,66 @@ var file_agent_v1_agent_proto_goTypes = []any{
 	(*Disk)(nil),              // 3: agent.v1.Disk
 	(*Interface)(nil),         // 4: agent.v1.Interface
 	(*HostEntry)(nil),         // 5: agent.v1.HostEntry
-	(*QuiesceRequest)(nil),    // 6: agent.v1.QuiesceRequest
-	(*QuiesceResponse)(nil),   // 7: agent.v1.QuiesceResponse
-	(*AdoptRequest)(nil),      // 8: agent.v1.AdoptRequest
-	(*AdoptResponse)(nil),     // 9: agent.v1.AdoptResponse
-	(*PingRequest)(nil),       // 10: agent.v1.PingRequest
-	(*PingResponse)(nil),      // 11: agent.v1.PingResponse
-	(*StatusRequest)(nil),     // 12: agent.v1.StatusRequest
-	(*StatusResponse)(nil),    // 13: agent.v1.StatusResponse
-	(*FilesystemUse)(nil),     // 14: agent.v1.FilesystemUse
-	(*ExecRequest)(nil),       // 15: agent.v1.ExecRequest
-	(*ExecStart)(nil),         // 16: agent.v1.ExecStart
-	(*TerminalSize)(nil),      // 17: agent.v1.TerminalSize
-	(*ExecResponse)(nil),      // 18: agent.v1.ExecResponse
-	(*ExecStarted)(nil),       // 19: agent.v1.ExecStarted
-	(*ExecExited)(nil),        // 20: agent.v1.ExecExited
-	(*ShutdownRequest)(nil),   // 21: agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),  // 22: agent.v1.ShutdownResponse
-	(*SetTimeRequest)(nil),    // 23: agent.v1.SetTimeRequest
-	(*SetTimeResponse)(nil),   // 24: agent.v1.SetTimeResponse
+	(*DialRequest)(nil),       // 6: agent.v1.DialRequest
+	(*DialStart)(nil),         // 7: agent.v1.DialStart
+	(*DialResponse)(nil),      // 8: agent.v1.DialResponse
+	(*DialConnected)(nil),     // 9: agent.v1.DialConnected
+	(*QuiesceRequest)(nil),    // 10: agent.v1.QuiesceRequest
+	(*QuiesceResponse)(nil),   // 11: agent.v1.QuiesceResponse
+	(*AdoptRequest)(nil),      // 12: agent.v1.AdoptRequest
+	(*AdoptResponse)(nil),     // 13: agent.v1.AdoptResponse
+	(*PingRequest)(nil),       // 14: agent.v1.PingRequest
+	(*PingResponse)(nil),      // 15: agent.v1.PingResponse
+	(*StatusRequest)(nil),     // 16: agent.v1.StatusRequest
+	(*StatusResponse)(nil),    // 17: agent.v1.StatusResponse
+	(*FilesystemUse)(nil),     // 18: agent.v1.FilesystemUse
+	(*ExecRequest)(nil),       // 19: agent.v1.ExecRequest
+	(*ExecStart)(nil),         // 20: agent.v1.ExecStart
+	(*TerminalSize)(nil),      // 21: agent.v1.TerminalSize
+	(*ExecResponse)(nil),      // 22: agent.v1.ExecResponse
+	(*ExecStarted)(nil),       // 23: agent.v1.ExecStarted
+	(*ExecExited)(nil),        // 24: agent.v1.ExecExited
+	(*ShutdownRequest)(nil),   // 25: agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),  // 26: agent.v1.ShutdownResponse
+	(*SetTimeRequest)(nil),    // 27: agent.v1.SetTimeRequest
+	(*SetTimeResponse)(nil),   // 28: agent.v1.SetTimeResponse
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
 	3,  // 0: agent.v1.GuestConfig.disks:type_name -> agent.v1.Disk
 	4,  // 1: agent.v1.GuestConfig.interfaces:type_name -> agent.v1.Interface
 	5,  // 2: agent.v1.GuestConfig.hosts:type_name -> agent.v1.HostEntry
 	0,  // 3: agent.v1.Disk.role:type_name -> agent.v1.Disk.Role
-	2,  // 4: agent.v1.AdoptRequest.identity:type_name -> agent.v1.GuestConfig
-	14, // 5: agent.v1.StatusResponse.filesystems:type_name -> agent.v1.FilesystemUse
-	16, // 6: agent.v1.ExecRequest.start:type_name -> agent.v1.ExecStart
-	17, // 7: agent.v1.ExecRequest.resize:type_name -> agent.v1.TerminalSize
-	17, // 8: agent.v1.ExecStart.terminal:type_name -> agent.v1.TerminalSize
-	19, // 9: agent.v1.ExecResponse.started:type_name -> agent.v1.ExecStarted
-	20, // 10: agent.v1.ExecResponse.exited:type_name -> agent.v1.ExecExited
-	1,  // 11: agent.v1.ShutdownRequest.mode:type_name -> agent.v1.ShutdownRequest.Mode
-	10, // 12: agent.v1.AgentService.Ping:input_type -> agent.v1.PingRequest
-	12, // 13: agent.v1.AgentService.Status:input_type -> agent.v1.StatusRequest
-	15, // 14: agent.v1.AgentService.Exec:input_type -> agent.v1.ExecRequest
-	21, // 15: agent.v1.AgentService.Shutdown:input_type -> agent.v1.ShutdownRequest
-	23, // 16: agent.v1.AgentService.SetTime:input_type -> agent.v1.SetTimeRequest
-	6,  // 17: agent.v1.AgentService.Quiesce:input_type -> agent.v1.QuiesceRequest
-	8,  // 18: agent.v1.AgentService.Adopt:input_type -> agent.v1.AdoptRequest
-	11, // 19: agent.v1.AgentService.Ping:output_type -> agent.v1.PingResponse
-	13, // 20: agent.v1.AgentService.Status:output_type -> agent.v1.StatusResponse
-	18, // 21: agent.v1.AgentService.Exec:output_type -> agent.v1.ExecResponse
-	22, // 22: agent.v1.AgentService.Shutdown:output_type -> agent.v1.ShutdownResponse
-	24, // 23: agent.v1.AgentService.SetTime:output_type -> agent.v1.SetTimeResponse
-	7,  // 24: agent.v1.AgentService.Quiesce:output_type -> agent.v1.QuiesceResponse
-	9,  // 25: agent.v1.AgentService.Adopt:output_type -> agent.v1.AdoptResponse
-	19, // [19:26] is the sub-list for method output_type
-	12, // [12:19] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	7,  // 4: agent.v1.DialRequest.start:type_name -> agent.v1.DialStart
+	9,  // 5: agent.v1.DialResponse.connected:type_name -> agent.v1.DialConnected
+	2,  // 6: agent.v1.AdoptRequest.identity:type_name -> agent.v1.GuestConfig
+	18, // 7: agent.v1.StatusResponse.filesystems:type_name -> agent.v1.FilesystemUse
+	20, // 8: agent.v1.ExecRequest.start:type_name -> agent.v1.ExecStart
+	21, // 9: agent.v1.ExecRequest.resize:type_name -> agent.v1.TerminalSize
+	21, // 10: agent.v1.ExecStart.terminal:type_name -> agent.v1.TerminalSize
+	23, // 11: agent.v1.ExecResponse.started:type_name -> agent.v1.ExecStarted
+	24, // 12: agent.v1.ExecResponse.exited:type_name -> agent.v1.ExecExited
+	1,  // 13: agent.v1.ShutdownRequest.mode:type_name -> agent.v1.ShutdownRequest.Mode
+	14, // 14: agent.v1.AgentService.Ping:input_type -> agent.v1.PingRequest
+	16, // 15: agent.v1.AgentService.Status:input_type -> agent.v1.StatusRequest
+	19, // 16: agent.v1.AgentService.Exec:input_type -> agent.v1.ExecRequest
+	25, // 17: agent.v1.AgentService.Shutdown:input_type -> agent.v1.ShutdownRequest
+	27, // 18: agent.v1.AgentService.SetTime:input_type -> agent.v1.SetTimeRequest
+	10, // 19: agent.v1.AgentService.Quiesce:input_type -> agent.v1.QuiesceRequest
+	12, // 20: agent.v1.AgentService.Adopt:input_type -> agent.v1.AdoptRequest
+	6,  // 21: agent.v1.AgentService.Dial:input_type -> agent.v1.DialRequest
+	15, // 22: agent.v1.AgentService.Ping:output_type -> agent.v1.PingResponse
+	17, // 23: agent.v1.AgentService.Status:output_type -> agent.v1.StatusResponse
+	22, // 24: agent.v1.AgentService.Exec:output_type -> agent.v1.ExecResponse
+	26, // 25: agent.v1.AgentService.Shutdown:output_type -> agent.v1.ShutdownResponse
+	28, // 26: agent.v1.AgentService.SetTime:output_type -> agent.v1.SetTimeResponse
+	11, // 27: agent.v1.AgentService.Quiesce:output_type -> agent.v1.QuiesceResponse
+	13, // 28: agent.v1.AgentService.Adopt:output_type -> agent.v1.AdoptResponse
+	8,  // 29: agent.v1.AgentService.Dial:output_type -> agent.v1.DialResponse
+	22, // [22:30] is the sub-list for method output_type
+	14, // [14:22] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_agent_v1_agent_proto_init() }
@@ -1898,14 +2209,24 @@ func file_agent_v1_agent_proto_init() {
 	if File_agent_v1_agent_proto != nil {
 		return
 	}
-	file_agent_v1_agent_proto_msgTypes[13].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[4].OneofWrappers = []any{
+		(*DialRequest_Start)(nil),
+		(*DialRequest_Data)(nil),
+		(*DialRequest_Eof)(nil),
+	}
+	file_agent_v1_agent_proto_msgTypes[6].OneofWrappers = []any{
+		(*DialResponse_Connected)(nil),
+		(*DialResponse_Data)(nil),
+		(*DialResponse_Eof)(nil),
+	}
+	file_agent_v1_agent_proto_msgTypes[17].OneofWrappers = []any{
 		(*ExecRequest_Start)(nil),
 		(*ExecRequest_Stdin)(nil),
 		(*ExecRequest_StdinEof)(nil),
 		(*ExecRequest_Resize)(nil),
 		(*ExecRequest_Signal)(nil),
 	}
-	file_agent_v1_agent_proto_msgTypes[16].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[20].OneofWrappers = []any{
 		(*ExecResponse_Started)(nil),
 		(*ExecResponse_Stdout)(nil),
 		(*ExecResponse_Stderr)(nil),
@@ -1917,7 +2238,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   23,
+			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -85,7 +85,7 @@ func (x Progress_Status) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Progress_Status.Descriptor instead.
 func (Progress_Status) EnumDescriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{4, 0}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{5, 0}
 }
 
 type ReadLogRequest_Source int32
@@ -136,7 +136,7 @@ func (x ReadLogRequest_Source) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ReadLogRequest_Source.Descriptor instead.
 func (ReadLogRequest_Source) EnumDescriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{32, 0}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{35, 0}
 }
 
 // Fault is the detail of every error: what kind, about which thing, what to do next.
@@ -224,7 +224,11 @@ type VMSpec struct {
 	// The VM is deleted when it stops.
 	Ephemeral bool `protobuf:"varint,12,opt,name=ephemeral,proto3" json:"ephemeral,omitempty"`
 	// The VM boots, also when a template is there that it could be restored from.
-	Cold          bool `protobuf:"varint,13,opt,name=cold,proto3" json:"cold,omitempty"`
+	Cold bool `protobuf:"varint,13,opt,name=cold,proto3" json:"cold,omitempty"`
+	// Host ports that lead into the VM while it runs.
+	Ports []*PortForward `protobuf:"bytes,20,rep,name=ports,proto3" json:"ports,omitempty"`
+	// No sibling reaches the VM, and it reaches none.
+	Isolated      bool `protobuf:"varint,21,opt,name=isolated,proto3" json:"isolated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -350,6 +354,84 @@ func (x *VMSpec) GetCold() bool {
 	return false
 }
 
+func (x *VMSpec) GetPorts() []*PortForward {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *VMSpec) GetIsolated() bool {
+	if x != nil {
+		return x.Isolated
+	}
+	return false
+}
+
+// PortForward leads TCP connections to an address of the host into a VM.
+type PortForward struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: 127.0.0.1.
+	HostAddress string `protobuf:"bytes,1,opt,name=host_address,json=hostAddress,proto3" json:"host_address,omitempty"`
+	// 1 to 65535.
+	HostPort int32 `protobuf:"varint,2,opt,name=host_port,json=hostPort,proto3" json:"host_port,omitempty"`
+	// 1 to 65535.
+	GuestPort     int32 `protobuf:"varint,3,opt,name=guest_port,json=guestPort,proto3" json:"guest_port,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortForward) Reset() {
+	*x = PortForward{}
+	mi := &file_banger_v1_banger_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortForward) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortForward) ProtoMessage() {}
+
+func (x *PortForward) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortForward.ProtoReflect.Descriptor instead.
+func (*PortForward) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PortForward) GetHostAddress() string {
+	if x != nil {
+		return x.HostAddress
+	}
+	return ""
+}
+
+func (x *PortForward) GetHostPort() int32 {
+	if x != nil {
+		return x.HostPort
+	}
+	return 0
+}
+
+func (x *PortForward) GetGuestPort() int32 {
+	if x != nil {
+		return x.GuestPort
+	}
+	return 0
+}
+
 type VM struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -382,14 +464,19 @@ type VM struct {
 	// Process id of the VMM, 0 when there is none.
 	Pid int32 `protobuf:"varint,22,opt,name=pid,proto3" json:"pid,omitempty"`
 	// The VM's own directory on the host.
-	Directory     string `protobuf:"bytes,23,opt,name=directory,proto3" json:"directory,omitempty"`
+	Directory string `protobuf:"bytes,23,opt,name=directory,proto3" json:"directory,omitempty"`
+	// Host ports that lead into the VM while it runs.
+	Ports []*PortForward `protobuf:"bytes,30,rep,name=ports,proto3" json:"ports,omitempty"`
+	// Its IPv6 address, unique local (RFC 4193); empty without an IPv4 one.
+	Ip6           string `protobuf:"bytes,31,opt,name=ip6,proto3" json:"ip6,omitempty"`
+	Isolated      bool   `protobuf:"varint,32,opt,name=isolated,proto3" json:"isolated,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *VM) Reset() {
 	*x = VM{}
-	mi := &file_banger_v1_banger_proto_msgTypes[2]
+	mi := &file_banger_v1_banger_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -401,7 +488,7 @@ func (x *VM) String() string {
 func (*VM) ProtoMessage() {}
 
 func (x *VM) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[2]
+	mi := &file_banger_v1_banger_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -414,7 +501,7 @@ func (x *VM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VM.ProtoReflect.Descriptor instead.
 func (*VM) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{2}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *VM) GetId() string {
@@ -578,6 +665,27 @@ func (x *VM) GetDirectory() string {
 	return ""
 }
 
+func (x *VM) GetPorts() []*PortForward {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *VM) GetIp6() string {
+	if x != nil {
+		return x.Ip6
+	}
+	return ""
+}
+
+func (x *VM) GetIsolated() bool {
+	if x != nil {
+		return x.Isolated
+	}
+	return false
+}
+
 // SSHEndpoint is what an SSH client needs to reach a VM without a question asked.
 type SSHEndpoint struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -593,7 +701,7 @@ type SSHEndpoint struct {
 
 func (x *SSHEndpoint) Reset() {
 	*x = SSHEndpoint{}
-	mi := &file_banger_v1_banger_proto_msgTypes[3]
+	mi := &file_banger_v1_banger_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -605,7 +713,7 @@ func (x *SSHEndpoint) String() string {
 func (*SSHEndpoint) ProtoMessage() {}
 
 func (x *SSHEndpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[3]
+	mi := &file_banger_v1_banger_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -618,7 +726,7 @@ func (x *SSHEndpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SSHEndpoint.ProtoReflect.Descriptor instead.
 func (*SSHEndpoint) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{3}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *SSHEndpoint) GetUser() string {
@@ -680,7 +788,7 @@ type Progress struct {
 
 func (x *Progress) Reset() {
 	*x = Progress{}
-	mi := &file_banger_v1_banger_proto_msgTypes[4]
+	mi := &file_banger_v1_banger_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +800,7 @@ func (x *Progress) String() string {
 func (*Progress) ProtoMessage() {}
 
 func (x *Progress) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[4]
+	mi := &file_banger_v1_banger_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +813,7 @@ func (x *Progress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Progress.ProtoReflect.Descriptor instead.
 func (*Progress) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{4}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Progress) GetStage() string {
@@ -754,7 +862,7 @@ type CreateVMRequest struct {
 
 func (x *CreateVMRequest) Reset() {
 	*x = CreateVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[5]
+	mi := &file_banger_v1_banger_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -766,7 +874,7 @@ func (x *CreateVMRequest) String() string {
 func (*CreateVMRequest) ProtoMessage() {}
 
 func (x *CreateVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[5]
+	mi := &file_banger_v1_banger_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -779,7 +887,7 @@ func (x *CreateVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVMRequest.ProtoReflect.Descriptor instead.
 func (*CreateVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{5}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CreateVMRequest) GetSpec() *VMSpec {
@@ -809,7 +917,7 @@ type CreateVMResponse struct {
 
 func (x *CreateVMResponse) Reset() {
 	*x = CreateVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[6]
+	mi := &file_banger_v1_banger_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +929,7 @@ func (x *CreateVMResponse) String() string {
 func (*CreateVMResponse) ProtoMessage() {}
 
 func (x *CreateVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[6]
+	mi := &file_banger_v1_banger_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +942,7 @@ func (x *CreateVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateVMResponse.ProtoReflect.Descriptor instead.
 func (*CreateVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{6}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateVMResponse) GetEvent() isCreateVMResponse_Event {
@@ -886,7 +994,7 @@ type ListVMsRequest struct {
 
 func (x *ListVMsRequest) Reset() {
 	*x = ListVMsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[7]
+	mi := &file_banger_v1_banger_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -898,7 +1006,7 @@ func (x *ListVMsRequest) String() string {
 func (*ListVMsRequest) ProtoMessage() {}
 
 func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[7]
+	mi := &file_banger_v1_banger_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -911,7 +1019,7 @@ func (x *ListVMsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsRequest.ProtoReflect.Descriptor instead.
 func (*ListVMsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{7}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{8}
 }
 
 type ListVMsResponse struct {
@@ -923,7 +1031,7 @@ type ListVMsResponse struct {
 
 func (x *ListVMsResponse) Reset() {
 	*x = ListVMsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[8]
+	mi := &file_banger_v1_banger_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -935,7 +1043,7 @@ func (x *ListVMsResponse) String() string {
 func (*ListVMsResponse) ProtoMessage() {}
 
 func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[8]
+	mi := &file_banger_v1_banger_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -948,7 +1056,7 @@ func (x *ListVMsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListVMsResponse.ProtoReflect.Descriptor instead.
 func (*ListVMsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{8}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ListVMsResponse) GetVms() []*VM {
@@ -968,7 +1076,7 @@ type GetVMRequest struct {
 
 func (x *GetVMRequest) Reset() {
 	*x = GetVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[9]
+	mi := &file_banger_v1_banger_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -980,7 +1088,7 @@ func (x *GetVMRequest) String() string {
 func (*GetVMRequest) ProtoMessage() {}
 
 func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[9]
+	mi := &file_banger_v1_banger_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -993,7 +1101,7 @@ func (x *GetVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMRequest.ProtoReflect.Descriptor instead.
 func (*GetVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{9}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *GetVMRequest) GetVm() string {
@@ -1012,7 +1120,7 @@ type GetVMResponse struct {
 
 func (x *GetVMResponse) Reset() {
 	*x = GetVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[10]
+	mi := &file_banger_v1_banger_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1024,7 +1132,7 @@ func (x *GetVMResponse) String() string {
 func (*GetVMResponse) ProtoMessage() {}
 
 func (x *GetVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[10]
+	mi := &file_banger_v1_banger_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1037,7 +1145,7 @@ func (x *GetVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetVMResponse.ProtoReflect.Descriptor instead.
 func (*GetVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{10}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *GetVMResponse) GetVm() *VM {
@@ -1062,7 +1170,7 @@ type StartVMRequest struct {
 
 func (x *StartVMRequest) Reset() {
 	*x = StartVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[11]
+	mi := &file_banger_v1_banger_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1074,7 +1182,7 @@ func (x *StartVMRequest) String() string {
 func (*StartVMRequest) ProtoMessage() {}
 
 func (x *StartVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[11]
+	mi := &file_banger_v1_banger_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1087,7 +1195,7 @@ func (x *StartVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartVMRequest.ProtoReflect.Descriptor instead.
 func (*StartVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{11}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *StartVMRequest) GetVm() string {
@@ -1131,7 +1239,7 @@ type StartVMResponse struct {
 
 func (x *StartVMResponse) Reset() {
 	*x = StartVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[12]
+	mi := &file_banger_v1_banger_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1143,7 +1251,7 @@ func (x *StartVMResponse) String() string {
 func (*StartVMResponse) ProtoMessage() {}
 
 func (x *StartVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[12]
+	mi := &file_banger_v1_banger_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1156,7 +1264,7 @@ func (x *StartVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartVMResponse.ProtoReflect.Descriptor instead.
 func (*StartVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{12}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *StartVMResponse) GetEvent() isStartVMResponse_Event {
@@ -1211,7 +1319,7 @@ type StopVMRequest struct {
 
 func (x *StopVMRequest) Reset() {
 	*x = StopVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[13]
+	mi := &file_banger_v1_banger_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1223,7 +1331,7 @@ func (x *StopVMRequest) String() string {
 func (*StopVMRequest) ProtoMessage() {}
 
 func (x *StopVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[13]
+	mi := &file_banger_v1_banger_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1236,7 +1344,7 @@ func (x *StopVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVMRequest.ProtoReflect.Descriptor instead.
 func (*StopVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{13}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StopVMRequest) GetVm() string {
@@ -1266,7 +1374,7 @@ type StopVMResponse struct {
 
 func (x *StopVMResponse) Reset() {
 	*x = StopVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[14]
+	mi := &file_banger_v1_banger_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1278,7 +1386,7 @@ func (x *StopVMResponse) String() string {
 func (*StopVMResponse) ProtoMessage() {}
 
 func (x *StopVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[14]
+	mi := &file_banger_v1_banger_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1291,7 +1399,7 @@ func (x *StopVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopVMResponse.ProtoReflect.Descriptor instead.
 func (*StopVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{14}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StopVMResponse) GetEvent() isStopVMResponse_Event {
@@ -1344,7 +1452,7 @@ type SuspendVMRequest struct {
 
 func (x *SuspendVMRequest) Reset() {
 	*x = SuspendVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[15]
+	mi := &file_banger_v1_banger_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1356,7 +1464,7 @@ func (x *SuspendVMRequest) String() string {
 func (*SuspendVMRequest) ProtoMessage() {}
 
 func (x *SuspendVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[15]
+	mi := &file_banger_v1_banger_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1369,7 +1477,7 @@ func (x *SuspendVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendVMRequest.ProtoReflect.Descriptor instead.
 func (*SuspendVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{15}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SuspendVMRequest) GetVm() string {
@@ -1392,7 +1500,7 @@ type SuspendVMResponse struct {
 
 func (x *SuspendVMResponse) Reset() {
 	*x = SuspendVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[16]
+	mi := &file_banger_v1_banger_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1404,7 +1512,7 @@ func (x *SuspendVMResponse) String() string {
 func (*SuspendVMResponse) ProtoMessage() {}
 
 func (x *SuspendVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[16]
+	mi := &file_banger_v1_banger_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1417,7 +1525,7 @@ func (x *SuspendVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SuspendVMResponse.ProtoReflect.Descriptor instead.
 func (*SuspendVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{16}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SuspendVMResponse) GetEvent() isSuspendVMResponse_Event {
@@ -1476,7 +1584,7 @@ type ForkVMRequest struct {
 
 func (x *ForkVMRequest) Reset() {
 	*x = ForkVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[17]
+	mi := &file_banger_v1_banger_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1488,7 +1596,7 @@ func (x *ForkVMRequest) String() string {
 func (*ForkVMRequest) ProtoMessage() {}
 
 func (x *ForkVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[17]
+	mi := &file_banger_v1_banger_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1501,7 +1609,7 @@ func (x *ForkVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkVMRequest.ProtoReflect.Descriptor instead.
 func (*ForkVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{17}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ForkVMRequest) GetVm() string {
@@ -1545,7 +1653,7 @@ type ForkVMResponse struct {
 
 func (x *ForkVMResponse) Reset() {
 	*x = ForkVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[18]
+	mi := &file_banger_v1_banger_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1557,7 +1665,7 @@ func (x *ForkVMResponse) String() string {
 func (*ForkVMResponse) ProtoMessage() {}
 
 func (x *ForkVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[18]
+	mi := &file_banger_v1_banger_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1570,7 +1678,7 @@ func (x *ForkVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForkVMResponse.ProtoReflect.Descriptor instead.
 func (*ForkVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{18}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ForkVMResponse) GetEvent() isForkVMResponse_Event {
@@ -1626,7 +1734,7 @@ type Forked struct {
 
 func (x *Forked) Reset() {
 	*x = Forked{}
-	mi := &file_banger_v1_banger_proto_msgTypes[19]
+	mi := &file_banger_v1_banger_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1638,7 +1746,7 @@ func (x *Forked) String() string {
 func (*Forked) ProtoMessage() {}
 
 func (x *Forked) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[19]
+	mi := &file_banger_v1_banger_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1651,7 +1759,7 @@ func (x *Forked) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Forked.ProtoReflect.Descriptor instead.
 func (*Forked) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{19}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Forked) GetVms() []*VM {
@@ -1679,7 +1787,7 @@ type CloneVMRequest struct {
 
 func (x *CloneVMRequest) Reset() {
 	*x = CloneVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[20]
+	mi := &file_banger_v1_banger_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1691,7 +1799,7 @@ func (x *CloneVMRequest) String() string {
 func (*CloneVMRequest) ProtoMessage() {}
 
 func (x *CloneVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[20]
+	mi := &file_banger_v1_banger_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1704,7 +1812,7 @@ func (x *CloneVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneVMRequest.ProtoReflect.Descriptor instead.
 func (*CloneVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{20}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CloneVMRequest) GetVm() string {
@@ -1734,7 +1842,7 @@ type CloneVMResponse struct {
 
 func (x *CloneVMResponse) Reset() {
 	*x = CloneVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[21]
+	mi := &file_banger_v1_banger_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1746,7 +1854,7 @@ func (x *CloneVMResponse) String() string {
 func (*CloneVMResponse) ProtoMessage() {}
 
 func (x *CloneVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[21]
+	mi := &file_banger_v1_banger_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1759,7 +1867,7 @@ func (x *CloneVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloneVMResponse.ProtoReflect.Descriptor instead.
 func (*CloneVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{21}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CloneVMResponse) GetEvent() isCloneVMResponse_Event {
@@ -1812,7 +1920,7 @@ type RestartVMRequest struct {
 
 func (x *RestartVMRequest) Reset() {
 	*x = RestartVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[22]
+	mi := &file_banger_v1_banger_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1824,7 +1932,7 @@ func (x *RestartVMRequest) String() string {
 func (*RestartVMRequest) ProtoMessage() {}
 
 func (x *RestartVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[22]
+	mi := &file_banger_v1_banger_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1837,7 +1945,7 @@ func (x *RestartVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartVMRequest.ProtoReflect.Descriptor instead.
 func (*RestartVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{22}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RestartVMRequest) GetVm() string {
@@ -1860,7 +1968,7 @@ type RestartVMResponse struct {
 
 func (x *RestartVMResponse) Reset() {
 	*x = RestartVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[23]
+	mi := &file_banger_v1_banger_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1872,7 +1980,7 @@ func (x *RestartVMResponse) String() string {
 func (*RestartVMResponse) ProtoMessage() {}
 
 func (x *RestartVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[23]
+	mi := &file_banger_v1_banger_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1885,7 +1993,7 @@ func (x *RestartVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RestartVMResponse.ProtoReflect.Descriptor instead.
 func (*RestartVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{23}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RestartVMResponse) GetEvent() isRestartVMResponse_Event {
@@ -1940,7 +2048,7 @@ type DeleteVMRequest struct {
 
 func (x *DeleteVMRequest) Reset() {
 	*x = DeleteVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[24]
+	mi := &file_banger_v1_banger_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1952,7 +2060,7 @@ func (x *DeleteVMRequest) String() string {
 func (*DeleteVMRequest) ProtoMessage() {}
 
 func (x *DeleteVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[24]
+	mi := &file_banger_v1_banger_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1965,7 +2073,7 @@ func (x *DeleteVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVMRequest.ProtoReflect.Descriptor instead.
 func (*DeleteVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{24}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DeleteVMRequest) GetVm() string {
@@ -1991,7 +2099,7 @@ type DeleteVMResponse struct {
 
 func (x *DeleteVMResponse) Reset() {
 	*x = DeleteVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[25]
+	mi := &file_banger_v1_banger_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2003,7 +2111,7 @@ func (x *DeleteVMResponse) String() string {
 func (*DeleteVMResponse) ProtoMessage() {}
 
 func (x *DeleteVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[25]
+	mi := &file_banger_v1_banger_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2016,12 +2124,118 @@ func (x *DeleteVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteVMResponse.ProtoReflect.Descriptor instead.
 func (*DeleteVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{25}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DeleteVMResponse) GetProgress() *Progress {
 	if x != nil {
 		return x.Progress
+	}
+	return nil
+}
+
+type SetVMRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Vm    string                 `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	// Whether it reaches other networks through the host.
+	Nat *bool `protobuf:"varint,2,opt,name=nat,proto3,oneof" json:"nat,omitempty"`
+	// Whether it and its siblings do not reach each other.
+	Isolated      *bool `protobuf:"varint,3,opt,name=isolated,proto3,oneof" json:"isolated,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetVMRequest) Reset() {
+	*x = SetVMRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetVMRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetVMRequest) ProtoMessage() {}
+
+func (x *SetVMRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetVMRequest.ProtoReflect.Descriptor instead.
+func (*SetVMRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *SetVMRequest) GetVm() string {
+	if x != nil {
+		return x.Vm
+	}
+	return ""
+}
+
+func (x *SetVMRequest) GetNat() bool {
+	if x != nil && x.Nat != nil {
+		return *x.Nat
+	}
+	return false
+}
+
+func (x *SetVMRequest) GetIsolated() bool {
+	if x != nil && x.Isolated != nil {
+		return *x.Isolated
+	}
+	return false
+}
+
+type SetVMResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Vm            *VM                    `protobuf:"bytes,1,opt,name=vm,proto3" json:"vm,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetVMResponse) Reset() {
+	*x = SetVMResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetVMResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetVMResponse) ProtoMessage() {}
+
+func (x *SetVMResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetVMResponse.ProtoReflect.Descriptor instead.
+func (*SetVMResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *SetVMResponse) GetVm() *VM {
+	if x != nil {
+		return x.Vm
 	}
 	return nil
 }
@@ -2035,7 +2249,7 @@ type PingVMRequest struct {
 
 func (x *PingVMRequest) Reset() {
 	*x = PingVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[26]
+	mi := &file_banger_v1_banger_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2047,7 +2261,7 @@ func (x *PingVMRequest) String() string {
 func (*PingVMRequest) ProtoMessage() {}
 
 func (x *PingVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[26]
+	mi := &file_banger_v1_banger_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2060,7 +2274,7 @@ func (x *PingVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingVMRequest.ProtoReflect.Descriptor instead.
 func (*PingVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{26}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PingVMRequest) GetVm() string {
@@ -2082,7 +2296,7 @@ type PingVMResponse struct {
 
 func (x *PingVMResponse) Reset() {
 	*x = PingVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[27]
+	mi := &file_banger_v1_banger_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2094,7 +2308,7 @@ func (x *PingVMResponse) String() string {
 func (*PingVMResponse) ProtoMessage() {}
 
 func (x *PingVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[27]
+	mi := &file_banger_v1_banger_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2107,7 +2321,7 @@ func (x *PingVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingVMResponse.ProtoReflect.Descriptor instead.
 func (*PingVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{27}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PingVMResponse) GetRoundTripNanos() int64 {
@@ -2151,7 +2365,7 @@ type ExecVMRequest struct {
 
 func (x *ExecVMRequest) Reset() {
 	*x = ExecVMRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[28]
+	mi := &file_banger_v1_banger_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2163,7 +2377,7 @@ func (x *ExecVMRequest) String() string {
 func (*ExecVMRequest) ProtoMessage() {}
 
 func (x *ExecVMRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[28]
+	mi := &file_banger_v1_banger_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2176,7 +2390,7 @@ func (x *ExecVMRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecVMRequest.ProtoReflect.Descriptor instead.
 func (*ExecVMRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{28}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ExecVMRequest) GetInput() isExecVMRequest_Input {
@@ -2230,7 +2444,7 @@ type ExecVMResponse struct {
 
 func (x *ExecVMResponse) Reset() {
 	*x = ExecVMResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[29]
+	mi := &file_banger_v1_banger_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2242,7 +2456,7 @@ func (x *ExecVMResponse) String() string {
 func (*ExecVMResponse) ProtoMessage() {}
 
 func (x *ExecVMResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[29]
+	mi := &file_banger_v1_banger_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2255,7 +2469,7 @@ func (x *ExecVMResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecVMResponse.ProtoReflect.Descriptor instead.
 func (*ExecVMResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{29}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ExecVMResponse) GetExec() *v1.ExecResponse {
@@ -2276,7 +2490,7 @@ type GetSSHEndpointRequest struct {
 
 func (x *GetSSHEndpointRequest) Reset() {
 	*x = GetSSHEndpointRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[30]
+	mi := &file_banger_v1_banger_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2288,7 +2502,7 @@ func (x *GetSSHEndpointRequest) String() string {
 func (*GetSSHEndpointRequest) ProtoMessage() {}
 
 func (x *GetSSHEndpointRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[30]
+	mi := &file_banger_v1_banger_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2301,7 +2515,7 @@ func (x *GetSSHEndpointRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSSHEndpointRequest.ProtoReflect.Descriptor instead.
 func (*GetSSHEndpointRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{30}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetSSHEndpointRequest) GetVm() string {
@@ -2327,7 +2541,7 @@ type GetSSHEndpointResponse struct {
 
 func (x *GetSSHEndpointResponse) Reset() {
 	*x = GetSSHEndpointResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[31]
+	mi := &file_banger_v1_banger_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2339,7 +2553,7 @@ func (x *GetSSHEndpointResponse) String() string {
 func (*GetSSHEndpointResponse) ProtoMessage() {}
 
 func (x *GetSSHEndpointResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[31]
+	mi := &file_banger_v1_banger_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2352,7 +2566,7 @@ func (x *GetSSHEndpointResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetSSHEndpointResponse.ProtoReflect.Descriptor instead.
 func (*GetSSHEndpointResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{31}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetSSHEndpointResponse) GetEndpoint() *SSHEndpoint {
@@ -2375,7 +2589,7 @@ type ReadLogRequest struct {
 
 func (x *ReadLogRequest) Reset() {
 	*x = ReadLogRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[32]
+	mi := &file_banger_v1_banger_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2387,7 +2601,7 @@ func (x *ReadLogRequest) String() string {
 func (*ReadLogRequest) ProtoMessage() {}
 
 func (x *ReadLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[32]
+	mi := &file_banger_v1_banger_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2400,7 +2614,7 @@ func (x *ReadLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogRequest.ProtoReflect.Descriptor instead.
 func (*ReadLogRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{32}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ReadLogRequest) GetVm() string {
@@ -2440,7 +2654,7 @@ type ReadLogResponse struct {
 
 func (x *ReadLogResponse) Reset() {
 	*x = ReadLogResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[33]
+	mi := &file_banger_v1_banger_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2452,7 +2666,7 @@ func (x *ReadLogResponse) String() string {
 func (*ReadLogResponse) ProtoMessage() {}
 
 func (x *ReadLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[33]
+	mi := &file_banger_v1_banger_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2465,7 +2679,7 @@ func (x *ReadLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReadLogResponse.ProtoReflect.Descriptor instead.
 func (*ReadLogResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{33}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ReadLogResponse) GetData() []byte {
@@ -2486,7 +2700,7 @@ type ListEventsRequest struct {
 
 func (x *ListEventsRequest) Reset() {
 	*x = ListEventsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[34]
+	mi := &file_banger_v1_banger_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2498,7 +2712,7 @@ func (x *ListEventsRequest) String() string {
 func (*ListEventsRequest) ProtoMessage() {}
 
 func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[34]
+	mi := &file_banger_v1_banger_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2511,7 +2725,7 @@ func (x *ListEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsRequest.ProtoReflect.Descriptor instead.
 func (*ListEventsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{34}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListEventsRequest) GetVm() string {
@@ -2537,7 +2751,7 @@ type ListEventsResponse struct {
 
 func (x *ListEventsResponse) Reset() {
 	*x = ListEventsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[35]
+	mi := &file_banger_v1_banger_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2549,7 +2763,7 @@ func (x *ListEventsResponse) String() string {
 func (*ListEventsResponse) ProtoMessage() {}
 
 func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[35]
+	mi := &file_banger_v1_banger_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2562,7 +2776,7 @@ func (x *ListEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEventsResponse.ProtoReflect.Descriptor instead.
 func (*ListEventsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{35}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ListEventsResponse) GetEvents() []*Event {
@@ -2589,7 +2803,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_banger_v1_banger_proto_msgTypes[36]
+	mi := &file_banger_v1_banger_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2601,7 +2815,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[36]
+	mi := &file_banger_v1_banger_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2614,7 +2828,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{36}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Event) GetId() int64 {
@@ -2688,7 +2902,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_banger_v1_banger_proto_msgTypes[37]
+	mi := &file_banger_v1_banger_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2700,7 +2914,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[37]
+	mi := &file_banger_v1_banger_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2713,7 +2927,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{37}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Image) GetName() string {
@@ -2815,7 +3029,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_banger_v1_banger_proto_msgTypes[38]
+	mi := &file_banger_v1_banger_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2827,7 +3041,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[38]
+	mi := &file_banger_v1_banger_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2840,7 +3054,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{38}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Kernel) GetName() string {
@@ -2900,7 +3114,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[39]
+	mi := &file_banger_v1_banger_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2912,7 +3126,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[39]
+	mi := &file_banger_v1_banger_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2925,7 +3139,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{39}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{42}
 }
 
 type ListImagesResponse struct {
@@ -2937,7 +3151,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[40]
+	mi := &file_banger_v1_banger_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2949,7 +3163,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[40]
+	mi := &file_banger_v1_banger_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2962,7 +3176,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{40}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -2981,7 +3195,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[41]
+	mi := &file_banger_v1_banger_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2993,7 +3207,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[41]
+	mi := &file_banger_v1_banger_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3006,7 +3220,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{41}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *GetImageRequest) GetName() string {
@@ -3025,7 +3239,7 @@ type GetImageResponse struct {
 
 func (x *GetImageResponse) Reset() {
 	*x = GetImageResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[42]
+	mi := &file_banger_v1_banger_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3037,7 +3251,7 @@ func (x *GetImageResponse) String() string {
 func (*GetImageResponse) ProtoMessage() {}
 
 func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[42]
+	mi := &file_banger_v1_banger_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3050,7 +3264,7 @@ func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageResponse.ProtoReflect.Descriptor instead.
 func (*GetImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{42}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *GetImageResponse) GetImage() *Image {
@@ -3068,7 +3282,7 @@ type ListKernelsRequest struct {
 
 func (x *ListKernelsRequest) Reset() {
 	*x = ListKernelsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[43]
+	mi := &file_banger_v1_banger_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3080,7 +3294,7 @@ func (x *ListKernelsRequest) String() string {
 func (*ListKernelsRequest) ProtoMessage() {}
 
 func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[43]
+	mi := &file_banger_v1_banger_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3093,7 +3307,7 @@ func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsRequest.ProtoReflect.Descriptor instead.
 func (*ListKernelsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{43}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{46}
 }
 
 type ListKernelsResponse struct {
@@ -3105,7 +3319,7 @@ type ListKernelsResponse struct {
 
 func (x *ListKernelsResponse) Reset() {
 	*x = ListKernelsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[44]
+	mi := &file_banger_v1_banger_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3117,7 +3331,7 @@ func (x *ListKernelsResponse) String() string {
 func (*ListKernelsResponse) ProtoMessage() {}
 
 func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[44]
+	mi := &file_banger_v1_banger_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3130,7 +3344,7 @@ func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsResponse.ProtoReflect.Descriptor instead.
 func (*ListKernelsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{44}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ListKernelsResponse) GetKernels() []*Kernel {
@@ -3150,7 +3364,7 @@ type SetupRequest struct {
 
 func (x *SetupRequest) Reset() {
 	*x = SetupRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[45]
+	mi := &file_banger_v1_banger_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3162,7 +3376,7 @@ func (x *SetupRequest) String() string {
 func (*SetupRequest) ProtoMessage() {}
 
 func (x *SetupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[45]
+	mi := &file_banger_v1_banger_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3175,7 +3389,7 @@ func (x *SetupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupRequest.ProtoReflect.Descriptor instead.
 func (*SetupRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{45}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *SetupRequest) GetRebuild() bool {
@@ -3198,7 +3412,7 @@ type SetupResponse struct {
 
 func (x *SetupResponse) Reset() {
 	*x = SetupResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[46]
+	mi := &file_banger_v1_banger_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3210,7 +3424,7 @@ func (x *SetupResponse) String() string {
 func (*SetupResponse) ProtoMessage() {}
 
 func (x *SetupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[46]
+	mi := &file_banger_v1_banger_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3223,7 +3437,7 @@ func (x *SetupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupResponse.ProtoReflect.Descriptor instead.
 func (*SetupResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{46}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *SetupResponse) GetEvent() isSetupResponse_Event {
@@ -3279,7 +3493,7 @@ type SetupResult struct {
 
 func (x *SetupResult) Reset() {
 	*x = SetupResult{}
-	mi := &file_banger_v1_banger_proto_msgTypes[47]
+	mi := &file_banger_v1_banger_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3291,7 +3505,7 @@ func (x *SetupResult) String() string {
 func (*SetupResult) ProtoMessage() {}
 
 func (x *SetupResult) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[47]
+	mi := &file_banger_v1_banger_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3304,7 +3518,7 @@ func (x *SetupResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupResult.ProtoReflect.Descriptor instead.
 func (*SetupResult) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{47}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *SetupResult) GetImage() *Image {
@@ -3353,7 +3567,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	mi := &file_banger_v1_banger_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3365,7 +3579,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	mi := &file_banger_v1_banger_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3378,7 +3592,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{48}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *Template) GetKey() string {
@@ -3480,7 +3694,7 @@ type ListTemplatesRequest struct {
 
 func (x *ListTemplatesRequest) Reset() {
 	*x = ListTemplatesRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[49]
+	mi := &file_banger_v1_banger_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3492,7 +3706,7 @@ func (x *ListTemplatesRequest) String() string {
 func (*ListTemplatesRequest) ProtoMessage() {}
 
 func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[49]
+	mi := &file_banger_v1_banger_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3505,7 +3719,7 @@ func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesRequest.ProtoReflect.Descriptor instead.
 func (*ListTemplatesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{49}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{52}
 }
 
 type ListTemplatesResponse struct {
@@ -3517,7 +3731,7 @@ type ListTemplatesResponse struct {
 
 func (x *ListTemplatesResponse) Reset() {
 	*x = ListTemplatesResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[50]
+	mi := &file_banger_v1_banger_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3529,7 +3743,7 @@ func (x *ListTemplatesResponse) String() string {
 func (*ListTemplatesResponse) ProtoMessage() {}
 
 func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[50]
+	mi := &file_banger_v1_banger_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3542,7 +3756,7 @@ func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesResponse.ProtoReflect.Descriptor instead.
 func (*ListTemplatesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{50}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListTemplatesResponse) GetTemplates() []*Template {
@@ -3562,7 +3776,7 @@ type DeleteTemplateRequest struct {
 
 func (x *DeleteTemplateRequest) Reset() {
 	*x = DeleteTemplateRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[51]
+	mi := &file_banger_v1_banger_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3574,7 +3788,7 @@ func (x *DeleteTemplateRequest) String() string {
 func (*DeleteTemplateRequest) ProtoMessage() {}
 
 func (x *DeleteTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[51]
+	mi := &file_banger_v1_banger_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3587,7 +3801,7 @@ func (x *DeleteTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTemplateRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{51}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *DeleteTemplateRequest) GetKey() string {
@@ -3605,7 +3819,7 @@ type DeleteTemplateResponse struct {
 
 func (x *DeleteTemplateResponse) Reset() {
 	*x = DeleteTemplateResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[52]
+	mi := &file_banger_v1_banger_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3617,7 +3831,7 @@ func (x *DeleteTemplateResponse) String() string {
 func (*DeleteTemplateResponse) ProtoMessage() {}
 
 func (x *DeleteTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[52]
+	mi := &file_banger_v1_banger_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3630,7 +3844,7 @@ func (x *DeleteTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTemplateResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{52}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{55}
 }
 
 type WarmTemplateRequest struct {
@@ -3643,7 +3857,7 @@ type WarmTemplateRequest struct {
 
 func (x *WarmTemplateRequest) Reset() {
 	*x = WarmTemplateRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[53]
+	mi := &file_banger_v1_banger_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3655,7 +3869,7 @@ func (x *WarmTemplateRequest) String() string {
 func (*WarmTemplateRequest) ProtoMessage() {}
 
 func (x *WarmTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[53]
+	mi := &file_banger_v1_banger_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3668,7 +3882,7 @@ func (x *WarmTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WarmTemplateRequest.ProtoReflect.Descriptor instead.
 func (*WarmTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{53}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *WarmTemplateRequest) GetSpec() *VMSpec {
@@ -3691,7 +3905,7 @@ type WarmTemplateResponse struct {
 
 func (x *WarmTemplateResponse) Reset() {
 	*x = WarmTemplateResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[54]
+	mi := &file_banger_v1_banger_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3703,7 +3917,7 @@ func (x *WarmTemplateResponse) String() string {
 func (*WarmTemplateResponse) ProtoMessage() {}
 
 func (x *WarmTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[54]
+	mi := &file_banger_v1_banger_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3716,7 +3930,7 @@ func (x *WarmTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WarmTemplateResponse.ProtoReflect.Descriptor instead.
 func (*WarmTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{54}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *WarmTemplateResponse) GetEvent() isWarmTemplateResponse_Event {
@@ -3768,7 +3982,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[55]
+	mi := &file_banger_v1_banger_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3780,7 +3994,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[55]
+	mi := &file_banger_v1_banger_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3793,7 +4007,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{55}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{58}
 }
 
 type GetStatusResponse struct {
@@ -3811,16 +4025,18 @@ type GetStatusResponse struct {
 	DefaultVmm       string `protobuf:"bytes,9,opt,name=default_vmm,json=defaultVmm,proto3" json:"default_vmm,omitempty"`
 	DefaultVmmReason string `protobuf:"bytes,10,opt,name=default_vmm_reason,json=defaultVmmReason,proto3" json:"default_vmm_reason,omitempty"`
 	// What the last reconcile found and mended.
-	Reconciled    []string `protobuf:"bytes,11,rep,name=reconciled,proto3" json:"reconciled,omitempty"`
-	Subnet        string   `protobuf:"bytes,12,opt,name=subnet,proto3" json:"subnet,omitempty"`
-	Bridge        string   `protobuf:"bytes,13,opt,name=bridge,proto3" json:"bridge,omitempty"`
+	Reconciled    []string       `protobuf:"bytes,11,rep,name=reconciled,proto3" json:"reconciled,omitempty"`
+	Subnet        string         `protobuf:"bytes,12,opt,name=subnet,proto3" json:"subnet,omitempty"`
+	Bridge        string         `protobuf:"bytes,13,opt,name=bridge,proto3" json:"bridge,omitempty"`
+	Dns           *DNSStatus     `protobuf:"bytes,20,opt,name=dns,proto3" json:"dns,omitempty"`
+	Network       *NetworkStatus `protobuf:"bytes,21,opt,name=network,proto3" json:"network,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[56]
+	mi := &file_banger_v1_banger_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3832,7 +4048,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[56]
+	mi := &file_banger_v1_banger_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3845,7 +4061,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{56}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *GetStatusResponse) GetApiVersion() int32 {
@@ -3939,6 +4155,192 @@ func (x *GetStatusResponse) GetBridge() string {
 	return ""
 }
 
+func (x *GetStatusResponse) GetDns() *DNSStatus {
+	if x != nil {
+		return x.Dns
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetNetwork() *NetworkStatus {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+// NetworkStatus tells what there is of the host's network for VMs.
+type NetworkStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// IPv6 subnet of the bridge beside subnet; empty while there is no bridge.
+	Subnet6 string `protobuf:"bytes,1,opt,name=subnet6,proto3" json:"subnet6,omitempty"`
+	// Why the subnet is not the first choice, or what it clashes with by now; empty when all is well.
+	SubnetProblem string `protobuf:"bytes,2,opt,name=subnet_problem,json=subnetProblem,proto3" json:"subnet_problem,omitempty"`
+	// TAP devices that wait for a VM, and how many there are to be.
+	TapsReady  int32 `protobuf:"varint,3,opt,name=taps_ready,json=tapsReady,proto3" json:"taps_ready,omitempty"`
+	TapsWanted int32 `protobuf:"varint,4,opt,name=taps_wanted,json=tapsWanted,proto3" json:"taps_wanted,omitempty"`
+	// What this host's kernel or firewall keeps from being as it should be, with what to do.
+	Notices []string `protobuf:"bytes,5,rep,name=notices,proto3" json:"notices,omitempty"`
+	// Chains of other firewalls in which VMs' packets are accepted now: "ip filter FORWARD".
+	OpenedChains  []string `protobuf:"bytes,6,rep,name=opened_chains,json=openedChains,proto3" json:"opened_chains,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NetworkStatus) Reset() {
+	*x = NetworkStatus{}
+	mi := &file_banger_v1_banger_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NetworkStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NetworkStatus) ProtoMessage() {}
+
+func (x *NetworkStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NetworkStatus.ProtoReflect.Descriptor instead.
+func (*NetworkStatus) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *NetworkStatus) GetSubnet6() string {
+	if x != nil {
+		return x.Subnet6
+	}
+	return ""
+}
+
+func (x *NetworkStatus) GetSubnetProblem() string {
+	if x != nil {
+		return x.SubnetProblem
+	}
+	return ""
+}
+
+func (x *NetworkStatus) GetTapsReady() int32 {
+	if x != nil {
+		return x.TapsReady
+	}
+	return 0
+}
+
+func (x *NetworkStatus) GetTapsWanted() int32 {
+	if x != nil {
+		return x.TapsWanted
+	}
+	return 0
+}
+
+func (x *NetworkStatus) GetNotices() []string {
+	if x != nil {
+		return x.Notices
+	}
+	return nil
+}
+
+func (x *NetworkStatus) GetOpenedChains() []string {
+	if x != nil {
+		return x.OpenedChains
+	}
+	return nil
+}
+
+// DNSStatus tells where names are served.
+type DNSStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Address and port of the authoritative server, "127.0.0.1:42069"; empty while it does not listen.
+	Listener string `protobuf:"bytes,1,opt,name=listener,proto3" json:"listener,omitempty"`
+	// Address and port that guests ask; empty while there is none.
+	Forwarder string `protobuf:"bytes,2,opt,name=forwarder,proto3" json:"forwarder,omitempty"`
+	// VMs that have a name now.
+	Records int32 `protobuf:"varint,3,opt,name=records,proto3" json:"records,omitempty"`
+	// What keeps the listener or the forwarder from their work, with what to do; empty when all is well.
+	Problem string `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`
+	// "vm."
+	Zone          string `protobuf:"bytes,5,opt,name=zone,proto3" json:"zone,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DNSStatus) Reset() {
+	*x = DNSStatus{}
+	mi := &file_banger_v1_banger_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DNSStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DNSStatus) ProtoMessage() {}
+
+func (x *DNSStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DNSStatus.ProtoReflect.Descriptor instead.
+func (*DNSStatus) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *DNSStatus) GetListener() string {
+	if x != nil {
+		return x.Listener
+	}
+	return ""
+}
+
+func (x *DNSStatus) GetForwarder() string {
+	if x != nil {
+		return x.Forwarder
+	}
+	return ""
+}
+
+func (x *DNSStatus) GetRecords() int32 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
+func (x *DNSStatus) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *DNSStatus) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
 type Driver struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -3952,7 +4354,7 @@ type Driver struct {
 
 func (x *Driver) Reset() {
 	*x = Driver{}
-	mi := &file_banger_v1_banger_proto_msgTypes[57]
+	mi := &file_banger_v1_banger_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3964,7 +4366,7 @@ func (x *Driver) String() string {
 func (*Driver) ProtoMessage() {}
 
 func (x *Driver) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[57]
+	mi := &file_banger_v1_banger_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3977,7 +4379,7 @@ func (x *Driver) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Driver.ProtoReflect.Descriptor instead.
 func (*Driver) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{57}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *Driver) GetName() string {
@@ -4023,7 +4425,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[58]
+	mi := &file_banger_v1_banger_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4035,7 +4437,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[58]
+	mi := &file_banger_v1_banger_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4048,7 +4450,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{58}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{63}
 }
 
 type ShutdownResponse struct {
@@ -4059,7 +4461,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[59]
+	mi := &file_banger_v1_banger_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4071,7 +4473,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[59]
+	mi := &file_banger_v1_banger_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4084,7 +4486,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{59}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{64}
 }
 
 var File_banger_v1_banger_proto protoreflect.FileDescriptor
@@ -4095,7 +4497,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x05Fault\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint\"\xea\x02\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint\"\xb4\x03\n" +
 	"\x06VMSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x16\n" +
@@ -4111,8 +4513,15 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	" \x01(\tR\x05units\x12'\n" +
 	"\x0fauthorized_keys\x18\v \x03(\tR\x0eauthorizedKeys\x12\x1c\n" +
 	"\tephemeral\x18\f \x01(\bR\tephemeral\x12\x12\n" +
-	"\x04cold\x18\r \x01(\bR\x04coldB\x06\n" +
-	"\x04_nat\"\xfe\x04\n" +
+	"\x04cold\x18\r \x01(\bR\x04cold\x12,\n" +
+	"\x05ports\x18\x14 \x03(\v2\x16.banger.v1.PortForwardR\x05ports\x12\x1a\n" +
+	"\bisolated\x18\x15 \x01(\bR\bisolatedB\x06\n" +
+	"\x04_nat\"l\n" +
+	"\vPortForward\x12!\n" +
+	"\fhost_address\x18\x01 \x01(\tR\vhostAddress\x12\x1b\n" +
+	"\thost_port\x18\x02 \x01(\x05R\bhostPort\x12\x1d\n" +
+	"\n" +
+	"guest_port\x18\x03 \x01(\x05R\tguestPort\"\xda\x05\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -4141,7 +4550,10 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\vslow_reason\x18\x15 \x01(\tR\n" +
 	"slowReason\x12\x10\n" +
 	"\x03pid\x18\x16 \x01(\x05R\x03pid\x12\x1c\n" +
-	"\tdirectory\x18\x17 \x01(\tR\tdirectory\"\xbe\x01\n" +
+	"\tdirectory\x18\x17 \x01(\tR\tdirectory\x12,\n" +
+	"\x05ports\x18\x1e \x03(\v2\x16.banger.v1.PortForwardR\x05ports\x12\x10\n" +
+	"\x03ip6\x18\x1f \x01(\tR\x03ip6\x12\x1a\n" +
+	"\bisolated\x18  \x01(\bR\bisolated\"\xbe\x01\n" +
 	"\vSSHEndpoint\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x12\n" +
@@ -4229,7 +4641,15 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"C\n" +
 	"\x10DeleteVMResponse\x12/\n" +
-	"\bprogress\x18\x01 \x01(\v2\x13.banger.v1.ProgressR\bprogress\"\x1f\n" +
+	"\bprogress\x18\x01 \x01(\v2\x13.banger.v1.ProgressR\bprogress\"k\n" +
+	"\fSetVMRequest\x12\x0e\n" +
+	"\x02vm\x18\x01 \x01(\tR\x02vm\x12\x15\n" +
+	"\x03nat\x18\x02 \x01(\bH\x00R\x03nat\x88\x01\x01\x12\x1f\n" +
+	"\bisolated\x18\x03 \x01(\bH\x01R\bisolated\x88\x01\x01B\x06\n" +
+	"\x04_natB\v\n" +
+	"\t_isolated\".\n" +
+	"\rSetVMResponse\x12\x1d\n" +
+	"\x02vm\x18\x01 \x01(\v2\r.banger.v1.VMR\x02vm\"\x1f\n" +
 	"\rPingVMRequest\x12\x0e\n" +
 	"\x02vm\x18\x01 \x01(\tR\x02vm\"\x9b\x01\n" +
 	"\x0ePingVMResponse\x12(\n" +
@@ -4352,7 +4772,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\bprogress\x18\x01 \x01(\v2\x13.banger.v1.ProgressH\x00R\bprogress\x121\n" +
 	"\btemplate\x18\x02 \x01(\v2\x13.banger.v1.TemplateH\x00R\btemplateB\a\n" +
 	"\x05event\"\x12\n" +
-	"\x10GetStatusRequest\"\xcc\x03\n" +
+	"\x10GetStatusRequest\"\xa8\x04\n" +
 	"\x11GetStatusResponse\x12\x1f\n" +
 	"\vapi_version\x18\x01 \x01(\x05R\n" +
 	"apiVersion\x12\x14\n" +
@@ -4372,7 +4792,24 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"reconciled\x18\v \x03(\tR\n" +
 	"reconciled\x12\x16\n" +
 	"\x06subnet\x18\f \x01(\tR\x06subnet\x12\x16\n" +
-	"\x06bridge\x18\r \x01(\tR\x06bridge\"\x8e\x01\n" +
+	"\x06bridge\x18\r \x01(\tR\x06bridge\x12&\n" +
+	"\x03dns\x18\x14 \x01(\v2\x14.banger.v1.DNSStatusR\x03dns\x122\n" +
+	"\anetwork\x18\x15 \x01(\v2\x18.banger.v1.NetworkStatusR\anetwork\"\xcf\x01\n" +
+	"\rNetworkStatus\x12\x18\n" +
+	"\asubnet6\x18\x01 \x01(\tR\asubnet6\x12%\n" +
+	"\x0esubnet_problem\x18\x02 \x01(\tR\rsubnetProblem\x12\x1d\n" +
+	"\n" +
+	"taps_ready\x18\x03 \x01(\x05R\ttapsReady\x12\x1f\n" +
+	"\vtaps_wanted\x18\x04 \x01(\x05R\n" +
+	"tapsWanted\x12\x18\n" +
+	"\anotices\x18\x05 \x03(\tR\anotices\x12#\n" +
+	"\ropened_chains\x18\x06 \x03(\tR\fopenedChains\"\x8d\x01\n" +
+	"\tDNSStatus\x12\x1a\n" +
+	"\blistener\x18\x01 \x01(\tR\blistener\x12\x1c\n" +
+	"\tforwarder\x18\x02 \x01(\tR\tforwarder\x12\x18\n" +
+	"\arecords\x18\x03 \x01(\x05R\arecords\x12\x18\n" +
+	"\aproblem\x18\x04 \x01(\tR\aproblem\x12\x12\n" +
+	"\x04zone\x18\x05 \x01(\tR\x04zone\"\x8e\x01\n" +
 	"\x06Driver\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tavailable\x18\x02 \x01(\bR\tavailable\x12\x18\n" +
@@ -4380,7 +4817,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\vaccelerator\x18\x04 \x01(\tR\vaccelerator\x12\x16\n" +
 	"\x06reason\x18\x05 \x01(\tR\x06reason\"\x11\n" +
 	"\x0fShutdownRequest\"\x12\n" +
-	"\x10ShutdownResponse2\x9d\b\n" +
+	"\x10ShutdownResponse2\xd9\b\n" +
 	"\tVMService\x12E\n" +
 	"\bCreateVM\x12\x1a.banger.v1.CreateVMRequest\x1a\x1b.banger.v1.CreateVMResponse0\x01\x12@\n" +
 	"\aListVMs\x12\x19.banger.v1.ListVMsRequest\x1a\x1a.banger.v1.ListVMsResponse\x12:\n" +
@@ -4388,7 +4825,8 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\aStartVM\x12\x19.banger.v1.StartVMRequest\x1a\x1a.banger.v1.StartVMResponse0\x01\x12?\n" +
 	"\x06StopVM\x12\x18.banger.v1.StopVMRequest\x1a\x19.banger.v1.StopVMResponse0\x01\x12H\n" +
 	"\tRestartVM\x12\x1b.banger.v1.RestartVMRequest\x1a\x1c.banger.v1.RestartVMResponse0\x01\x12E\n" +
-	"\bDeleteVM\x12\x1a.banger.v1.DeleteVMRequest\x1a\x1b.banger.v1.DeleteVMResponse0\x01\x12H\n" +
+	"\bDeleteVM\x12\x1a.banger.v1.DeleteVMRequest\x1a\x1b.banger.v1.DeleteVMResponse0\x01\x12:\n" +
+	"\x05SetVM\x12\x17.banger.v1.SetVMRequest\x1a\x18.banger.v1.SetVMResponse\x12H\n" +
 	"\tSuspendVM\x12\x1b.banger.v1.SuspendVMRequest\x1a\x1c.banger.v1.SuspendVMResponse0\x01\x12?\n" +
 	"\x06ForkVM\x12\x18.banger.v1.ForkVMRequest\x1a\x19.banger.v1.ForkVMResponse0\x01\x12B\n" +
 	"\aCloneVM\x12\x19.banger.v1.CloneVMRequest\x1a\x1a.banger.v1.CloneVMResponse0\x01\x12=\n" +
@@ -4425,172 +4863,184 @@ func file_banger_v1_banger_proto_rawDescGZIP() []byte {
 }
 
 var file_banger_v1_banger_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_banger_v1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
+var file_banger_v1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
 var file_banger_v1_banger_proto_goTypes = []any{
 	(Progress_Status)(0),           // 0: banger.v1.Progress.Status
 	(ReadLogRequest_Source)(0),     // 1: banger.v1.ReadLogRequest.Source
 	(*Fault)(nil),                  // 2: banger.v1.Fault
 	(*VMSpec)(nil),                 // 3: banger.v1.VMSpec
-	(*VM)(nil),                     // 4: banger.v1.VM
-	(*SSHEndpoint)(nil),            // 5: banger.v1.SSHEndpoint
-	(*Progress)(nil),               // 6: banger.v1.Progress
-	(*CreateVMRequest)(nil),        // 7: banger.v1.CreateVMRequest
-	(*CreateVMResponse)(nil),       // 8: banger.v1.CreateVMResponse
-	(*ListVMsRequest)(nil),         // 9: banger.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),        // 10: banger.v1.ListVMsResponse
-	(*GetVMRequest)(nil),           // 11: banger.v1.GetVMRequest
-	(*GetVMResponse)(nil),          // 12: banger.v1.GetVMResponse
-	(*StartVMRequest)(nil),         // 13: banger.v1.StartVMRequest
-	(*StartVMResponse)(nil),        // 14: banger.v1.StartVMResponse
-	(*StopVMRequest)(nil),          // 15: banger.v1.StopVMRequest
-	(*StopVMResponse)(nil),         // 16: banger.v1.StopVMResponse
-	(*SuspendVMRequest)(nil),       // 17: banger.v1.SuspendVMRequest
-	(*SuspendVMResponse)(nil),      // 18: banger.v1.SuspendVMResponse
-	(*ForkVMRequest)(nil),          // 19: banger.v1.ForkVMRequest
-	(*ForkVMResponse)(nil),         // 20: banger.v1.ForkVMResponse
-	(*Forked)(nil),                 // 21: banger.v1.Forked
-	(*CloneVMRequest)(nil),         // 22: banger.v1.CloneVMRequest
-	(*CloneVMResponse)(nil),        // 23: banger.v1.CloneVMResponse
-	(*RestartVMRequest)(nil),       // 24: banger.v1.RestartVMRequest
-	(*RestartVMResponse)(nil),      // 25: banger.v1.RestartVMResponse
-	(*DeleteVMRequest)(nil),        // 26: banger.v1.DeleteVMRequest
-	(*DeleteVMResponse)(nil),       // 27: banger.v1.DeleteVMResponse
-	(*PingVMRequest)(nil),          // 28: banger.v1.PingVMRequest
-	(*PingVMResponse)(nil),         // 29: banger.v1.PingVMResponse
-	(*ExecVMRequest)(nil),          // 30: banger.v1.ExecVMRequest
-	(*ExecVMResponse)(nil),         // 31: banger.v1.ExecVMResponse
-	(*GetSSHEndpointRequest)(nil),  // 32: banger.v1.GetSSHEndpointRequest
-	(*GetSSHEndpointResponse)(nil), // 33: banger.v1.GetSSHEndpointResponse
-	(*ReadLogRequest)(nil),         // 34: banger.v1.ReadLogRequest
-	(*ReadLogResponse)(nil),        // 35: banger.v1.ReadLogResponse
-	(*ListEventsRequest)(nil),      // 36: banger.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),     // 37: banger.v1.ListEventsResponse
-	(*Event)(nil),                  // 38: banger.v1.Event
-	(*Image)(nil),                  // 39: banger.v1.Image
-	(*Kernel)(nil),                 // 40: banger.v1.Kernel
-	(*ListImagesRequest)(nil),      // 41: banger.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),     // 42: banger.v1.ListImagesResponse
-	(*GetImageRequest)(nil),        // 43: banger.v1.GetImageRequest
-	(*GetImageResponse)(nil),       // 44: banger.v1.GetImageResponse
-	(*ListKernelsRequest)(nil),     // 45: banger.v1.ListKernelsRequest
-	(*ListKernelsResponse)(nil),    // 46: banger.v1.ListKernelsResponse
-	(*SetupRequest)(nil),           // 47: banger.v1.SetupRequest
-	(*SetupResponse)(nil),          // 48: banger.v1.SetupResponse
-	(*SetupResult)(nil),            // 49: banger.v1.SetupResult
-	(*Template)(nil),               // 50: banger.v1.Template
-	(*ListTemplatesRequest)(nil),   // 51: banger.v1.ListTemplatesRequest
-	(*ListTemplatesResponse)(nil),  // 52: banger.v1.ListTemplatesResponse
-	(*DeleteTemplateRequest)(nil),  // 53: banger.v1.DeleteTemplateRequest
-	(*DeleteTemplateResponse)(nil), // 54: banger.v1.DeleteTemplateResponse
-	(*WarmTemplateRequest)(nil),    // 55: banger.v1.WarmTemplateRequest
-	(*WarmTemplateResponse)(nil),   // 56: banger.v1.WarmTemplateResponse
-	(*GetStatusRequest)(nil),       // 57: banger.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),      // 58: banger.v1.GetStatusResponse
-	(*Driver)(nil),                 // 59: banger.v1.Driver
-	(*ShutdownRequest)(nil),        // 60: banger.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),       // 61: banger.v1.ShutdownResponse
-	(*timestamppb.Timestamp)(nil),  // 62: google.protobuf.Timestamp
-	(*v1.ExecRequest)(nil),         // 63: agent.v1.ExecRequest
-	(*v1.ExecResponse)(nil),        // 64: agent.v1.ExecResponse
+	(*PortForward)(nil),            // 4: banger.v1.PortForward
+	(*VM)(nil),                     // 5: banger.v1.VM
+	(*SSHEndpoint)(nil),            // 6: banger.v1.SSHEndpoint
+	(*Progress)(nil),               // 7: banger.v1.Progress
+	(*CreateVMRequest)(nil),        // 8: banger.v1.CreateVMRequest
+	(*CreateVMResponse)(nil),       // 9: banger.v1.CreateVMResponse
+	(*ListVMsRequest)(nil),         // 10: banger.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),        // 11: banger.v1.ListVMsResponse
+	(*GetVMRequest)(nil),           // 12: banger.v1.GetVMRequest
+	(*GetVMResponse)(nil),          // 13: banger.v1.GetVMResponse
+	(*StartVMRequest)(nil),         // 14: banger.v1.StartVMRequest
+	(*StartVMResponse)(nil),        // 15: banger.v1.StartVMResponse
+	(*StopVMRequest)(nil),          // 16: banger.v1.StopVMRequest
+	(*StopVMResponse)(nil),         // 17: banger.v1.StopVMResponse
+	(*SuspendVMRequest)(nil),       // 18: banger.v1.SuspendVMRequest
+	(*SuspendVMResponse)(nil),      // 19: banger.v1.SuspendVMResponse
+	(*ForkVMRequest)(nil),          // 20: banger.v1.ForkVMRequest
+	(*ForkVMResponse)(nil),         // 21: banger.v1.ForkVMResponse
+	(*Forked)(nil),                 // 22: banger.v1.Forked
+	(*CloneVMRequest)(nil),         // 23: banger.v1.CloneVMRequest
+	(*CloneVMResponse)(nil),        // 24: banger.v1.CloneVMResponse
+	(*RestartVMRequest)(nil),       // 25: banger.v1.RestartVMRequest
+	(*RestartVMResponse)(nil),      // 26: banger.v1.RestartVMResponse
+	(*DeleteVMRequest)(nil),        // 27: banger.v1.DeleteVMRequest
+	(*DeleteVMResponse)(nil),       // 28: banger.v1.DeleteVMResponse
+	(*SetVMRequest)(nil),           // 29: banger.v1.SetVMRequest
+	(*SetVMResponse)(nil),          // 30: banger.v1.SetVMResponse
+	(*PingVMRequest)(nil),          // 31: banger.v1.PingVMRequest
+	(*PingVMResponse)(nil),         // 32: banger.v1.PingVMResponse
+	(*ExecVMRequest)(nil),          // 33: banger.v1.ExecVMRequest
+	(*ExecVMResponse)(nil),         // 34: banger.v1.ExecVMResponse
+	(*GetSSHEndpointRequest)(nil),  // 35: banger.v1.GetSSHEndpointRequest
+	(*GetSSHEndpointResponse)(nil), // 36: banger.v1.GetSSHEndpointResponse
+	(*ReadLogRequest)(nil),         // 37: banger.v1.ReadLogRequest
+	(*ReadLogResponse)(nil),        // 38: banger.v1.ReadLogResponse
+	(*ListEventsRequest)(nil),      // 39: banger.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),     // 40: banger.v1.ListEventsResponse
+	(*Event)(nil),                  // 41: banger.v1.Event
+	(*Image)(nil),                  // 42: banger.v1.Image
+	(*Kernel)(nil),                 // 43: banger.v1.Kernel
+	(*ListImagesRequest)(nil),      // 44: banger.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),     // 45: banger.v1.ListImagesResponse
+	(*GetImageRequest)(nil),        // 46: banger.v1.GetImageRequest
+	(*GetImageResponse)(nil),       // 47: banger.v1.GetImageResponse
+	(*ListKernelsRequest)(nil),     // 48: banger.v1.ListKernelsRequest
+	(*ListKernelsResponse)(nil),    // 49: banger.v1.ListKernelsResponse
+	(*SetupRequest)(nil),           // 50: banger.v1.SetupRequest
+	(*SetupResponse)(nil),          // 51: banger.v1.SetupResponse
+	(*SetupResult)(nil),            // 52: banger.v1.SetupResult
+	(*Template)(nil),               // 53: banger.v1.Template
+	(*ListTemplatesRequest)(nil),   // 54: banger.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),  // 55: banger.v1.ListTemplatesResponse
+	(*DeleteTemplateRequest)(nil),  // 56: banger.v1.DeleteTemplateRequest
+	(*DeleteTemplateResponse)(nil), // 57: banger.v1.DeleteTemplateResponse
+	(*WarmTemplateRequest)(nil),    // 58: banger.v1.WarmTemplateRequest
+	(*WarmTemplateResponse)(nil),   // 59: banger.v1.WarmTemplateResponse
+	(*GetStatusRequest)(nil),       // 60: banger.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),      // 61: banger.v1.GetStatusResponse
+	(*NetworkStatus)(nil),          // 62: banger.v1.NetworkStatus
+	(*DNSStatus)(nil),              // 63: banger.v1.DNSStatus
+	(*Driver)(nil),                 // 64: banger.v1.Driver
+	(*ShutdownRequest)(nil),        // 65: banger.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),       // 66: banger.v1.ShutdownResponse
+	(*timestamppb.Timestamp)(nil),  // 67: google.protobuf.Timestamp
+	(*v1.ExecRequest)(nil),         // 68: agent.v1.ExecRequest
+	(*v1.ExecResponse)(nil),        // 69: agent.v1.ExecResponse
 }
 var file_banger_v1_banger_proto_depIdxs = []int32{
-	62, // 0: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	62, // 1: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
-	0,  // 2: banger.v1.Progress.status:type_name -> banger.v1.Progress.Status
-	3,  // 3: banger.v1.CreateVMRequest.spec:type_name -> banger.v1.VMSpec
-	6,  // 4: banger.v1.CreateVMResponse.progress:type_name -> banger.v1.Progress
-	4,  // 5: banger.v1.CreateVMResponse.vm:type_name -> banger.v1.VM
-	4,  // 6: banger.v1.ListVMsResponse.vms:type_name -> banger.v1.VM
-	4,  // 7: banger.v1.GetVMResponse.vm:type_name -> banger.v1.VM
-	6,  // 8: banger.v1.StartVMResponse.progress:type_name -> banger.v1.Progress
-	4,  // 9: banger.v1.StartVMResponse.vm:type_name -> banger.v1.VM
-	6,  // 10: banger.v1.StopVMResponse.progress:type_name -> banger.v1.Progress
-	4,  // 11: banger.v1.StopVMResponse.vm:type_name -> banger.v1.VM
-	6,  // 12: banger.v1.SuspendVMResponse.progress:type_name -> banger.v1.Progress
-	4,  // 13: banger.v1.SuspendVMResponse.vm:type_name -> banger.v1.VM
-	6,  // 14: banger.v1.ForkVMResponse.progress:type_name -> banger.v1.Progress
-	21, // 15: banger.v1.ForkVMResponse.forked:type_name -> banger.v1.Forked
-	4,  // 16: banger.v1.Forked.vms:type_name -> banger.v1.VM
-	6,  // 17: banger.v1.CloneVMResponse.progress:type_name -> banger.v1.Progress
-	4,  // 18: banger.v1.CloneVMResponse.vm:type_name -> banger.v1.VM
-	6,  // 19: banger.v1.RestartVMResponse.progress:type_name -> banger.v1.Progress
-	4,  // 20: banger.v1.RestartVMResponse.vm:type_name -> banger.v1.VM
-	6,  // 21: banger.v1.DeleteVMResponse.progress:type_name -> banger.v1.Progress
-	63, // 22: banger.v1.ExecVMRequest.exec:type_name -> agent.v1.ExecRequest
-	64, // 23: banger.v1.ExecVMResponse.exec:type_name -> agent.v1.ExecResponse
-	5,  // 24: banger.v1.GetSSHEndpointResponse.endpoint:type_name -> banger.v1.SSHEndpoint
-	1,  // 25: banger.v1.ReadLogRequest.source:type_name -> banger.v1.ReadLogRequest.Source
-	38, // 26: banger.v1.ListEventsResponse.events:type_name -> banger.v1.Event
-	62, // 27: banger.v1.Event.at:type_name -> google.protobuf.Timestamp
-	62, // 28: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	39, // 29: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
-	39, // 30: banger.v1.GetImageResponse.image:type_name -> banger.v1.Image
-	40, // 31: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
-	6,  // 32: banger.v1.SetupResponse.progress:type_name -> banger.v1.Progress
-	49, // 33: banger.v1.SetupResponse.result:type_name -> banger.v1.SetupResult
-	39, // 34: banger.v1.SetupResult.image:type_name -> banger.v1.Image
-	40, // 35: banger.v1.SetupResult.kernel:type_name -> banger.v1.Kernel
-	62, // 36: banger.v1.Template.created_at:type_name -> google.protobuf.Timestamp
-	62, // 37: banger.v1.Template.last_used_at:type_name -> google.protobuf.Timestamp
-	50, // 38: banger.v1.ListTemplatesResponse.templates:type_name -> banger.v1.Template
-	3,  // 39: banger.v1.WarmTemplateRequest.spec:type_name -> banger.v1.VMSpec
-	6,  // 40: banger.v1.WarmTemplateResponse.progress:type_name -> banger.v1.Progress
-	50, // 41: banger.v1.WarmTemplateResponse.template:type_name -> banger.v1.Template
-	62, // 42: banger.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	59, // 43: banger.v1.GetStatusResponse.drivers:type_name -> banger.v1.Driver
-	7,  // 44: banger.v1.VMService.CreateVM:input_type -> banger.v1.CreateVMRequest
-	9,  // 45: banger.v1.VMService.ListVMs:input_type -> banger.v1.ListVMsRequest
-	11, // 46: banger.v1.VMService.GetVM:input_type -> banger.v1.GetVMRequest
-	13, // 47: banger.v1.VMService.StartVM:input_type -> banger.v1.StartVMRequest
-	15, // 48: banger.v1.VMService.StopVM:input_type -> banger.v1.StopVMRequest
-	24, // 49: banger.v1.VMService.RestartVM:input_type -> banger.v1.RestartVMRequest
-	26, // 50: banger.v1.VMService.DeleteVM:input_type -> banger.v1.DeleteVMRequest
-	17, // 51: banger.v1.VMService.SuspendVM:input_type -> banger.v1.SuspendVMRequest
-	19, // 52: banger.v1.VMService.ForkVM:input_type -> banger.v1.ForkVMRequest
-	22, // 53: banger.v1.VMService.CloneVM:input_type -> banger.v1.CloneVMRequest
-	28, // 54: banger.v1.VMService.PingVM:input_type -> banger.v1.PingVMRequest
-	30, // 55: banger.v1.VMService.ExecVM:input_type -> banger.v1.ExecVMRequest
-	32, // 56: banger.v1.VMService.GetSSHEndpoint:input_type -> banger.v1.GetSSHEndpointRequest
-	34, // 57: banger.v1.VMService.ReadLog:input_type -> banger.v1.ReadLogRequest
-	36, // 58: banger.v1.VMService.ListEvents:input_type -> banger.v1.ListEventsRequest
-	41, // 59: banger.v1.ImageService.ListImages:input_type -> banger.v1.ListImagesRequest
-	43, // 60: banger.v1.ImageService.GetImage:input_type -> banger.v1.GetImageRequest
-	45, // 61: banger.v1.ImageService.ListKernels:input_type -> banger.v1.ListKernelsRequest
-	47, // 62: banger.v1.ImageService.Setup:input_type -> banger.v1.SetupRequest
-	51, // 63: banger.v1.TemplateService.ListTemplates:input_type -> banger.v1.ListTemplatesRequest
-	53, // 64: banger.v1.TemplateService.DeleteTemplate:input_type -> banger.v1.DeleteTemplateRequest
-	55, // 65: banger.v1.TemplateService.WarmTemplate:input_type -> banger.v1.WarmTemplateRequest
-	57, // 66: banger.v1.DaemonService.GetStatus:input_type -> banger.v1.GetStatusRequest
-	60, // 67: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	8,  // 68: banger.v1.VMService.CreateVM:output_type -> banger.v1.CreateVMResponse
-	10, // 69: banger.v1.VMService.ListVMs:output_type -> banger.v1.ListVMsResponse
-	12, // 70: banger.v1.VMService.GetVM:output_type -> banger.v1.GetVMResponse
-	14, // 71: banger.v1.VMService.StartVM:output_type -> banger.v1.StartVMResponse
-	16, // 72: banger.v1.VMService.StopVM:output_type -> banger.v1.StopVMResponse
-	25, // 73: banger.v1.VMService.RestartVM:output_type -> banger.v1.RestartVMResponse
-	27, // 74: banger.v1.VMService.DeleteVM:output_type -> banger.v1.DeleteVMResponse
-	18, // 75: banger.v1.VMService.SuspendVM:output_type -> banger.v1.SuspendVMResponse
-	20, // 76: banger.v1.VMService.ForkVM:output_type -> banger.v1.ForkVMResponse
-	23, // 77: banger.v1.VMService.CloneVM:output_type -> banger.v1.CloneVMResponse
-	29, // 78: banger.v1.VMService.PingVM:output_type -> banger.v1.PingVMResponse
-	31, // 79: banger.v1.VMService.ExecVM:output_type -> banger.v1.ExecVMResponse
-	33, // 80: banger.v1.VMService.GetSSHEndpoint:output_type -> banger.v1.GetSSHEndpointResponse
-	35, // 81: banger.v1.VMService.ReadLog:output_type -> banger.v1.ReadLogResponse
-	37, // 82: banger.v1.VMService.ListEvents:output_type -> banger.v1.ListEventsResponse
-	42, // 83: banger.v1.ImageService.ListImages:output_type -> banger.v1.ListImagesResponse
-	44, // 84: banger.v1.ImageService.GetImage:output_type -> banger.v1.GetImageResponse
-	46, // 85: banger.v1.ImageService.ListKernels:output_type -> banger.v1.ListKernelsResponse
-	48, // 86: banger.v1.ImageService.Setup:output_type -> banger.v1.SetupResponse
-	52, // 87: banger.v1.TemplateService.ListTemplates:output_type -> banger.v1.ListTemplatesResponse
-	54, // 88: banger.v1.TemplateService.DeleteTemplate:output_type -> banger.v1.DeleteTemplateResponse
-	56, // 89: banger.v1.TemplateService.WarmTemplate:output_type -> banger.v1.WarmTemplateResponse
-	58, // 90: banger.v1.DaemonService.GetStatus:output_type -> banger.v1.GetStatusResponse
-	61, // 91: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	68, // [68:92] is the sub-list for method output_type
-	44, // [44:68] is the sub-list for method input_type
-	44, // [44:44] is the sub-list for extension type_name
-	44, // [44:44] is the sub-list for extension extendee
-	0,  // [0:44] is the sub-list for field type_name
+	4,  // 0: banger.v1.VMSpec.ports:type_name -> banger.v1.PortForward
+	67, // 1: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	67, // 2: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	4,  // 3: banger.v1.VM.ports:type_name -> banger.v1.PortForward
+	0,  // 4: banger.v1.Progress.status:type_name -> banger.v1.Progress.Status
+	3,  // 5: banger.v1.CreateVMRequest.spec:type_name -> banger.v1.VMSpec
+	7,  // 6: banger.v1.CreateVMResponse.progress:type_name -> banger.v1.Progress
+	5,  // 7: banger.v1.CreateVMResponse.vm:type_name -> banger.v1.VM
+	5,  // 8: banger.v1.ListVMsResponse.vms:type_name -> banger.v1.VM
+	5,  // 9: banger.v1.GetVMResponse.vm:type_name -> banger.v1.VM
+	7,  // 10: banger.v1.StartVMResponse.progress:type_name -> banger.v1.Progress
+	5,  // 11: banger.v1.StartVMResponse.vm:type_name -> banger.v1.VM
+	7,  // 12: banger.v1.StopVMResponse.progress:type_name -> banger.v1.Progress
+	5,  // 13: banger.v1.StopVMResponse.vm:type_name -> banger.v1.VM
+	7,  // 14: banger.v1.SuspendVMResponse.progress:type_name -> banger.v1.Progress
+	5,  // 15: banger.v1.SuspendVMResponse.vm:type_name -> banger.v1.VM
+	7,  // 16: banger.v1.ForkVMResponse.progress:type_name -> banger.v1.Progress
+	22, // 17: banger.v1.ForkVMResponse.forked:type_name -> banger.v1.Forked
+	5,  // 18: banger.v1.Forked.vms:type_name -> banger.v1.VM
+	7,  // 19: banger.v1.CloneVMResponse.progress:type_name -> banger.v1.Progress
+	5,  // 20: banger.v1.CloneVMResponse.vm:type_name -> banger.v1.VM
+	7,  // 21: banger.v1.RestartVMResponse.progress:type_name -> banger.v1.Progress
+	5,  // 22: banger.v1.RestartVMResponse.vm:type_name -> banger.v1.VM
+	7,  // 23: banger.v1.DeleteVMResponse.progress:type_name -> banger.v1.Progress
+	5,  // 24: banger.v1.SetVMResponse.vm:type_name -> banger.v1.VM
+	68, // 25: banger.v1.ExecVMRequest.exec:type_name -> agent.v1.ExecRequest
+	69, // 26: banger.v1.ExecVMResponse.exec:type_name -> agent.v1.ExecResponse
+	6,  // 27: banger.v1.GetSSHEndpointResponse.endpoint:type_name -> banger.v1.SSHEndpoint
+	1,  // 28: banger.v1.ReadLogRequest.source:type_name -> banger.v1.ReadLogRequest.Source
+	41, // 29: banger.v1.ListEventsResponse.events:type_name -> banger.v1.Event
+	67, // 30: banger.v1.Event.at:type_name -> google.protobuf.Timestamp
+	67, // 31: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	42, // 32: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
+	42, // 33: banger.v1.GetImageResponse.image:type_name -> banger.v1.Image
+	43, // 34: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
+	7,  // 35: banger.v1.SetupResponse.progress:type_name -> banger.v1.Progress
+	52, // 36: banger.v1.SetupResponse.result:type_name -> banger.v1.SetupResult
+	42, // 37: banger.v1.SetupResult.image:type_name -> banger.v1.Image
+	43, // 38: banger.v1.SetupResult.kernel:type_name -> banger.v1.Kernel
+	67, // 39: banger.v1.Template.created_at:type_name -> google.protobuf.Timestamp
+	67, // 40: banger.v1.Template.last_used_at:type_name -> google.protobuf.Timestamp
+	53, // 41: banger.v1.ListTemplatesResponse.templates:type_name -> banger.v1.Template
+	3,  // 42: banger.v1.WarmTemplateRequest.spec:type_name -> banger.v1.VMSpec
+	7,  // 43: banger.v1.WarmTemplateResponse.progress:type_name -> banger.v1.Progress
+	53, // 44: banger.v1.WarmTemplateResponse.template:type_name -> banger.v1.Template
+	67, // 45: banger.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	64, // 46: banger.v1.GetStatusResponse.drivers:type_name -> banger.v1.Driver
+	63, // 47: banger.v1.GetStatusResponse.dns:type_name -> banger.v1.DNSStatus
+	62, // 48: banger.v1.GetStatusResponse.network:type_name -> banger.v1.NetworkStatus
+	8,  // 49: banger.v1.VMService.CreateVM:input_type -> banger.v1.CreateVMRequest
+	10, // 50: banger.v1.VMService.ListVMs:input_type -> banger.v1.ListVMsRequest
+	12, // 51: banger.v1.VMService.GetVM:input_type -> banger.v1.GetVMRequest
+	14, // 52: banger.v1.VMService.StartVM:input_type -> banger.v1.StartVMRequest
+	16, // 53: banger.v1.VMService.StopVM:input_type -> banger.v1.StopVMRequest
+	25, // 54: banger.v1.VMService.RestartVM:input_type -> banger.v1.RestartVMRequest
+	27, // 55: banger.v1.VMService.DeleteVM:input_type -> banger.v1.DeleteVMRequest
+	29, // 56: banger.v1.VMService.SetVM:input_type -> banger.v1.SetVMRequest
+	18, // 57: banger.v1.VMService.SuspendVM:input_type -> banger.v1.SuspendVMRequest
+	20, // 58: banger.v1.VMService.ForkVM:input_type -> banger.v1.ForkVMRequest
+	23, // 59: banger.v1.VMService.CloneVM:input_type -> banger.v1.CloneVMRequest
+	31, // 60: banger.v1.VMService.PingVM:input_type -> banger.v1.PingVMRequest
+	33, // 61: banger.v1.VMService.ExecVM:input_type -> banger.v1.ExecVMRequest
+	35, // 62: banger.v1.VMService.GetSSHEndpoint:input_type -> banger.v1.GetSSHEndpointRequest
+	37, // 63: banger.v1.VMService.ReadLog:input_type -> banger.v1.ReadLogRequest
+	39, // 64: banger.v1.VMService.ListEvents:input_type -> banger.v1.ListEventsRequest
+	44, // 65: banger.v1.ImageService.ListImages:input_type -> banger.v1.ListImagesRequest
+	46, // 66: banger.v1.ImageService.GetImage:input_type -> banger.v1.GetImageRequest
+	48, // 67: banger.v1.ImageService.ListKernels:input_type -> banger.v1.ListKernelsRequest
+	50, // 68: banger.v1.ImageService.Setup:input_type -> banger.v1.SetupRequest
+	54, // 69: banger.v1.TemplateService.ListTemplates:input_type -> banger.v1.ListTemplatesRequest
+	56, // 70: banger.v1.TemplateService.DeleteTemplate:input_type -> banger.v1.DeleteTemplateRequest
+	58, // 71: banger.v1.TemplateService.WarmTemplate:input_type -> banger.v1.WarmTemplateRequest
+	60, // 72: banger.v1.DaemonService.GetStatus:input_type -> banger.v1.GetStatusRequest
+	65, // 73: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	9,  // 74: banger.v1.VMService.CreateVM:output_type -> banger.v1.CreateVMResponse
+	11, // 75: banger.v1.VMService.ListVMs:output_type -> banger.v1.ListVMsResponse
+	13, // 76: banger.v1.VMService.GetVM:output_type -> banger.v1.GetVMResponse
+	15, // 77: banger.v1.VMService.StartVM:output_type -> banger.v1.StartVMResponse
+	17, // 78: banger.v1.VMService.StopVM:output_type -> banger.v1.StopVMResponse
+	26, // 79: banger.v1.VMService.RestartVM:output_type -> banger.v1.RestartVMResponse
+	28, // 80: banger.v1.VMService.DeleteVM:output_type -> banger.v1.DeleteVMResponse
+	30, // 81: banger.v1.VMService.SetVM:output_type -> banger.v1.SetVMResponse
+	19, // 82: banger.v1.VMService.SuspendVM:output_type -> banger.v1.SuspendVMResponse
+	21, // 83: banger.v1.VMService.ForkVM:output_type -> banger.v1.ForkVMResponse
+	24, // 84: banger.v1.VMService.CloneVM:output_type -> banger.v1.CloneVMResponse
+	32, // 85: banger.v1.VMService.PingVM:output_type -> banger.v1.PingVMResponse
+	34, // 86: banger.v1.VMService.ExecVM:output_type -> banger.v1.ExecVMResponse
+	36, // 87: banger.v1.VMService.GetSSHEndpoint:output_type -> banger.v1.GetSSHEndpointResponse
+	38, // 88: banger.v1.VMService.ReadLog:output_type -> banger.v1.ReadLogResponse
+	40, // 89: banger.v1.VMService.ListEvents:output_type -> banger.v1.ListEventsResponse
+	45, // 90: banger.v1.ImageService.ListImages:output_type -> banger.v1.ListImagesResponse
+	47, // 91: banger.v1.ImageService.GetImage:output_type -> banger.v1.GetImageResponse
+	49, // 92: banger.v1.ImageService.ListKernels:output_type -> banger.v1.ListKernelsResponse
+	51, // 93: banger.v1.ImageService.Setup:output_type -> banger.v1.SetupResponse
+	55, // 94: banger.v1.TemplateService.ListTemplates:output_type -> banger.v1.ListTemplatesResponse
+	57, // 95: banger.v1.TemplateService.DeleteTemplate:output_type -> banger.v1.DeleteTemplateResponse
+	59, // 96: banger.v1.TemplateService.WarmTemplate:output_type -> banger.v1.WarmTemplateResponse
+	61, // 97: banger.v1.DaemonService.GetStatus:output_type -> banger.v1.GetStatusResponse
+	66, // 98: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	74, // [74:99] is the sub-list for method output_type
+	49, // [49:74] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_banger_v1_banger_proto_init() }
@@ -4599,44 +5049,45 @@ func file_banger_v1_banger_proto_init() {
 		return
 	}
 	file_banger_v1_banger_proto_msgTypes[1].OneofWrappers = []any{}
-	file_banger_v1_banger_proto_msgTypes[4].OneofWrappers = []any{}
-	file_banger_v1_banger_proto_msgTypes[6].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[5].OneofWrappers = []any{}
+	file_banger_v1_banger_proto_msgTypes[7].OneofWrappers = []any{
 		(*CreateVMResponse_Progress)(nil),
 		(*CreateVMResponse_Vm)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[12].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[13].OneofWrappers = []any{
 		(*StartVMResponse_Progress)(nil),
 		(*StartVMResponse_Vm)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[14].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[15].OneofWrappers = []any{
 		(*StopVMResponse_Progress)(nil),
 		(*StopVMResponse_Vm)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[16].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[17].OneofWrappers = []any{
 		(*SuspendVMResponse_Progress)(nil),
 		(*SuspendVMResponse_Vm)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[18].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[19].OneofWrappers = []any{
 		(*ForkVMResponse_Progress)(nil),
 		(*ForkVMResponse_Forked)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[21].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[22].OneofWrappers = []any{
 		(*CloneVMResponse_Progress)(nil),
 		(*CloneVMResponse_Vm)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[23].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[24].OneofWrappers = []any{
 		(*RestartVMResponse_Progress)(nil),
 		(*RestartVMResponse_Vm)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[28].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[27].OneofWrappers = []any{}
+	file_banger_v1_banger_proto_msgTypes[31].OneofWrappers = []any{
 		(*ExecVMRequest_Vm)(nil),
 		(*ExecVMRequest_Exec)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[46].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[49].OneofWrappers = []any{
 		(*SetupResponse_Progress)(nil),
 		(*SetupResponse_Result)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[54].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[57].OneofWrappers = []any{
 		(*WarmTemplateResponse_Progress)(nil),
 		(*WarmTemplateResponse_Template)(nil),
 	}
@@ -4646,7 +5097,7 @@ func file_banger_v1_banger_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_banger_proto_rawDesc), len(file_banger_v1_banger_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   60,
+			NumMessages:   65,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	agentv1 "banger/api/agent/v1"
 )
@@ -62,6 +63,9 @@ func prepare(link netlink.Link, i *agentv1.Interface) error {
 		addr, err := netlink.ParseAddr(a)
 		if err != nil {
 			return fmt.Errorf("address %q: %w", a, err)
+		}
+		if addr.IP.To4() == nil { // it is nobody else's: usable at once
+			addr.Flags |= unix.IFA_F_NODAD
 		}
 		if err := netlink.AddrReplace(link, addr); err != nil {
 			return fmt.Errorf("add the address %s: %w", a, err)

@@ -42,6 +42,8 @@ type Options struct {
 	Quiesce func(context.Context, *agentv1.QuiesceRequest) error
 	// Adopt makes a guest that was restored from memory what the request says.
 	Adopt func(context.Context, *agentv1.AdoptRequest) error
+	// Dial connects to a port of the guest itself, and tells by which address.
+	Dial func(ctx context.Context, port uint16) (Conn, string, error)
 	// BootID is that of the running kernel, as programs see it; empty: the kernel's is read at each Ping.
 	BootID string
 	// Ready, when set, returns once the guest is far enough for programs to be started in it, or ctx ends.

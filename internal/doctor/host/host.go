@@ -118,19 +118,19 @@ func checkNetHelper(context.Context) doctor.Result {
 	if os.Geteuid() == 0 {
 		return doctor.Good(path + " (run by root)")
 	}
-	granted, err := hasNetAdmin(path)
+	granted, err := hasCapabilities(path)
 	if err != nil {
 		return doctor.Fail(err)
 	}
 	if !granted {
-		return doctor.Missing(path+" lacks the capability CAP_NET_ADMIN", "sudo setcap cap_net_admin+ep "+path)
+		return doctor.Missing(path+" lacks the capabilities CAP_NET_ADMIN and CAP_NET_BIND_SERVICE", "sudo setcap cap_net_admin,cap_net_bind_service+ep "+path)
 	}
-	return doctor.Good(path + " has CAP_NET_ADMIN")
+	return doctor.Good(path + " has CAP_NET_ADMIN and CAP_NET_BIND_SERVICE")
 }
 
-// hasNetAdmin reads the file capabilities: struct vfs_cap_data of linux/capability.h, little-endian,
+// hasCapabilities reads the file capabilities: struct vfs_cap_data of linux/capability.h, little-endian,
 // a 32-bit header with the effective bit lowest, then the low half of the permitted set.
-func hasNetAdmin(path string) (bool, error) {
+func hasCapabilities(path string) (bool, error) {
 	buffer := make([]byte, 64)
 	n, err := unix.Getxattr(path, "security.capability", buffer)
 	if errors.Is(err, unix.ENODATA) || errors.Is(err, unix.ENOTSUP) {
@@ -139,16 +139,17 @@ func hasNetAdmin(path string) (bool, error) {
 	if err != nil {
 		return false, fault.Wrap(fault.Precondition, err, "cannot read the capabilities of %s", path)
 	}
-	return grantsNetAdmin(buffer[:n]), nil
+	return grantsCapabilities(buffer[:n]), nil
 }
 
-func grantsNetAdmin(data []byte) bool {
+func grantsCapabilities(data []byte) bool {
 	if len(data) < 8 {
 		return false
 	}
 	effective := data[0]&1 == 1
 	permitted := uint32(data[4]) | uint32(data[5])<<8 | uint32(data[6])<<16 | uint32(data[7])<<24
-	return effective && permitted&(1<<unix.CAP_NET_ADMIN) != 0
+	const needed = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_BIND_SERVICE
+	return effective && permitted&needed == needed
 }
 
 func checkSpace(dir string) doctor.Result {

@@ -17,13 +17,13 @@ const (
 	ipForward = "/proc/sys/net/ipv4/ip_forward"
 )
 
-// confine gives up everything but CAP_NET_ADMIN and two files, for all threads and for good, and tells
+// confine gives up everything but its two capabilities and three files, for all threads and for good, and tells
 // whether there is CAP_NET_ADMIN. Landlock is used as far as the kernel has it.
 func confine(log *slog.Logger) (right bool, err error) {
 	if _, _, e := psx.Syscall6(unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0, 0); e != 0 {
 		return false, fmt.Errorf("give up new privileges: %w", e)
 	}
-	if right, err = keepNetAdmin(); err != nil {
+	if right, err = keepCapabilities(); err != nil {
 		return false, err
 	}
 	version, err := landlocksys.LandlockGetABIVersion()
@@ -33,6 +33,7 @@ func confine(log *slog.Logger) (right bool, err error) {
 	}
 	err = landlock.V5.BestEffort().RestrictPaths(
 		landlock.RWFiles(tunDevice).WithIoctlDev().IgnoreIfMissing(), landlock.RWFiles(ipForward).IgnoreIfMissing(),
+		landlock.ROFiles(bridgeNFCall).IgnoreIfMissing(),
 	)
 	if err != nil {
 		return false, fmt.Errorf("confine the access to files: %w", err)
@@ -40,18 +41,21 @@ func confine(log *slog.Logger) (right bool, err error) {
 	return right, nil
 }
 
-// keepNetAdmin drops all capabilities but CAP_NET_ADMIN, and tells whether that one is there.
-func keepNetAdmin() (bool, error) {
+// kept are the capabilities that requests need: for devices and the packet filter, and for port 53.
+const kept = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_BIND_SERVICE
+
+// keepCapabilities drops all capabilities but those, and tells whether CAP_NET_ADMIN is there.
+func keepCapabilities() (bool, error) {
 	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var have [2]unix.CapUserData // capabilities 0-31 and 32-63
 	if err := unix.Capget(&header, &have[0]); err != nil {
 		return false, fmt.Errorf("read capabilities: %w", err)
 	}
-	keep := have[0].Permitted & (1 << unix.CAP_NET_ADMIN)
+	keep := have[0].Permitted & kept
 	want := &[2]unix.CapUserData{{Effective: keep, Permitted: keep}}
 	_, _, e := psx.Syscall3(unix.SYS_CAPSET, uintptr(unsafe.Pointer(&header)), uintptr(unsafe.Pointer(want)), 0)
 	if e != 0 {
 		return false, fmt.Errorf("drop capabilities: %w", e)
 	}
-	return keep != 0, nil
+	return keep&(1<<unix.CAP_NET_ADMIN) != 0, nil
 }

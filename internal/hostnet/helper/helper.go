@@ -1,5 +1,5 @@
 // Package helper is banger-nethelper: the only code of banger that holds a right the user has not,
-// CAP_NET_ADMIN. It answers the requests of internal/hostnet on a socketpair, touches nothing but
+// CAP_NET_ADMIN and CAP_NET_BIND_SERVICE. It answers the requests of internal/hostnet on a socketpair, touches nothing but
 // bridges, TAP devices and one nftables table of banger's that belong to the user who started it,
 // and ends when that socket closes, which the kernel does however the daemon dies.
 package helper
@@ -26,7 +26,7 @@ const requestTime = 30 * time.Second
 
 // Main is the whole program; it returns its exit code.
 func Main() int {
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	log := slog.New(newBoundedLog(slog.NewTextHandler(os.Stderr, nil), maxLog))
 	// The daemon decides when this ends, by closing the socket; a terminal's Ctrl-C does not.
 	signal.Ignore(syscall.SIGINT, syscall.SIGHUP)
 	path, _ := os.Executable()
@@ -36,12 +36,13 @@ func Main() int {
 		fmt.Fprintln(os.Stderr, "banger-nethelper: hint: bangerd starts this program, and nobody else")
 		return int(fault.Usage)
 	}
+	allowed, notAllowed := readAllowance(allowedFile) // before there are no files any more
 	right, err := confine(log)
 	if err != nil {
 		log.Error("not confined", "reason", err)
 		return int(fault.Unexpected)
 	}
-	h := &handler{uid: os.Getuid(), path: path, right: right}
+	h := &handler{uid: os.Getuid(), path: path, right: right, allowed: allowed, notAllowed: notAllowed, keeper: keeper{log: log}}
 	socket := os.NewFile(hostnet.HelperFD, "daemon")
 	if err := serve(socket, h.handle, log); err != nil {
 		log.Error("ended", "reason", err)
@@ -74,12 +75,24 @@ func serve(socket io.ReadWriter, handle func(hostnet.Request) (hostnet.Response,
 			refused := fault.Wrap(fault.Usage, err, "the request cannot be read")
 			return errors.Join(refused, hostnet.WriteMessage(socket, hostnet.Fail(refused)))
 		}
-		if err := hostnet.WriteMessage(socket, answer(request, handle, log)); errors.Is(err, syscall.EPIPE) {
+		if err := reply(socket, answer(request, handle, log)); errors.Is(err, syscall.EPIPE) {
 			return nil
 		} else if err != nil {
 			return fmt.Errorf("write the answer: %w", err)
 		}
 	}
+}
+
+// reply writes an answer, and the sockets that follow it.
+func reply(socket io.Writer, response hostnet.Response) error {
+	if err := hostnet.WriteMessage(socket, response); err != nil || response.Sockets == 0 {
+		return err
+	}
+	conn, ok := socket.(syscall.Conn)
+	if !ok {
+		return errors.New("sockets can only be sent over a socket")
+	}
+	return hostnet.SendSockets(conn, response.Files())
 }
 
 func answer(request hostnet.Request, handle func(hostnet.Request) (hostnet.Response, error), log *slog.Logger) hostnet.Response {
@@ -106,6 +119,10 @@ type handler struct {
 	uid   int
 	path  string // of this program
 	right bool   // CAP_NET_ADMIN; what already holds can be asked for without it
+
+	allowed    allowance
+	notAllowed error // why it is not known what is allowed: then nothing is
+	keeper     keeper
 }
 
 func (h *handler) handle(r hostnet.Request) (response hostnet.Response, err error) {
@@ -114,22 +131,40 @@ func (h *handler) handle(r hostnet.Request) (response hostnet.Response, err erro
 	case hostnet.OpCheck:
 		err = h.check()
 	case hostnet.OpEnsureBridge:
-		err = ensureBridge(r.Bridge, r.Address, me)
+		if err = h.notAllowed; err == nil {
+			err = h.allowed.check(r.Address, h.uid)
+		}
+		if err == nil {
+			response, err = ensureBridge(r.Bridge, r.Address, me)
+		}
 	case hostnet.OpRemoveBridge:
-		err = removeBridge(r.Bridge, me)
+		if err = h.keeper.remove(r.Bridge, me); err == nil {
+			err = removeBridge(r.Bridge, me)
+		}
 	case hostnet.OpAddTAP:
 		if r.Owner != h.uid {
 			return response, fault.New(fault.Usage, "user %d asks for a TAP device of user %d", h.uid, r.Owner)
 		}
+		if r.TAP == "" {
+			if r.TAP, err = freeTAP(); err != nil {
+				break
+			}
+		}
+		response.TAPs = []string{r.TAP}
 		err = addTAP(r.TAP, r.Bridge, me)
 	case hostnet.OpDeleteTAP:
 		err = deleteTAP(r.TAP, me)
 	case hostnet.OpListTAPs:
 		response.TAPs, err = listTAPs(me)
-	case hostnet.OpSetNAT:
-		err = setNAT(r.Bridge, r.Guest, r.On, me)
-	case hostnet.OpRemoveNAT:
-		err = removeNAT(r.Bridge, me)
+	case hostnet.OpSetRules:
+		if len(r.Rules.Guests) == 0 && !h.right {
+			break // there are none: nobody here could have made any
+		}
+		response, err = h.keeper.set(r.Bridge, *r.Rules, me)
+	case hostnet.OpRemoveRules:
+		err = h.keeper.remove(r.Bridge, me)
+	case hostnet.OpListenDNS:
+		response, err = listenDNS(r.Bridge, r.Address, me)
 	}
 	return response, h.explain(err)
 }

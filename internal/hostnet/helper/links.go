@@ -13,6 +13,8 @@ import (
 
 	"banger/internal/fault"
 	"banger/internal/hostnet"
+	"banger/internal/paths"
+	"banger/internal/vm"
 )
 
 // find returns a device, or nil when there is none of that name.
@@ -29,29 +31,36 @@ func find(name string) (netlink.Link, error) {
 
 // ensureBridge makes the bridge, or completes it, so that it is the user's, has this address and no
 // other, and is up.
-func ensureBridge(name string, address netip.Prefix, me owner) error {
+func ensureBridge(name string, address netip.Prefix, me owner) (response hostnet.Response, err error) {
 	link, err := find(name)
 	if err != nil {
-		return err
+		return response, err
 	}
 	if link == nil {
 		if err := checkRoutes(address, name); err != nil {
-			return err
+			return response, err
 		}
 		if link, err = makeBridge(name, me); err != nil {
-			return err
+			return response, err
 		}
 	}
 	if err := claimBridge(link, me); err != nil {
-		return err
+		return response, err
 	}
 	if err := setAddress(link, address); err != nil {
-		return err
+		return response, err
+	}
+	notice, err := bridgeIPv6(link, vm.IPv6Prefix(address))
+	if err != nil {
+		return response, err
+	}
+	if notice != "" {
+		response.Notices = []string{notice}
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
-		return fmt.Errorf("set bridge %s up: %w", name, err)
+		return response, fmt.Errorf("set bridge %s up: %w", name, err)
 	}
-	return nil
+	return response, nil
 }
 
 func makeBridge(name string, me owner) (netlink.Link, error) {
@@ -207,13 +216,13 @@ func ports(bridge netlink.Link) (int, error) {
 	return n, nil
 }
 
-// removeBridge takes away the bridge and its NAT; that of a missing one succeeds.
+// removeBridge takes away a bridge; that of a missing one succeeds.
 func removeBridge(name string, me owner) error {
-	if err := removeNAT(name, me); err != nil {
-		return err
-	}
 	link, err := find(name)
 	if err != nil || link == nil {
+		return err
+	}
+	if err := checkBridge(link, me); err != nil {
 		return err
 	}
 	n, err := ports(link)
@@ -246,6 +255,11 @@ func addTAP(name, bridgeName string, me owner) error {
 		}
 		return attach(link, bridge)
 	}
+	if n, err := ports(bridge); err != nil {
+		return err
+	} else if n >= hostnet.MaxGuests {
+		return fault.New(fault.Conflict, "bridge %s has %d devices, and takes no more", bridgeName, n).WithHint("stop some VMs")
+	}
 	tun, err := openTAP(name, me.uid)
 	if err != nil {
 		return err
@@ -267,6 +281,27 @@ func addTAP(name, bridgeName string, me owner) error {
 		return fmt.Errorf("make TAP device %s persistent: %w", name, err)
 	}
 	return nil
+}
+
+// maxPoolName is the highest number in the name of a TAP device of the pool.
+const maxPoolName = 99999
+
+// freeTAP returns the first name of the pool's that no device on this host has, whoever's it is.
+func freeTAP() (string, error) {
+	links, err := hostnet.List(netlink.LinkList)
+	if err != nil {
+		return "", fmt.Errorf("list network devices: %w", err)
+	}
+	taken := map[string]bool{}
+	for _, l := range links {
+		taken[l.Attrs().Name] = true
+	}
+	for n := range maxPoolName + 1 {
+		if name := fmt.Sprintf("%s%d", paths.PoolPrefix, n); !taken[name] {
+			return name, nil
+		}
+	}
+	return "", fault.New(fault.Conflict, "no name is free for a TAP device").WithHint("see: ip -brief link")
 }
 
 // openTAP makes a TAP device that its owner may open; it must not exist yet.

@@ -36,5 +36,6 @@ func Agent(m *Memory, shutdown func(agentv1.ShutdownRequest_Mode), hangQuiesce b
 		},
 		Adopt:  func(_ context.Context, r *agentv1.AdoptRequest) error { return m.adopt(r) },
 		BootID: m.BootID,
+		Dial:   dial,
 	}
 }

@@ -49,6 +49,8 @@ const (
 	AgentServiceQuiesceProcedure = "/agent.v1.AgentService/Quiesce"
 	// AgentServiceAdoptProcedure is the fully-qualified name of the AgentService's Adopt RPC.
 	AgentServiceAdoptProcedure = "/agent.v1.AgentService/Adopt"
+	// AgentServiceDialProcedure is the fully-qualified name of the AgentService's Dial RPC.
+	AgentServiceDialProcedure = "/agent.v1.AgentService/Dial"
 )
 
 // AgentServiceClient is a client for the agent.v1.AgentService service.
@@ -67,6 +69,9 @@ type AgentServiceClient interface {
 	Quiesce(context.Context, *v1.QuiesceRequest) (*v1.QuiesceResponse, error)
 	// Adopt tells a guest that was restored from memory, and has the time, who it is. It returns when all of it holds.
 	Adopt(context.Context, *v1.AdoptRequest) (*v1.AdoptResponse, error)
+	// Dial opens a TCP connection to a port of the guest itself, also one that only listens on loopback. The
+	// first request is Start, the first response Connected; then bytes go both ways until both sides have ended.
+	Dial(context.Context) (*connect.BidiStreamForClientSimple[v1.DialRequest, v1.DialResponse], error)
 }
 
 // NewAgentServiceClient constructs a client for the agent.v1.AgentService service. By default, it
@@ -122,6 +127,12 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(agentServiceMethods.ByName("Adopt")),
 			connect.WithClientOptions(opts...),
 		),
+		dial: connect.NewClient[v1.DialRequest, v1.DialResponse](
+			httpClient,
+			baseURL+AgentServiceDialProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("Dial")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
@@ -134,6 +145,7 @@ type agentServiceClient struct {
 	setTime  *connect.Client[v1.SetTimeRequest, v1.SetTimeResponse]
 	quiesce  *connect.Client[v1.QuiesceRequest, v1.QuiesceResponse]
 	adopt    *connect.Client[v1.AdoptRequest, v1.AdoptResponse]
+	dial     *connect.Client[v1.DialRequest, v1.DialResponse]
 }
 
 // Ping calls agent.v1.AgentService.Ping.
@@ -195,6 +207,11 @@ func (c *agentServiceClient) Adopt(ctx context.Context, req *v1.AdoptRequest) (*
 	return nil, err
 }
 
+// Dial calls agent.v1.AgentService.Dial.
+func (c *agentServiceClient) Dial(ctx context.Context) (*connect.BidiStreamForClientSimple[v1.DialRequest, v1.DialResponse], error) {
+	return c.dial.CallBidiStreamSimple(ctx)
+}
+
 // AgentServiceHandler is an implementation of the agent.v1.AgentService service.
 type AgentServiceHandler interface {
 	// Ping answers as soon as the guest channel works.
@@ -211,6 +228,9 @@ type AgentServiceHandler interface {
 	Quiesce(context.Context, *v1.QuiesceRequest) (*v1.QuiesceResponse, error)
 	// Adopt tells a guest that was restored from memory, and has the time, who it is. It returns when all of it holds.
 	Adopt(context.Context, *v1.AdoptRequest) (*v1.AdoptResponse, error)
+	// Dial opens a TCP connection to a port of the guest itself, also one that only listens on loopback. The
+	// first request is Start, the first response Connected; then bytes go both ways until both sides have ended.
+	Dial(context.Context, *connect.BidiStream[v1.DialRequest, v1.DialResponse]) error
 }
 
 // NewAgentServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -262,6 +282,12 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(agentServiceMethods.ByName("Adopt")),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServiceDialHandler := connect.NewBidiStreamHandler(
+		AgentServiceDialProcedure,
+		svc.Dial,
+		connect.WithSchema(agentServiceMethods.ByName("Dial")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/agent.v1.AgentService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case AgentServicePingProcedure:
@@ -278,6 +304,8 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 			agentServiceQuiesceHandler.ServeHTTP(w, r)
 		case AgentServiceAdoptProcedure:
 			agentServiceAdoptHandler.ServeHTTP(w, r)
+		case AgentServiceDialProcedure:
+			agentServiceDialHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -313,4 +341,8 @@ func (UnimplementedAgentServiceHandler) Quiesce(context.Context, *v1.QuiesceRequ
 
 func (UnimplementedAgentServiceHandler) Adopt(context.Context, *v1.AdoptRequest) (*v1.AdoptResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("agent.v1.AgentService.Adopt is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) Dial(context.Context, *connect.BidiStream[v1.DialRequest, v1.DialResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("agent.v1.AgentService.Dial is not implemented"))
 }

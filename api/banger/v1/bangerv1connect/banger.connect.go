@@ -57,6 +57,8 @@ const (
 	VMServiceRestartVMProcedure = "/banger.v1.VMService/RestartVM"
 	// VMServiceDeleteVMProcedure is the fully-qualified name of the VMService's DeleteVM RPC.
 	VMServiceDeleteVMProcedure = "/banger.v1.VMService/DeleteVM"
+	// VMServiceSetVMProcedure is the fully-qualified name of the VMService's SetVM RPC.
+	VMServiceSetVMProcedure = "/banger.v1.VMService/SetVM"
 	// VMServiceSuspendVMProcedure is the fully-qualified name of the VMService's SuspendVM RPC.
 	VMServiceSuspendVMProcedure = "/banger.v1.VMService/SuspendVM"
 	// VMServiceForkVMProcedure is the fully-qualified name of the VMService's ForkVM RPC.
@@ -107,6 +109,8 @@ type VMServiceClient interface {
 	StopVM(context.Context, *v1.StopVMRequest) (*connect.ServerStreamForClient[v1.StopVMResponse], error)
 	RestartVM(context.Context, *v1.RestartVMRequest) (*connect.ServerStreamForClient[v1.RestartVMResponse], error)
 	DeleteVM(context.Context, *v1.DeleteVMRequest) (*connect.ServerStreamForClient[v1.DeleteVMResponse], error)
+	// SetVM changes what the VM may reach, at once when it runs. Fields that are not set stay.
+	SetVM(context.Context, *v1.SetVMRequest) (*v1.SetVMResponse, error)
 	// SuspendVM writes the memory of a running VM to disk and ends its process. StartVM resumes it.
 	SuspendVM(context.Context, *v1.SuspendVMRequest) (*connect.ServerStreamForClient[v1.SuspendVMResponse], error)
 	// ForkVM makes further VMs of a running one, with its programs at work and an identity of their own each. The
@@ -179,6 +183,12 @@ func NewVMServiceClient(httpClient connect.HTTPClient, baseURL string, opts ...c
 			connect.WithSchema(vMServiceMethods.ByName("DeleteVM")),
 			connect.WithClientOptions(opts...),
 		),
+		setVM: connect.NewClient[v1.SetVMRequest, v1.SetVMResponse](
+			httpClient,
+			baseURL+VMServiceSetVMProcedure,
+			connect.WithSchema(vMServiceMethods.ByName("SetVM")),
+			connect.WithClientOptions(opts...),
+		),
 		suspendVM: connect.NewClient[v1.SuspendVMRequest, v1.SuspendVMResponse](
 			httpClient,
 			baseURL+VMServiceSuspendVMProcedure,
@@ -239,6 +249,7 @@ type vMServiceClient struct {
 	stopVM         *connect.Client[v1.StopVMRequest, v1.StopVMResponse]
 	restartVM      *connect.Client[v1.RestartVMRequest, v1.RestartVMResponse]
 	deleteVM       *connect.Client[v1.DeleteVMRequest, v1.DeleteVMResponse]
+	setVM          *connect.Client[v1.SetVMRequest, v1.SetVMResponse]
 	suspendVM      *connect.Client[v1.SuspendVMRequest, v1.SuspendVMResponse]
 	forkVM         *connect.Client[v1.ForkVMRequest, v1.ForkVMResponse]
 	cloneVM        *connect.Client[v1.CloneVMRequest, v1.CloneVMResponse]
@@ -290,6 +301,15 @@ func (c *vMServiceClient) RestartVM(ctx context.Context, req *v1.RestartVMReques
 // DeleteVM calls banger.v1.VMService.DeleteVM.
 func (c *vMServiceClient) DeleteVM(ctx context.Context, req *v1.DeleteVMRequest) (*connect.ServerStreamForClient[v1.DeleteVMResponse], error) {
 	return c.deleteVM.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// SetVM calls banger.v1.VMService.SetVM.
+func (c *vMServiceClient) SetVM(ctx context.Context, req *v1.SetVMRequest) (*v1.SetVMResponse, error) {
+	response, err := c.setVM.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
 }
 
 // SuspendVM calls banger.v1.VMService.SuspendVM.
@@ -353,6 +373,8 @@ type VMServiceHandler interface {
 	StopVM(context.Context, *v1.StopVMRequest, *connect.ServerStream[v1.StopVMResponse]) error
 	RestartVM(context.Context, *v1.RestartVMRequest, *connect.ServerStream[v1.RestartVMResponse]) error
 	DeleteVM(context.Context, *v1.DeleteVMRequest, *connect.ServerStream[v1.DeleteVMResponse]) error
+	// SetVM changes what the VM may reach, at once when it runs. Fields that are not set stay.
+	SetVM(context.Context, *v1.SetVMRequest) (*v1.SetVMResponse, error)
 	// SuspendVM writes the memory of a running VM to disk and ends its process. StartVM resumes it.
 	SuspendVM(context.Context, *v1.SuspendVMRequest, *connect.ServerStream[v1.SuspendVMResponse]) error
 	// ForkVM makes further VMs of a running one, with its programs at work and an identity of their own each. The
@@ -421,6 +443,12 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 		connect.WithSchema(vMServiceMethods.ByName("DeleteVM")),
 		connect.WithHandlerOptions(opts...),
 	)
+	vMServiceSetVMHandler := connect.NewUnaryHandlerSimple(
+		VMServiceSetVMProcedure,
+		svc.SetVM,
+		connect.WithSchema(vMServiceMethods.ByName("SetVM")),
+		connect.WithHandlerOptions(opts...),
+	)
 	vMServiceSuspendVMHandler := connect.NewServerStreamHandlerSimple(
 		VMServiceSuspendVMProcedure,
 		svc.SuspendVM,
@@ -485,6 +513,8 @@ func NewVMServiceHandler(svc VMServiceHandler, opts ...connect.HandlerOption) (s
 			vMServiceRestartVMHandler.ServeHTTP(w, r)
 		case VMServiceDeleteVMProcedure:
 			vMServiceDeleteVMHandler.ServeHTTP(w, r)
+		case VMServiceSetVMProcedure:
+			vMServiceSetVMHandler.ServeHTTP(w, r)
 		case VMServiceSuspendVMProcedure:
 			vMServiceSuspendVMHandler.ServeHTTP(w, r)
 		case VMServiceForkVMProcedure:
@@ -536,6 +566,10 @@ func (UnimplementedVMServiceHandler) RestartVM(context.Context, *v1.RestartVMReq
 
 func (UnimplementedVMServiceHandler) DeleteVM(context.Context, *v1.DeleteVMRequest, *connect.ServerStream[v1.DeleteVMResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.DeleteVM is not implemented"))
+}
+
+func (UnimplementedVMServiceHandler) SetVM(context.Context, *v1.SetVMRequest) (*v1.SetVMResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.VMService.SetVM is not implemented"))
 }
 
 func (UnimplementedVMServiceHandler) SuspendVM(context.Context, *v1.SuspendVMRequest, *connect.ServerStream[v1.SuspendVMResponse]) error {

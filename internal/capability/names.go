@@ -1,0 +1,99 @@
+package capability
+
+import (
+	"cmp"
+	"context"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"banger/internal/dns"
+	"banger/internal/vm"
+)
+
+// Names is where the names of VMs are served.
+type Names interface {
+	// Publish makes these the hosts that have a name.
+	Publish(hosts []dns.Host)
+	// ServeGuests answers guests on the address of their bridge, and tells whether it does. It may be asked again.
+	ServeGuests(ctx context.Context, bridge netip.Prefix) bool
+}
+
+// names gives a VM its name in DNS from its start to its stop, and tells it whom to ask for others.
+type names struct {
+	o Options
+
+	mu    sync.Mutex
+	hosts map[vm.ID]dns.Host
+}
+
+func newNames(o Options) *names { return &names{o: o, hosts: map[vm.ID]dns.Host{}} }
+
+func (*names) Name() string                       { return "names" }
+func (*names) Wants(vm.Spec) bool                 { return true }
+func (*names) Check(context.Context, vm.VM) error { return nil }
+
+// Up comes after the network's. A guest whose bridge nobody serves names on keeps the servers that the network gave it.
+func (c *names) Up(ctx context.Context, v vm.VM, b *Build) (Note, error) {
+	if b.Making {
+		return nil, nil
+	}
+	gateway, err := c.o.Network.EnsureBridge(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if c.o.Names.ServeGuests(ctx, gateway) {
+		b.Guest.Nameservers = []string{gateway.Addr().String()}
+	}
+	c.add(v)
+	return nil, nil
+}
+
+func (c *names) Down(_ context.Context, v vm.VM) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ok := c.hosts[v.ID]; ok {
+		delete(c.hosts, v.ID)
+		c.publish()
+	}
+	return nil
+}
+
+// Update follows whether the VM may ask for names of the world.
+func (c *names) Update(_ context.Context, v vm.VM) error {
+	c.add(v)
+	return nil
+}
+
+// Reattach gives the VM its name again, which went with an earlier daemon.
+func (c *names) Reattach(ctx context.Context, v vm.VM) error {
+	gateway, err := c.o.Network.EnsureBridge(ctx)
+	if err == nil {
+		c.o.Names.ServeGuests(ctx, gateway)
+	}
+	c.add(v)
+	return err
+}
+
+func (c *names) add(v vm.VM) {
+	h := dns.Host{Name: v.Spec.Name, Forward: v.Spec.NAT}
+	for _, a := range []netip.Addr{v.IP, v.IPv6()} {
+		if a.IsValid() {
+			h.Addresses = append(h.Addresses, a)
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.hosts[v.ID] = h
+	c.publish()
+}
+
+// publish tells all hosts; mu is held, so that the last word is the newest.
+func (c *names) publish() {
+	all := make([]dns.Host, 0, len(c.hosts))
+	for _, h := range c.hosts {
+		all = append(all, h)
+	}
+	slices.SortFunc(all, func(a, b dns.Host) int { return cmp.Compare(a.Name, b.Name) })
+	c.o.Names.Publish(all)
+}
