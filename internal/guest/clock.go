@@ -43,9 +43,6 @@ func (o Offset) And(later Offset) Offset {
 // Worst is how far off the clock may be, either way.
 func (o Offset) Worst() time.Duration { return max(o.Most, -o.Least) }
 
-// Behind is what is known of a clock beside o: that it is not ahead.
-func (o Offset) Behind() Offset { return Offset{min(o.Least, 0), min(o.Most, 0)} }
-
 func (o Offset) middle() time.Duration { return o.Least + (o.Most-o.Least)/2 }
 
 // SetClock steps the guest's clock until it is known to be the host's to within ClockExact, and returns what is
