@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"banger/internal/fault"
+	"banger/internal/hosttest"
 	"banger/internal/vm"
 	"banger/internal/vmm"
 	"banger/internal/vmm/firecracker/fakefc"
@@ -224,4 +225,44 @@ func (b bench) holds(t *testing.T, r vmm.Running, path string) {
 		}
 	}
 	t.Errorf("process %d does not have %s", r.Handle().PID, path)
+}
+
+// TestRestoreNetwork: a restored machine has a TAP device of its own, while another one holds the saved machine's; one
+// that is held is refused, and nothing is left.
+func TestRestoreNetwork(t *testing.T) {
+	onBoth(t, func(t *testing.T, b bench) {
+		hosttest.NetNS(t)
+		hosttest.TAP(t, "tap-x")
+		hosttest.TAP(t, "tap-y")
+		ctx, d := context.Background(), b.driver(t)
+		m := b.machine(t, fctest.Count)
+		m.NICs = []vmm.NIC{{TAP: "tap-x", MAC: "52:54:00:00:00:01"}}
+		r := boot(t, d, m)
+		console(t, m, b.said())
+		if err := r.(vmm.Pauser).Pause(ctx); err != nil {
+			t.Fatal(err)
+		}
+		dir := t.TempDir()
+		if err := r.(vmm.Saver).Save(ctx, dir); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.(vmm.Pauser).Resume(ctx); err != nil { // and goes on to hold its device
+			t.Fatal(err)
+		}
+		clone := b.machine(t, fctest.Count)
+		clone.NICs = m.NICs
+		restored, err := d.(vmm.Restorer).Restore(within(t, 20*time.Second), clone, dir)
+		if err == nil {
+			stopAtEnd(t, restored)
+		}
+		if fault.KindOf(err) != fault.Conflict || !strings.Contains(fault.HintOf(err), "network device") {
+			t.Errorf("on a device that is held: %v (hint: %s)", err, fault.HintOf(err))
+		}
+		nothingLeft(t, d, clone)
+		clone.NICs = []vmm.NIC{{TAP: "tap-y", MAC: "52:54:00:00:00:02"}}
+		if restored, err = d.(vmm.Restorer).Restore(within(t, 20*time.Second), clone, dir); err != nil {
+			t.Fatalf("on another one: %v", err)
+		}
+		stopAtEnd(t, restored)
+	})
 }

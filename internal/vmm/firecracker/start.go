@@ -71,13 +71,18 @@ func (d *Driver) bringUp(ctx context.Context, m vmm.Machine, saved string, begin
 }
 
 // launch starts the process, which holds the machine's lock from then on.
-func (d *Driver) launch(f found, m vmm.Machine, saved string) (*system.Process, error) {
+func (d *Driver) launch(f found, m vmm.Machine, saved string) (p *system.Process, err error) {
 	lock, err := machine.Lock(m.Dir)
 	if err != nil {
 		return nil, err
 	}
 	defer lock.Close()
 	removeTraces(m.Dir)
+	defer func() {
+		if err != nil {
+			removeTraces(m.Dir)
+		}
+	}()
 	if err := prepareFiles(m); err != nil {
 		return nil, err
 	}
@@ -90,7 +95,6 @@ func (d *Driver) launch(f found, m vmm.Machine, saved string) (*system.Process, 
 	if d.o.Jailer {
 		inJail, err := jail(f, m, saved)
 		if err != nil {
-			removeTraces(m.Dir)
 			return nil, err
 		}
 		// The jailer closes all other descriptors, and tells Firecracker its id.
@@ -133,10 +137,10 @@ func prepareFiles(m vmm.Machine) error {
 		}
 	}
 	for _, name := range []string{vmm.VMMLog, MetricsLog} {
-		// A new file: a jail of another user's may have had the last one.
-		err := os.Remove(filepath.Join(m.Dir, name))
+		path := filepath.Join(m.Dir, name)
+		err := os.Rename(path, path+".1")
 		if err == nil || os.IsNotExist(err) {
-			err = os.WriteFile(filepath.Join(m.Dir, name), nil, 0o600)
+			err = os.WriteFile(path, nil, 0o600)
 		}
 		if err != nil {
 			return fault.Wrap(fault.Precondition, err, "cannot make the logs of %s", m.Name)

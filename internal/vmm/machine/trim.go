@@ -9,8 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bounds of a machine's logs. A guest writes its console as it likes; QEMU has no limit for it. The
-// logs are opened for appending, so they can be cut while they are written.
+// Bounds of a machine's logs. A guest writes its console as it likes, and VMMs have no limit for it. The logs are
+// opened for appending, so they can be cut while they are written; what is not (Firecracker's own log, which says little)
+// goes on behind a hole.
 const (
 	trimEvery = 10 * time.Second
 	trimAbove = 8 << 20 // bytes; a log and its predecessor take some twice that

@@ -64,10 +64,8 @@ func (m *machine) find(r request) (*query, error) {
 	found, known := routes[name]
 	bodyless := !r.hasBody && !found.optional
 	switch {
-	case r.method == "PUT" && bodyless, known && r.method == "PATCH" && bodyless:
+	case (r.method == "PUT" || r.method == "PATCH") && bodyless:
 		return nil, fail("Empty %s request.", r.method)
-	case r.method == "PATCH" && bodyless:
-		return nil, fail("Empty PATCH request.")
 	case r.method == "DELETE" && r.hasBody:
 		return nil, fail("Empty Delete request.")
 	case !known || found.since != "" && !m.version.atLeast(since(found.since)):
