@@ -126,7 +126,7 @@ var rooms = map[string][]string{
 
 	// Tests.
 	"internal/arch":          {},
-	"internal/bench":         {"internal/build", "internal/disk", "internal/dns", "internal/hostnet", "internal/system", "internal/vm"},
+	"internal/bench":         {"internal/build", "internal/disk", "internal/dns", "internal/hostnet", "internal/paths", "internal/system", "internal/vm"},
 	"internal/e2e":           {},
 	"internal/hosttest":      {"internal/hosttest/need"},
 	"internal/hosttest/need": {"internal/paths"},

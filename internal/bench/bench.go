@@ -95,7 +95,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 	}{
 		{"boot", []func(context.Context) error{b.commands, b.two}},
 		{"restore", []func(context.Context) error{b.restores, b.fiveAtOnce, b.idleClones, b.suspends}},
-		{"network", []func(context.Context) error{b.taps, b.manyRules}},
+		{"network", []func(context.Context) error{b.taps, b.manyRules, b.throughput}},
 		{"names", []func(context.Context) error{b.names}},
 		{"fake", []func(context.Context) error{b.many, b.idle}},
 	} {
