@@ -25,11 +25,7 @@ const (
 
 // throughput compares what a VM sends with what the baseline sends over the same bridge, in turns.
 func (b *bench) throughput(ctx context.Context) (err error) {
-	s, err := makeStock(ctx, b.cache)
-	if err != nil {
-		return err
-	}
-	e, err := b.emulation(ctx)
+	s, e, err := b.baseline(ctx)
 	if err != nil {
 		return err
 	}
