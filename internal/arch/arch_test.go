@@ -132,7 +132,7 @@ var rooms = map[string][]string{
 	// Tests.
 	"internal/arch": {},
 	"internal/bench": {
-		"internal/build", "internal/disk", "internal/dns", "internal/hostnet", "internal/system", "internal/vm", "internal/vmm",
+		"internal/build", "internal/disk", "internal/dns", "internal/hostnet", "internal/paths", "internal/system", "internal/vm", "internal/vmm",
 		"internal/vmm/firecracker", "internal/vmm/kvm",
 	},
 	"internal/e2e":           {},

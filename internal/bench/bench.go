@@ -97,7 +97,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 	}{
 		{"boot", []func(context.Context) error{b.commands, b.two}},
 		{"restore", []func(context.Context) error{b.restores, b.fiveAtOnce, b.idleClones, b.suspends, b.forks}},
-		{"network", []func(context.Context) error{b.taps, b.manyRules}},
+		{"network", []func(context.Context) error{b.taps, b.manyRules, b.throughput}},
 		{"names", []func(context.Context) error{b.names}},
 		{"fake", []func(context.Context) error{b.daemonMemory, b.many, b.idle}},
 		{"firecracker", []func(context.Context) error{b.drivers, b.overhead}},

@@ -16,11 +16,7 @@ import (
 
 // boots compares a cold create with a stock boot, in turns, so that what slows the machine slows both.
 func (b *bench) boots(ctx context.Context) error {
-	s, err := makeStock(ctx, b.cache)
-	if err != nil {
-		return err
-	}
-	e, err := b.emulation(ctx)
+	s, e, err := b.baseline(ctx)
 	if err != nil {
 		return err
 	}
@@ -42,6 +38,16 @@ func (b *bench) boots(ctx context.Context) error {
 	b.add(measured("create until the agent answers", "s", 0, agents...).against(base, 0.2))
 	b.add(measured("create until SSH answers", "s", 0, banners...).against(base, 0.4))
 	return nil
+}
+
+// baseline returns the stock system, and how its CPUs are to be run.
+func (b *bench) baseline(ctx context.Context) (stock, emulation, error) {
+	s, err := makeStock(ctx, b.cache)
+	if err != nil {
+		return s, emulation{}, err
+	}
+	e, err := b.emulation(ctx)
+	return s, e, err
 }
 
 // emulation creates a VM, which also warms the caches, and tells how its CPUs are run.

@@ -76,6 +76,18 @@ func TestNamesFollowTheVMs(t *testing.T) {
 	if got := address(t, s, "web.vm."); got != web.GetIp() {
 		t.Errorf("after the daemon's death web.vm is %q", got)
 	}
+	if _, err := c.Suspend(t.Context(), &bangerv1.SuspendVMRequest{Vm: "web"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := address(t, s, "web.vm."); got != "" {
+		t.Errorf("suspended, web.vm is %q", got)
+	}
+	if _, err := c.Start(t.Context(), &bangerv1.StartVMRequest{Vm: "web"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := address(t, s, "web.vm."); got != web.GetIp() {
+		t.Errorf("resumed, web.vm is %q", got)
+	}
 	if _, err := c.Stop(t.Context(), &bangerv1.StopVMRequest{Vm: "web"}, nil); err != nil {
 		t.Fatal(err)
 	}
