@@ -258,7 +258,7 @@ func TestBytes(t *testing.T) {
 	}
 	each(t, func(t *testing.T, f target) {
 		p := serve(t, files(t), f.path)
-		body := fmt.Sprintf(`{"firecracker_version":"%s"}`, versionOf(t, f.path))
+		body := fmt.Sprintf(`{"firecracker_version":"%s"}`, fctest.Version(t, f.path))
 		answer := fmt.Sprintf("HTTP/1.1 200 %sContent-Length: %d\r\n\r\n%s", jsonHead, len(body), body)
 		for name, c := range cases {
 			want := strings.ReplaceAll(c.want, version, answer)
@@ -272,14 +272,6 @@ func TestBytes(t *testing.T) {
 			}
 		}
 	})
-}
-
-func versionOf(t *testing.T, path string) string {
-	t.Helper()
-	p := launch(t, t.TempDir(), path, "--version")
-	p.ended()
-	line, _, _ := strings.Cut(p.out.String(), "\n")
-	return strings.TrimPrefix(line, "Firecracker v")
 }
 
 // TestConnections: ten clients have a place, and the next one is told so.

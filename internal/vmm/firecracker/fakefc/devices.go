@@ -26,10 +26,12 @@ func (m *machine) getVersion(*query) (any, error) {
 // getConfig shows no serial output, and neither logger, metrics nor CPU configuration.
 func (m *machine) getConfig(*query) (any, error) { return m.config, nil }
 
-func (m *machine) putLogger(q *query) (any, error) { return nil, m.log.set(*q.body.(*loggerConfig)) }
+func (m *machine) putLogger(q *query) (any, error) {
+	return nil, m.log.set(m.version, *q.body.(*loggerConfig))
+}
 
 func (m *machine) putMetrics(q *query) (any, error) {
-	return nil, m.metrics.set(q.body.(*metricsConfig).Path)
+	return nil, m.metrics.set(m.version, q.body.(*metricsConfig).Path)
 }
 
 func (m *machine) putSerial(q *query) (any, error) {
@@ -37,7 +39,7 @@ func (m *machine) putSerial(q *query) (any, error) {
 	if s.Path == nil {
 		return nil, nil
 	}
-	f, err := openSink(*s.Path)
+	f, err := openSink(m.version, *s.Path)
 	if err != nil {
 		return nil, fail("Serial error: Failed to open the output file: %s", osError(err))
 	}

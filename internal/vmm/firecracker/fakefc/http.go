@@ -58,13 +58,14 @@ func broken(text string) response {
 
 // server answers clients of the API socket.
 type server struct {
+	version version
 	payload int // the most bytes of a body
 	handle  func(net.Conn, request)
 	slots   chan struct{}
 }
 
-func newServer(payload int, handle func(net.Conn, request)) *server {
-	return &server{payload: payload, handle: handle, slots: make(chan struct{}, maxConnections)}
+func newServer(v version, payload int, handle func(net.Conn, request)) *server {
+	return &server{version: v, payload: payload, handle: handle, slots: make(chan struct{}, maxConnections)}
 }
 
 func (s *server) serve(l net.Listener) error {
@@ -153,7 +154,7 @@ func (s *server) parse(b []byte) (r request, rest []byte, err error) {
 		}
 		return r, b, err
 	}
-	if r.method, r.path, err = parseRequestLine(line); err != nil {
+	if r.method, r.path, err = s.requestLine(line); err != nil {
 		return r, b, err
 	}
 	length := 0
@@ -191,13 +192,14 @@ func nextLine(b []byte) (line string, rest []byte, err error) {
 	return string(before), after, nil
 }
 
-func parseRequestLine(line string) (method, path string, err error) {
+func (s *server) requestLine(line string) (method, path string, err error) {
 	method, line, ok := strings.Cut(line, " ")
 	path, protocol, more := strings.Cut(line, " ")
 	switch {
 	case !ok || !more:
 		return "", "", invalidRequest
-	case method != "GET" && method != "PUT" && method != "PATCH" && method != "DELETE":
+	case method != "GET" && method != "PUT" && method != "PATCH" &&
+		!(method == "DELETE" && s.version.atLeast(version{1, 16, 0})):
 		return "", "", badRequest("Invalid HTTP Method: Unsupported HTTP method.")
 	case path == "":
 		return "", "", badRequest("Invalid URI: Empty URI not allowed.")

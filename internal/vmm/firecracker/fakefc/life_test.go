@@ -299,7 +299,7 @@ func TestLoad(t *testing.T) {
 			"huge pages":     {load: strings.Replace(load, "true}", `true,"huge_pages":"None"}`, 1), words: words("unknown field `huge_pages`"), lives: true},
 		} {
 			t.Run(name, func(t *testing.T) {
-				if name == "huge pages" && strings.HasPrefix(versionOf(t, f.path), "1.17.") {
+				if name == "huge pages" && strings.HasPrefix(fctest.Version(t, f.path), "1.17.") {
 					t.Skip("this version knows the field")
 				}
 				p := serve(t, clone(t, from), f.path)
@@ -357,7 +357,7 @@ func (p *process) damage(name string) {
 
 // TestMemoryGoesOn: what a guest had in memory is there after a restore, in another directory and more than once.
 func TestMemoryGoesOn(t *testing.T) {
-	f := target{path: fctest.Real(t), real: true}
+	f := onReal(t)
 	from := saved(t, f)
 	for range 2 {
 		p := serve(t, clone(t, from), f.path)
@@ -428,4 +428,24 @@ func TestTAP(t *testing.T) {
 			t.Errorf("links: %v, %v", links, err)
 		}
 	})
+}
+
+// TestOldRelease: before 1.14 logs are not made, and before 1.16 nothing is deleted.
+func TestOldRelease(t *testing.T) {
+	old := fctest.Faulty(t, fakefc.Faults{Version: "1.10.1"})
+	for _, flag := range []string{"--log-path", "--metrics-path"} {
+		p := launch(t, files(t), old, "--api-sock", socket, flag, "gone.log")
+		if code := p.ended(); code != 1 {
+			t.Errorf("%s: code %d", flag, code)
+		}
+	}
+	p := serve(t, files(t), old, "--log-path", "empty")
+	p.steps(
+		step{`PUT /metrics {"metrics_path":"gone"}`, 400, words("os error 2")},
+		step{`PUT /metrics {"metrics_path":"disk"}`, 204, nil},
+		step{"PUT /serial {}", 400, words("Invalid request method and/or path: PUT serial.")},
+	)
+	if a := p.ask("DELETE /drives/a"); !strings.Contains(a.body, "Unsupported HTTP method") {
+		t.Errorf("%+v", a)
+	}
 }

@@ -29,13 +29,17 @@ func (l *logger) printf(thread, format string, args ...any) {
 		strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", " "))
 }
 
-// openSink opens a file or FIFO for a log.
-func openSink(path string) (*os.File, error) {
-	return os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o644)
+// openSink opens a file or FIFO for a log. Before 1.14 it is not made when it is missing.
+func openSink(v version, path string) (*os.File, error) {
+	mode := os.O_RDWR | os.O_APPEND
+	if v.atLeast(version{1, 14, 0}) {
+		mode |= os.O_CREATE
+	}
+	return os.OpenFile(path, mode, 0o644)
 }
 
 // set configures the log. What is not named goes back to its default, but for the file.
-func (l *logger) set(c loggerConfig) error {
+func (l *logger) set(v version, c loggerConfig) error {
 	off := false
 	if c.Level != nil {
 		level := strings.ToLower(*c.Level)
@@ -46,7 +50,7 @@ func (l *logger) set(c loggerConfig) error {
 	}
 	var out io.Writer
 	if c.Path != nil {
-		f, err := openSink(*c.Path)
+		f, err := openSink(v, *c.Path)
 		if err != nil {
 			return fail("Logger error: Failed to open target file: %s", osError(err))
 		}
@@ -69,13 +73,13 @@ type metrics struct {
 
 var errMetricsSet = fail("Metrics error: Cannot initialize the metrics system due to bad user input: Reinitialization of metrics not allowed.")
 
-func (t *metrics) set(path string) error {
+func (t *metrics) set(v version, path string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.out != nil {
 		return errMetricsSet
 	}
-	f, err := openSink(path)
+	f, err := openSink(v, path)
 	if err != nil {
 		return fail("Metrics error: Cannot initialize the metrics system due to bad user input: %s", osError(err))
 	}

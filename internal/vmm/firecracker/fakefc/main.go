@@ -190,14 +190,18 @@ func process(faults Faults, v version, f flags, log *logger) int {
 		if f.logPath != "" {
 			c.Path = &f.logPath
 		}
-		if err := log.set(c); err != nil {
+		if err := log.set(v, c); err != nil {
+			log.printf("main", "Could not initialize logger: %s", err)
 			fmt.Fprintln(os.Stderr, "Error:", err)
-			return exitBadLevel
+			if c.Path != nil && canOpen(*c.Path) != nil {
+				return leave(log, exitGeneric)
+			}
+			return leave(log, exitBadLevel)
 		}
 	}
 	m := newMachine(faults, v, f, log)
 	if f.metricsPath != "" {
-		if err := m.metrics.set(f.metricsPath); err != nil {
+		if err := m.metrics.set(v, f.metricsPath); err != nil {
 			fmt.Fprintln(os.Stderr, "Error:", err)
 			return leave(log, exitGeneric)
 		}
@@ -238,7 +242,7 @@ func (m *machine) live() int {
 	m.log.printf("main", "Listening on API socket (%q).", m.flags.socket)
 	m.log.printf("fc_api", "API server started.")
 	failed := make(chan error, 1)
-	go func() { failed <- newServer(m.flags.payload, m.handle).serve(l) }()
+	go func() { failed <- newServer(m.version, m.flags.payload, m.handle).serve(l) }()
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGXCPU)
 	code := m.wait(signals, failed)

@@ -37,7 +37,7 @@ func FuzzParse(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, wire []byte) {
-		s := &server{payload: 100}
+		s := &server{version: version{1, 16, 1}, payload: 100}
 		whole, rest, _, err := s.parseAll(wire)
 		for _, r := range whole {
 			if len(r.body) > s.payload || r.hasBody != (len(r.body) > 0) {

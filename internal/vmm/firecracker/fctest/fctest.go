@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -26,6 +27,17 @@ func Real(t testing.TB) string {
 		need.Missing(t, "firecracker", "no real Firecracker: set "+Variable)
 	}
 	return path
+}
+
+// Version returns the version of the Firecracker at path.
+func Version(t testing.TB, path string) string {
+	t.Helper()
+	out, err := exec.Command(path, "--version").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	line, _, _ := strings.Cut(string(out), "\n")
+	return strings.TrimPrefix(line, "Firecracker v")
 }
 
 var (
