@@ -70,7 +70,7 @@ func serveOn(name string) error {
 		Systemd: func() bool { return firstProcess() == systemd },
 	}
 	handler := serve.New(serve.Options{
-		Runner: run.Runner{Root: "/"}, Shutdown: shutdown, SetTime: adopt.SetTime, StepTime: adopt.StepTime, Status: status,
+		Runner: run.Runner{Root: "/", Group: cgroup.Programs}, Shutdown: shutdown, SetTime: adopt.SetTime, StepTime: adopt.StepTime, Status: status,
 		Quiesce: guest.Quiesce, Adopt: guest.Adopt, Ready: awaitInit,
 		Dial: serve.DialLoopback,
 	})

@@ -21,6 +21,23 @@ const (
 	freezePoll = 5 * time.Millisecond
 )
 
+// programs is the group, below the agent's own, of what it starts for others.
+const programs = "programs"
+
+// Programs opens the group in which programs are started, so that they can stand still without the agent; nil when
+// there are no groups.
+func Programs() (*os.File, error) {
+	own, err := Own()
+	if own == "" || err != nil {
+		return nil, err
+	}
+	dir := filepath.Join(Root, own, programs)
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	return os.Open(dir)
+}
+
 // Freeze stops all programs but those of this process's own group, the first process too, and returns the frozen groups
 // when all stand still. Without control groups there is nothing to freeze.
 func Freeze(ctx context.Context) ([]string, error) {
@@ -62,11 +79,12 @@ func freeze(ctx context.Context, root, own string) (frozen []string, err error) 
 	return frozen, nil
 }
 
-// beside lists the groups that together hold everybody but the own one: the siblings of it and of each one it is in.
+// beside lists the groups that together hold everybody but the own one: those below it, and its siblings and those of
+// each one it is in.
 func beside(root, own string) ([]string, error) {
 	var groups []string
 	at := root
-	for _, next := range strings.Split(strings.Trim(own, "/"), "/") {
+	for _, next := range append(strings.Split(strings.Trim(own, "/"), "/"), "") {
 		entries, err := os.ReadDir(at)
 		if errors.Is(err, fs.ErrNotExist) {
 			return groups, nil

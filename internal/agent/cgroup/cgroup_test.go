@@ -47,8 +47,8 @@ func stands(t *testing.T, root, group string) bool {
 }
 
 func TestEverybodyElseIsFrozen(t *testing.T) {
-	groups := []string{"init.scope", "user.slice", "user.slice/one", "system.slice", "system.slice/ssh.service", "system.slice/agent.service"}
-	others := []string{"init.scope", "user.slice", "system.slice/ssh.service"}
+	groups := []string{"init.scope", "user.slice", "user.slice/one", "system.slice", "system.slice/ssh.service", "system.slice/agent.service", "system.slice/agent.service/programs"}
+	others := []string{"init.scope", "user.slice", "system.slice/ssh.service", "system.slice/agent.service/programs"}
 	root := tree(t, groups, others...)
 	frozen, err := freeze(t.Context(), root, "/system.slice/agent.service")
 	if err != nil || len(frozen) != len(others) {

@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,7 +27,7 @@ func HangUp() error {
 	}
 	var why error
 	for _, c := range all {
-		if err := netlink.SocketDestroy(c.local, c.remote); err != nil { // perhaps it has ended meanwhile
+		if err := c.destroy(); err != nil { // perhaps it has ended meanwhile
 			why = fmt.Errorf("end the connection from %s to %s: %w", c.local, c.remote, err)
 		}
 	}
@@ -60,6 +61,35 @@ func allConnections() ([]connection, error) {
 
 type connection struct{ local, remote *net.TCPAddr }
 
+// destroy has the kernel reset the connection.
+func (c connection) destroy() error {
+	r := nl.NewNetlinkRequest(nl.SOCK_DESTROY, unix.NLM_F_ACK)
+	r.AddData(c)
+	_, err := r.Execute(unix.NETLINK_INET_DIAG, 0)
+	return err
+}
+
+// Len is the size of struct inet_diag_req_v2 (include/uapi/linux/inet_diag.h).
+func (c connection) Len() int { return 56 }
+
+// Serialize makes the connection one.
+func (c connection) Serialize() []byte {
+	family, local, remote := byte(unix.AF_INET), c.local.IP.To4(), c.remote.IP.To4()
+	if local == nil || remote == nil {
+		family, local, remote = unix.AF_INET6, c.local.IP.To16(), c.remote.IP.To16()
+	}
+	b := make([]byte, c.Len())
+	b[0], b[1] = family, unix.IPPROTO_TCP
+	binary.BigEndian.PutUint16(b[8:], uint16(c.local.Port))
+	binary.BigEndian.PutUint16(b[10:], uint16(c.remote.Port))
+	copy(b[12:28], local)
+	copy(b[28:44], remote)
+	for i := 48; i < 56; i++ { // no cookie: whichever it is
+		b[i] = 0xff
+	}
+	return b
+}
+
 // Of enum tcp_states (include/net/tcp_states.h): sockets in these have nobody to tell.
 const (
 	tcpTimeWait = "06"
@@ -67,8 +97,8 @@ const (
 	tcpListen   = "0A"
 )
 
-// connections reads a table of sockets (Documentation/networking/proc_net_tcp.rst). IPv6 addresses that are not
-// mapped IPv4 ones are left out: guests have no IPv6 but on the link, which the kernel ends with it.
+// connections reads a table of sockets (Documentation/networking/proc_net_tcp.rst). IPv6 ones that hold on the link only
+// are left out: the kernel ends them with it.
 func connections(table string) []connection {
 	var all []connection
 	for lines := bufio.NewScanner(strings.NewReader(table)); lines.Scan(); {
@@ -77,7 +107,7 @@ func connections(table string) []connection {
 			continue
 		}
 		local, remote := address(f[1]), address(f[2])
-		if local == nil || remote == nil || local.IP.IsLoopback() {
+		if local == nil || remote == nil || local.IP.IsLoopback() || local.IP.IsLinkLocalUnicast() && local.IP.To4() == nil {
 			continue
 		}
 		all = append(all, connection{local, remote})
@@ -85,7 +115,7 @@ func connections(table string) []connection {
 	return all
 }
 
-// address reads "0100007F:1F90": words of the host's byte order, and a port. nil when it is none of IPv4.
+// address reads "0100007F:1F90": words of the host's byte order, and a port. nil when it is none.
 func address(text string) *net.TCPAddr {
 	host, port, _ := strings.Cut(text, ":")
 	raw, err1 := hex.DecodeString(host)
@@ -96,9 +126,6 @@ func address(text string) *net.TCPAddr {
 	ip := make(net.IP, 0, len(raw))
 	for at := 0; at < len(raw); at += 4 {
 		ip = binary.NativeEndian.AppendUint32(ip, binary.BigEndian.Uint32(raw[at:]))
-	}
-	if ip = ip.To4(); ip == nil {
-		return nil
 	}
 	return &net.TCPAddr{IP: ip, Port: int(number)}
 }

@@ -31,6 +31,8 @@ const (
 type Runner struct {
 	// Root is where /etc/passwd and its like are read; "/" in a guest.
 	Root string
+	// Group opens the control group in which programs are started; nil, or a nil file, is the runner's own.
+	Group func() (*os.File, error)
 }
 
 var _ serve.Runner = Runner{}
@@ -43,6 +45,9 @@ func (r Runner) Run(ctx context.Context, p serve.Program) serve.Exit {
 	}
 	s := &session{cmd: cmd, p: p}
 	defer s.closeAll()
+	if err := s.enter(r.Group); err != nil {
+		return failure(err)
+	}
 	if p.Terminal != nil {
 		err = s.openTerminal()
 	} else {
@@ -79,6 +84,20 @@ type session struct {
 	master *os.File // of the terminal, or nil
 	stdin  *os.File // write end, or nil
 	drains []*drain
+}
+
+// enter has the program start in the group.
+func (s *session) enter(open func() (*os.File, error)) error {
+	if open == nil {
+		return nil
+	}
+	group, err := open()
+	if group == nil || err != nil {
+		return err
+	}
+	s.theirs = append(s.theirs, group)
+	s.cmd.SysProcAttr.UseCgroupFD, s.cmd.SysProcAttr.CgroupFD = true, int(group.Fd())
+	return nil
 }
 
 func (s *session) openPipes() error {
