@@ -29,7 +29,7 @@ var identity = map[string]string{
 var likeness = map[string]string{
 	"system state":      "systemctl is-system-running --wait",
 	"failed units":      "systemctl list-units --failed --no-legend | wc -l",
-	"units that run":    "systemctl list-units --state=active --type=service --no-legend | grep -v 'user@\\|ssh@\\|session\\|run-u' | awk '{print $1}' | sort",
+	"units that run":    "systemctl list-units --state=active --type=service --no-legend | grep -v 'user@\\|ssh@\\|session\\|run-u\\|hostnamed' | awk '{print $1}' | sort",
 	"number of links":   "ip -o link | wc -l",
 	"number of routes":  "ip route | sed 's/[0-9.]*\\.[0-9]* *$//; s/src.*//' | sort",
 	"IPv4 addresses":    "ip -4 -o addr | wc -l",

@@ -44,10 +44,15 @@ func (s *Store) Begin(shape Shape) (*Making, error) {
 	m.Shape.Format = format
 	m.Dir = filepath.Join(s.dir, makingPrefix+m.Key)
 	if err := os.Mkdir(m.Dir, 0o700); err != nil {
-		_ = lock.Close()
+		_ = unlock(lock)
 		return nil, fault.Wrap(fault.Precondition, err, "cannot make a template").WithHint("banger daemon restart removes what an earlier one left")
 	}
 	return m, nil
+}
+
+// unlock lets go at once: a process that is being started may have inherited the file, until it executes its program.
+func unlock(f *os.File) error {
+	return errors.Join(unix.Flock(int(f.Fd()), unix.LOCK_UN), f.Close())
 }
 
 func (s *Store) takeLock() (*os.File, error) {
@@ -97,7 +102,7 @@ func (m *Making) Commit(now time.Time, disks ...string) (Template, error) {
 // Abandon removes what was not committed and lets the next one begin. A process that still works in the
 // directory must have ended.
 func (m *Making) Abandon() error {
-	return errors.Join(os.RemoveAll(m.Dir), m.lock.Close())
+	return errors.Join(os.RemoveAll(m.Dir), unlock(m.lock))
 }
 
 // KeepLog keeps a file of a making that fails, a log, in the place of the last one's. There may be none.
@@ -132,7 +137,7 @@ func (s *Store) Leftovers(end func(Leftover) error) ([]Leftover, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer lock.Close()
+	defer func() { _ = unlock(lock) }() // there is nothing to lose
 	var found []Leftover
 	var errs []error
 	for _, e := range entries {
