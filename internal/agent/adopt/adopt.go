@@ -33,6 +33,8 @@ type Guest struct {
 	starting sync.RWMutex // locked while programs stand still
 	// held is set while programs stand still: in the memory of a guest that was saved, and so in each of its clones.
 	held *held
+	// late tells that programs that were held ran on although nobody had said as whom.
+	late bool
 	// was is the machine id of before an Adopt that has not come to its end: one that is asked for again finds the new one.
 	was *string
 	// syncing is a sync that a dead disk holds up; there is at most one.
@@ -41,7 +43,8 @@ type Guest struct {
 
 // held is a guest whose programs stand still.
 type held struct {
-	thaw func() error
+	thaw  func() error
+	since time.Time
 
 	template bool              // nobody has used it
 	network  *identity.Network // of a template: silent
@@ -54,11 +57,20 @@ const timesFile = "adopt.times"
 
 // Adopt makes a restored guest what the request says, and returns when all of it holds. The host has set the clock. A
 // host whose stream broke asks again, and waits for what its first request began.
-func (g *Guest) Adopt(ctx context.Context, r *agentv1.AdoptRequest) error {
+func (g *Guest) Adopt(ctx context.Context, r *agentv1.AdoptRequest) (*agentv1.AdoptResponse, error) {
 	if err := lock(ctx, g.turn.TryLock); err != nil {
-		return fmt.Errorf("%w: %w", errBusy, err)
+		return nil, fmt.Errorf("%w: %w", errBusy, err)
 	}
 	defer g.turn.Unlock()
+	if err := g.adopt(ctx, r); err != nil {
+		return nil, err
+	}
+	late := g.late && r.GetIdentity() != nil
+	g.late = false
+	return &agentv1.AdoptResponse{Late: late}, nil
+}
+
+func (g *Guest) adopt(ctx context.Context, r *agentv1.AdoptRequest) error {
 	t := &times{begin: time.Now()}
 	err := t.run("entropy", func() error { return addEntropy(r.GetEntropy()) })
 	if err != nil {

@@ -121,7 +121,7 @@ func TestSyncThatHangs(t *testing.T) {
 	g := &Guest{Dir: t.TempDir(), Systemd: func() bool { return false }, syncing: dead}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if err := g.Quiesce(ctx, &agentv1.QuiesceRequest{}); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := g.Quiesce(ctx, &agentv1.QuiesceRequest{}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
 	if g.syncing != dead {
@@ -129,12 +129,12 @@ func TestSyncThatHangs(t *testing.T) {
 	}
 	close(dead)
 	g.turn.Lock()
-	if err := g.Quiesce(t.Context(), &agentv1.QuiesceRequest{}); !errors.Is(err, errBusy) {
+	if _, err := g.Quiesce(t.Context(), &agentv1.QuiesceRequest{}); !errors.Is(err, errBusy) {
 		t.Errorf("two at a time: %v", err)
 	}
 	ctx, cancel = context.WithTimeout(t.Context(), 5*time.Millisecond)
 	defer cancel()
-	if err := g.Adopt(ctx, &agentv1.AdoptRequest{}); !errors.Is(err, errBusy) || !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := g.Adopt(ctx, &agentv1.AdoptRequest{}); !errors.Is(err, errBusy) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("two at a time: %v", err)
 	}
 	g.turn.Unlock()
@@ -204,7 +204,7 @@ func TestProgramsRunOnByThemselves(t *testing.T) {
 		}
 		time.Sleep(holdMost / 2)
 		synctest.Wait()
-		if s.thawed != 2 || g.held != nil {
+		if s.thawed != 2 || g.held != nil || !g.late {
 			t.Errorf("thawed %d times", s.thawed)
 		}
 		if err := g.hold(t.Context()); err != nil {

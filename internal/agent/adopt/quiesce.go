@@ -27,11 +27,22 @@ const (
 )
 
 // Quiesce makes the guest ready to be saved.
-func (g *Guest) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) error {
+func (g *Guest) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) (*agentv1.QuiesceResponse, error) {
 	if !g.turn.TryLock() {
-		return errBusy
+		return nil, errBusy
 	}
 	defer g.turn.Unlock()
+	if err := g.quiesce(ctx, r); err != nil {
+		return nil, err
+	}
+	var response agentv1.QuiesceResponse
+	if g.held != nil {
+		response.HeldNanos = int64(time.Since(g.held.since))
+	}
+	return &response, nil
+}
+
+func (g *Guest) quiesce(ctx context.Context, r *agentv1.QuiesceRequest) error {
 	if r.GetForTemplate() {
 		if err := g.settle(ctx); err != nil {
 			return err
@@ -156,17 +167,19 @@ func (g *Guest) hold(ctx context.Context) error {
 	if err := g.stopStarts(ctx); err != nil {
 		return err
 	}
+	since := time.Now()
 	thaw, err := g.Freeze(ctx)
 	if err != nil {
 		g.starting.Unlock()
 		return err
 	}
-	h := &held{thaw: thaw}
-	g.held = h
+	h := &held{thaw: thaw, since: since}
+	g.held, g.late = h, false
 	time.AfterFunc(holdMost, func() {
 		g.turn.Lock()
 		defer g.turn.Unlock()
 		if g.held == h && !h.template {
+			g.late = true
 			_ = g.release() // there is nobody to tell
 		}
 	})
