@@ -68,9 +68,10 @@ func serveOn(name string) error {
 	guest := &adopt.Guest{
 		Dir: boot.Dir, Disks: []string{boot.OverlayDir, "/root", "/"},
 		Systemd: func() bool { return firstProcess() == systemd },
+		Freeze:  cgroup.Freeze,
 	}
 	handler := serve.New(serve.Options{
-		Runner: run.Runner{Root: "/", Group: cgroup.Programs}, Shutdown: shutdown, SetTime: adopt.SetTime, StepTime: adopt.StepTime, Status: status,
+		Runner: run.Runner{Root: "/", Group: cgroup.Programs, Starting: guest.Starting()}, Shutdown: shutdown, SetTime: adopt.SetTime, StepTime: adopt.StepTime, Status: status,
 		Quiesce: guest.Quiesce, Adopt: guest.Adopt, Ready: awaitInit,
 		Dial: serve.DialLoopback,
 	})

@@ -123,7 +123,7 @@ var rooms = map[string][]string{
 		"internal/build", "internal/channel",
 	},
 	"internal/agent/boot":     {"api/agent/v1", "internal/agent/identity"},
-	"internal/agent/adopt":    {"api/agent/v1", "internal/agent/cgroup", "internal/agent/identity", "internal/agent/run"},
+	"internal/agent/adopt":    {"api/agent/v1", "internal/agent/identity", "internal/agent/run"},
 	"internal/agent/cgroup":   {},
 	"internal/agent/identity": {"api/agent/v1"},
 	"internal/agent/run":      {"internal/agent/serve"},

@@ -170,6 +170,7 @@ func (f *fork) conceive(ctx context.Context, source *operation, name string, eph
 	if err != nil {
 		return err
 	}
+	c.sink = f.sink.Notices()
 	f.children = append(f.children, c)
 	c.v.Spec.Ephemeral = ephemeral
 	return c.insert(c.ctx)

@@ -12,6 +12,7 @@ import (
 
 	"banger/internal/fault"
 	"banger/internal/paths"
+	"banger/internal/progress"
 	"banger/internal/vm"
 	"banger/internal/vmm"
 )
@@ -107,6 +108,18 @@ func TestFork(t *testing.T) {
 		}
 	}
 	b.nothingLeft("deleted")
+}
+
+// Programs that ran before they knew who they are: it is told.
+func TestForkThatIsTooSlow(t *testing.T) {
+	b := newBench(t)
+	b.forkable("web")
+	b.w.late = true
+	var told strings.Builder
+	_, err := b.Fork(t.Context(), "web", ForkOptions{Name: "kid"}, func(e progress.Event) { told.WriteString(e.Message) })
+	if err != nil || !strings.Contains(told.String(), "programs of VM kid ran on before") {
+		t.Errorf("told %q, %v", told.String(), err)
+	}
 }
 
 func TestWhatCannotBeForked(t *testing.T) {

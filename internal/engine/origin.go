@@ -68,17 +68,22 @@ func (o *operation) identify(ctx context.Context, m *machine, b *capability.Buil
 		r.Identity = b.Guest
 	}
 	return o.ask(ctx, m, identityTimeout, func(ctx context.Context) (again bool, err error) {
+		var response *agentv1.AdoptResponse
 		if err = o.trySetClock(ctx, m); err == nil {
-			_, err = m.agent.Adopt(ctx, r)
+			response, err = m.agent.Adopt(ctx, r)
 		}
 		if err == nil {
+			if response.GetLate() {
+				o.sink.Notice(fmt.Sprintf("programs of VM %s ran on before it knew who it is: the host was too slow to tell", o.v.Spec.Name))
+			}
 			return false, nil
 		}
-		// A stream that broke is opened again; what the agent could not do stays undone.
-		again = connect.CodeOf(err) == connect.CodeUnavailable
-		return again, fault.Wrap(fault.Unexpected, err, "the guest of VM %s did not become this VM again", o.v.Spec.Name)
+		return broke(err), fault.Wrap(fault.Unexpected, err, "the guest of VM %s did not become this VM again", o.v.Spec.Name)
 	})
 }
+
+// broke tells that a stream broke: it is opened again. What the agent could not do stays undone.
+func broke(err error) bool { return connect.CodeOf(err) == connect.CodeUnavailable }
 
 func newEntropy() []byte {
 	entropy := make([]byte, entropyBytes)
@@ -89,17 +94,23 @@ func newEntropy() []byte {
 // letGo lets the programs of a guest run on that were held while it was copied: it is who it was. Should it not hear
 // that, it does so by itself some seconds later.
 func (o *operation) letGo(ctx context.Context, m *machine) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), clockTimeout)
-	defer cancel()
-	if _, err := m.agent.Adopt(ctx, &agentv1.AdoptRequest{Entropy: newEntropy()}); err != nil {
+	err := o.ask(context.WithoutCancel(ctx), m, clockTimeout, func(ctx context.Context) (again bool, err error) {
+		_, err = m.agent.Adopt(ctx, &agentv1.AdoptRequest{Entropy: newEntropy()})
+		return broke(err), err
+	})
+	if err != nil && !m.ended() { // else its watcher tells
 		o.sink.Notice(fmt.Sprintf("the programs of VM %s stand still some seconds longer: %v", o.v.Spec.Name, err))
 	}
 }
 
 // setClock makes the clock of a guest right that stood still, for the clock did as well. The user hears of one that does
-// not become right, and nothing fails.
+// not become right, and nothing fails. Of a machine that was saved all streams may be reset.
 func (o *operation) setClock(ctx context.Context, m *machine) {
-	if err := o.trySetClock(ctx, m); err != nil {
+	err := o.ask(ctx, m, clockTimeout, func(ctx context.Context) (again bool, err error) {
+		err = o.trySetClock(ctx, m)
+		return broke(err), err
+	})
+	if err != nil && !m.ended() {
 		o.tellClock(err)
 	}
 }

@@ -264,10 +264,15 @@ func (o *operation) copyRunning(ctx context.Context, memory, disks string) (paus
 	if err := os.Mkdir(memory, 0o700); err != nil {
 		return 0, fault.Wrap(fault.Precondition, err, "cannot save the memory of VM %s", o.v.Spec.Name)
 	}
-	if err := o.stage(ctx, stageQuiesce, func(ctx context.Context) error { return o.quiesce(ctx, m, true) }); err != nil {
+	var begin time.Time
+	err = o.stage(ctx, stageQuiesce, func(ctx context.Context) error {
+		held, err := o.quiesce(ctx, m, true)
+		begin = o.e.c.Now().Add(-held)
+		return err
+	})
+	if err != nil {
 		return 0, err
 	}
-	begin := o.e.c.Now()
 	err = o.stage(ctx, stageRecord, func(context.Context) error {
 		o.recorded = true
 		_, err := o.move(vm.AskCopy)

@@ -10,6 +10,7 @@ import (
 
 	"banger/internal/fault"
 	"banger/internal/paths"
+	"banger/internal/progress"
 	"banger/internal/snapshot"
 	"banger/internal/vm"
 	"banger/internal/vmm"
@@ -93,6 +94,33 @@ func (b *bench) killedAfter(operation, stage string, f func(context.Context) err
 }
 
 // Whatever fails while a snapshot is made, the VM runs on and there is no half snapshot.
+// A VMM may reset all streams of a machine that it saved: nobody hears of it, and the guest's programs run on.
+func TestSnapshotThatResetsStreams(t *testing.T) {
+	b := newBench(t)
+	v := b.forkable("web")
+	body := b.w.body(v.ID)
+	for broken := 1; broken <= 3; broken++ {
+		b.w.mu.Lock()
+		body.broken = broken
+		b.w.mu.Unlock()
+		var told []string
+		if _, err := b.CreateSnapshot(t.Context(), "web", SnapshotOptions{}, func(e progress.Event) {
+			if e.Status == progress.Notice {
+				told = append(told, e.Message)
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(told, ""); got != "" {
+			t.Errorf("%d streams reset: told %q", broken, got)
+		}
+		b.clockIsRight("saved", v)
+		if body.hold(false) {
+			t.Errorf("%d streams reset: programs stand still", broken)
+		}
+	}
+}
+
 func TestSnapshotFailsAtEachStep(t *testing.T) {
 	b := newBench(t)
 	v := b.create("web")

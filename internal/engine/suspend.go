@@ -75,13 +75,9 @@ func (o *operation) checkSuspend() (*machine, saveable, error) {
 	if o.v.Spec.Ephemeral {
 		return nil, nil, fault.New(fault.Conflict, "VM %s is not suspended: it was made to be deleted when its machine ends", name)
 	}
-	m := o.e.machineOf(o.v.ID)
-	if m == nil {
-		return nil, nil, notHeld(name)
-	}
-	guest, ok := m.running.(saveable)
-	if _, restores := o.e.driver(o.v.Driver).(vmm.Restorer); !ok || !restores {
-		return nil, nil, fault.New(fault.Precondition, "VM %s is not suspended: %s cannot save the memory of a VM", name, o.v.Driver)
+	m, guest, err := o.checkSaveable()
+	if err != nil {
+		return nil, nil, err
 	}
 	dir := o.e.c.Paths.VM(o.v.ID)
 	return m, guest, disk.RequireFree(dir, o.v.Spec.MemoryBytes+saveMargin, "the memory of VM "+name)
@@ -89,7 +85,10 @@ func (o *operation) checkSuspend() (*machine, saveable, error) {
 
 // saveMemory goes from the intent row to the row that says suspended.
 func (o *operation) saveMemory(ctx context.Context, m *machine, guest saveable) error {
-	err := o.stage(ctx, stageQuiesce, func(ctx context.Context) error { return o.quiesce(ctx, m, false) })
+	err := o.stage(ctx, stageQuiesce, func(ctx context.Context) error {
+		_, err := o.quiesce(ctx, m, false)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -122,15 +121,21 @@ func (o *operation) saveMemory(ctx context.Context, m *machine, guest saveable) 
 	})
 }
 
-// quiesce asks the guest to write out what its programs wrote, and to hold them until it is adopted. The memory of a guest
-// that does not is not saved.
-func (o *operation) quiesce(ctx context.Context, m *machine, hold bool) error {
+// quiesce asks the guest to write out what its programs wrote, and to hold them until it is adopted: it tells for how long
+// they have stood still. The memory of a guest that does not is not saved.
+func (o *operation) quiesce(ctx context.Context, m *machine, hold bool) (held time.Duration, err error) {
 	asking, cancel := context.WithTimeout(ctx, o.e.c.QuiesceTimeout)
 	defer cancel()
-	_, err := m.agent.Quiesce(asking, &agentv1.QuiesceRequest{Hold: hold})
+	response, err := m.agent.Quiesce(asking, &agentv1.QuiesceRequest{Hold: hold})
+	if err == nil {
+		return min(max(0, time.Duration(response.GetHeldNanos())), o.e.c.QuiesceTimeout), nil // what a guest says may be nonsense
+	}
+	return 0, o.notQuiesced(ctx, asking, m, err)
+}
+
+// notQuiesced says why a guest did not write out its data.
+func (o *operation) notQuiesced(ctx, asking context.Context, m *machine, err error) error {
 	switch {
-	case err == nil:
-		return nil
 	case m.ended():
 		return fault.New(fault.Conflict, "VM %s ended before its memory was saved", o.v.Spec.Name)
 	case ctx.Err() == nil && (asking.Err() != nil || connect.CodeOf(err) == connect.CodeDeadlineExceeded):

@@ -11,6 +11,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"connectrpc.com/connect"
+
 	agentv1 "banger/api/agent/v1"
 	"banger/internal/fault"
 	"banger/internal/guest"
@@ -84,7 +86,7 @@ func (d driver) Restore(ctx context.Context, m vmm.Machine, dir string) (vmm.Run
 	}
 	d.w.nextPID++
 	b := newBody(d.w, d.w.nextPID)
-	b.boot, b.other, b.ahead = string(boot), filepath.Base(dir) == paths.Forked, -time.Hour
+	b.boot, b.other, b.ahead, b.late = string(boot), filepath.Base(dir) == paths.Forked, -time.Hour, d.w.late
 	d.w.machines[m.Dir] = b
 	return &running{w: d.w, b: b}, nil
 }
@@ -98,20 +100,37 @@ func (b *body) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) (*agentv1
 }
 
 func (b *body) Adopt(ctx context.Context, r *agentv1.AdoptRequest) (*agentv1.AdoptResponse, error) {
+	if err := b.breaks(); err != nil {
+		return nil, err
+	}
 	if b.clock().Abs() > guest.ClockExact || len(r.GetEntropy()) < 32 || (r.GetIdentity() != nil) != b.other {
 		return nil, errors.New("told nonsense, or too early")
 	}
 	if b.hold(false) {
 		return &agentv1.AdoptResponse{}, nil
 	}
-	return &agentv1.AdoptResponse{}, b.w.point(ctx, "adopt")
+	return &agentv1.AdoptResponse{Late: b.late}, b.w.point(ctx, "adopt")
 }
 
 func (b *body) SetTime(ctx context.Context, r *agentv1.SetTimeRequest) (*agentv1.SetTimeResponse, error) {
+	if err := b.breaks(); err != nil {
+		return nil, err
+	}
 	if r.GetUnixNanos() != 0 {
 		return nil, errors.New("told a time, which has become old")
 	}
 	return &agentv1.SetTimeResponse{StepNanos: r.GetStepNanos(), UnixNanos: b.setClock(b.clock() + time.Duration(r.GetStepNanos()))}, nil
+}
+
+// breaks is the end of a stream, as often as broken says.
+func (b *body) breaks() error {
+	b.w.mu.Lock()
+	defer b.w.mu.Unlock()
+	if b.broken == 0 {
+		return nil
+	}
+	b.broken--
+	return connect.NewError(connect.CodeUnavailable, errors.New("the stream was reset"))
 }
 
 // hold makes programs stand still, or go on, and tells whether they stood still.

@@ -39,6 +39,7 @@ type world struct {
 	at      func(ctx context.Context, point string) error // called at each point
 	mute    bool                                          // guests never answer
 	deaf    bool                                          // guests answer but do not shut down
+	late    bool                                          // programs of restored guests ran on too early
 }
 
 func newWorld() *world {
@@ -223,6 +224,8 @@ type body struct {
 	paused  bool   // under the world's mu
 	ahead   time.Duration
 	held    bool
+	broken  int  // so many of its next answers to SetTime and Adopt are a stream's end
+	late    bool // its programs ran on too early
 	done    chan struct{}
 	once    sync.Once
 	exit    vmm.Exit

@@ -36,6 +36,15 @@ func (s Sink) Send(e Event) {
 	}
 }
 
+// Notices is the sink of something that is a part of a stage: only what it notices is told.
+func (s Sink) Notices() Sink {
+	return func(e Event) {
+		if e.Status == Notice {
+			s.Send(e)
+		}
+	}
+}
+
 // Notice tells something outside any stage.
 func (s Sink) Notice(message string) {
 	s.Send(Event{Status: Notice, Message: message, Fraction: -1})

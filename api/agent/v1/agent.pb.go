@@ -836,7 +836,9 @@ func (x *QuiesceRequest) GetHold() bool {
 }
 
 type QuiesceResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How long programs had been told to stand still when this was answered.
+	HeldNanos     int64 `protobuf:"varint,1,opt,name=held_nanos,json=heldNanos,proto3" json:"held_nanos,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -869,6 +871,13 @@ func (x *QuiesceResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use QuiesceResponse.ProtoReflect.Descriptor instead.
 func (*QuiesceResponse) Descriptor() ([]byte, []int) {
 	return file_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *QuiesceResponse) GetHeldNanos() int64 {
+	if x != nil {
+		return x.HeldNanos
+	}
+	return 0
 }
 
 type AdoptRequest struct {
@@ -936,7 +945,9 @@ func (x *AdoptRequest) GetGrowDisks() bool {
 }
 
 type AdoptResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Programs ran on before the guest became another VM: for too long nobody was heard of.
+	Late          bool `protobuf:"varint,1,opt,name=late,proto3" json:"late,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -969,6 +980,13 @@ func (x *AdoptResponse) ProtoReflect() protoreflect.Message {
 // Deprecated: Use AdoptResponse.ProtoReflect.Descriptor instead.
 func (*AdoptResponse) Descriptor() ([]byte, []int) {
 	return file_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *AdoptResponse) GetLate() bool {
+	if x != nil {
+		return x.Late
+	}
+	return false
 }
 
 type PingRequest struct {
@@ -2031,14 +2049,17 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\"G\n" +
 	"\x0eQuiesceRequest\x12!\n" +
 	"\ffor_template\x18\x01 \x01(\bR\vforTemplate\x12\x12\n" +
-	"\x04hold\x18\x02 \x01(\bR\x04hold\"\x11\n" +
-	"\x0fQuiesceResponse\"z\n" +
+	"\x04hold\x18\x02 \x01(\bR\x04hold\"0\n" +
+	"\x0fQuiesceResponse\x12\x1d\n" +
+	"\n" +
+	"held_nanos\x18\x01 \x01(\x03R\theldNanos\"z\n" +
 	"\fAdoptRequest\x12\x18\n" +
 	"\aentropy\x18\x01 \x01(\fR\aentropy\x121\n" +
 	"\bidentity\x18\x02 \x01(\v2\x15.agent.v1.GuestConfigR\bidentity\x12\x1d\n" +
 	"\n" +
-	"grow_disks\x18\x03 \x01(\bR\tgrowDisks\"\x0f\n" +
-	"\rAdoptResponse\"\r\n" +
+	"grow_disks\x18\x03 \x01(\bR\tgrowDisks\"#\n" +
+	"\rAdoptResponse\x12\x12\n" +
+	"\x04late\x18\x01 \x01(\bR\x04late\"\r\n" +
 	"\vPingRequest\"d\n" +
 	"\fPingResponse\x12\x14\n" +
 	"\x05build\x18\x01 \x01(\tR\x05build\x12\x17\n" +

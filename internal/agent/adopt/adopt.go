@@ -26,17 +26,25 @@ type Guest struct {
 	Disks []string
 	// Systemd tells whether the first process is systemd.
 	Systemd func() bool
+	// Freeze lets all programs stand still until thaw; see cgroup.Freeze.
+	Freeze func(context.Context) (thaw func() error, err error)
 
-	turn sync.Mutex
+	turn     sync.Mutex
+	starting sync.RWMutex // locked while programs stand still
 	// held is set while programs stand still: in the memory of a guest that was saved, and so in each of its clones.
 	held *held
+	// late tells that programs that were held ran on although nobody had said as whom.
+	late bool
+	// was is the machine id of before an Adopt that has not come to its end: one that is asked for again finds the new one.
+	was *string
 	// syncing is a sync that a dead disk holds up; there is at most one.
 	syncing chan struct{}
 }
 
 // held is a guest whose programs stand still.
 type held struct {
-	frozen []string // their control groups
+	thaw  func() error
+	since time.Time
 
 	template bool              // nobody has used it
 	network  *identity.Network // of a template: silent
@@ -47,12 +55,22 @@ var errBusy = errors.New("the guest is being saved or restored already")
 // timesFile holds, below Dir, how long each step of the last Adopt took.
 const timesFile = "adopt.times"
 
-// Adopt makes a restored guest what the request says, and returns when all of it holds. The host has set the clock.
-func (g *Guest) Adopt(ctx context.Context, r *agentv1.AdoptRequest) error {
-	if !g.turn.TryLock() {
-		return errBusy
+// Adopt makes a restored guest what the request says, and returns when all of it holds. The host has set the clock. A
+// host whose stream broke asks again, and waits for what its first request began.
+func (g *Guest) Adopt(ctx context.Context, r *agentv1.AdoptRequest) (*agentv1.AdoptResponse, error) {
+	if err := lock(ctx, g.turn.TryLock); err != nil {
+		return nil, fmt.Errorf("%w: %w", errBusy, err)
 	}
 	defer g.turn.Unlock()
+	if err := g.adopt(ctx, r); err != nil {
+		return nil, err
+	}
+	late := g.late && r.GetIdentity() != nil
+	g.late = false
+	return &agentv1.AdoptResponse{Late: late}, nil
+}
+
+func (g *Guest) adopt(ctx context.Context, r *agentv1.AdoptRequest) error {
 	t := &times{begin: time.Now()}
 	err := t.run("entropy", func() error { return addEntropy(r.GetEntropy()) })
 	if err != nil {
@@ -72,15 +90,20 @@ func (g *Guest) Adopt(ctx context.Context, r *agentv1.AdoptRequest) error {
 		return err
 	}
 	t.add("all", t.begin)
-	return os.WriteFile(filepath.Join(g.Dir, timesFile), []byte(t.String()), 0o644)
+	// For whoever looks for what is slow; that /run is full is no reason to fail.
+	_ = os.WriteFile(filepath.Join(g.Dir, timesFile), []byte(t.String()), 0o644)
+	return nil
 }
 
 // become makes the guest another VM. Until the last step nobody reaches it over the network. One step follows the
 // other: they have one processor's work to do, and wait for nobody but sshd.
 func (g *Guest) become(ctx context.Context, t *times, id *agentv1.GuestConfig) error {
-	old, err := machineID()
-	if err != nil {
-		return err
+	if g.was == nil {
+		old, err := machineID()
+		if err != nil {
+			return err
+		}
+		g.was = &old
 	}
 	var network *identity.Network
 	var sshd *restart
@@ -109,7 +132,7 @@ func (g *Guest) become(ctx context.Context, t *times, id *agentv1.GuestConfig) e
 		}},
 		{"raise", false, func() error { return network.Raise() }},
 		{"thaw", false, g.release},
-		{"renew journal", true, func() error { return g.renewJournal(ctx, old, id.GetMachineId()) }},
+		{"renew journal", true, func() error { return g.renewJournal(ctx, *g.was, id.GetMachineId()) }},
 		{"journal", false, func() error {
 			return tellJournal("This machine was restored from memory and is now " + id.GetHostname())
 		}},
@@ -121,6 +144,7 @@ func (g *Guest) become(ctx context.Context, t *times, id *agentv1.GuestConfig) e
 			return err
 		}
 	}
+	g.was = nil
 	return nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	agentv1 "banger/api/agent/v1"
@@ -120,7 +121,7 @@ func TestSyncThatHangs(t *testing.T) {
 	g := &Guest{Dir: t.TempDir(), Systemd: func() bool { return false }, syncing: dead}
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if err := g.Quiesce(ctx, &agentv1.QuiesceRequest{}); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := g.Quiesce(ctx, &agentv1.QuiesceRequest{}); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
 	if g.syncing != dead {
@@ -128,11 +129,91 @@ func TestSyncThatHangs(t *testing.T) {
 	}
 	close(dead)
 	g.turn.Lock()
-	if err := g.Quiesce(t.Context(), &agentv1.QuiesceRequest{}); !errors.Is(err, errBusy) {
+	if _, err := g.Quiesce(t.Context(), &agentv1.QuiesceRequest{}); !errors.Is(err, errBusy) {
 		t.Errorf("two at a time: %v", err)
 	}
-	if err := g.Adopt(t.Context(), &agentv1.AdoptRequest{}); !errors.Is(err, errBusy) {
+	ctx, cancel = context.WithTimeout(t.Context(), 5*time.Millisecond)
+	defer cancel()
+	if _, err := g.Adopt(ctx, &agentv1.AdoptRequest{}); !errors.Is(err, errBusy) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("two at a time: %v", err)
 	}
 	g.turn.Unlock()
+}
+
+// still is a Guest's Freeze that counts who holds the programs.
+type still struct {
+	frozen, thawed int
+	err            error
+}
+
+func (s *still) freeze(context.Context) (func() error, error) {
+	if s.err != nil {
+		return nil, s.err
+	}
+	s.frozen++
+	return func() error { s.thawed++; return nil }, nil
+}
+
+// A program that is started while all stand still would hold up the agent itself.
+func TestNoProgramIsStartedWhileAllStandStill(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s still
+		g := &Guest{Freeze: s.freeze}
+		starting := g.Starting()
+		starting.Lock()
+		if err := g.hold(t.Context()); !errors.Is(err, context.DeadlineExceeded) || s.frozen != 0 {
+			t.Fatalf("frozen %d times while a program was being started, %v", s.frozen, err)
+		}
+		starting.Unlock()
+		if err := g.hold(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if g.starting.TryRLock() {
+			t.Fatal("a program may start")
+		}
+		if err := errors.Join(g.release(), g.release()); err != nil || s.thawed != 1 {
+			t.Errorf("thawed %d times, %v", s.thawed, err)
+		}
+		s.err = errors.New("no")
+		if err := g.hold(t.Context()); !errors.Is(err, s.err) {
+			t.Errorf("got %v", err)
+		}
+		starting.Lock() // for good, if one of them had kept it
+		starting.Unlock()
+	})
+}
+
+// A host that is heard of no more keeps programs standing still for a while only, and never what the next one holds.
+func TestProgramsRunOnByThemselves(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s still
+		g := &Guest{Freeze: s.freeze}
+		for range 2 {
+			if err := g.hold(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(holdMost / 2)
+		}
+		if s.frozen != 2 || s.thawed != 1 {
+			t.Errorf("frozen %d times, thawed %d times", s.frozen, s.thawed)
+		}
+		time.Sleep(1)
+		synctest.Wait()
+		if s.thawed != 1 {
+			t.Error("the first one's time let go what the second one holds")
+		}
+		time.Sleep(holdMost / 2)
+		synctest.Wait()
+		if s.thawed != 2 || g.held != nil || !g.late {
+			t.Errorf("thawed %d times", s.thawed)
+		}
+		if err := g.hold(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		g.held.template = true // it waits for its clones
+		time.Sleep(2 * holdMost)
+		if s.thawed != 2 {
+			t.Error("a template let its programs go")
+		}
+	})
 }

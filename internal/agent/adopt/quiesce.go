@@ -7,13 +7,13 @@ import (
 	"os"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	agentv1 "banger/api/agent/v1"
-	"banger/internal/agent/cgroup"
 	"banger/internal/agent/identity"
 	"banger/internal/agent/run"
 )
@@ -27,11 +27,22 @@ const (
 )
 
 // Quiesce makes the guest ready to be saved.
-func (g *Guest) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) error {
+func (g *Guest) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) (*agentv1.QuiesceResponse, error) {
 	if !g.turn.TryLock() {
-		return errBusy
+		return nil, errBusy
 	}
 	defer g.turn.Unlock()
+	if err := g.quiesce(ctx, r); err != nil {
+		return nil, err
+	}
+	var response agentv1.QuiesceResponse
+	if g.held != nil {
+		response.HeldNanos = int64(time.Since(g.held.since))
+	}
+	return &response, nil
+}
+
+func (g *Guest) quiesce(ctx context.Context, r *agentv1.QuiesceRequest) error {
 	if r.GetForTemplate() {
 		if err := g.settle(ctx); err != nil {
 			return err
@@ -140,24 +151,63 @@ func (g *Guest) forget(ctx context.Context) error {
 	return removeJournal("/", id)
 }
 
-// holdMost is how long programs stand still for somebody who is heard of no more.
-const holdMost = 10 * time.Second
+const (
+	// holdMost is how long programs stand still for somebody who is heard of no more.
+	holdMost = 10 * time.Second
+
+	startWait = 5 * time.Second // for programs that are just being started
+	lockPoll  = time.Millisecond
+)
 
 // hold lets all programs stand still, so that a copy of the guest knows who it is before any of them runs.
 func (g *Guest) hold(ctx context.Context) error {
-	frozen, err := cgroup.Freeze(ctx)
-	if err != nil {
+	if err := g.release(); err != nil { // whoever held them before has not been heard of since
 		return err
 	}
-	h := &held{frozen: frozen}
-	g.held = h
+	if err := g.stopStarts(ctx); err != nil {
+		return err
+	}
+	since := time.Now()
+	thaw, err := g.Freeze(ctx)
+	if err != nil {
+		g.starting.Unlock()
+		return err
+	}
+	h := &held{thaw: thaw, since: since}
+	g.held, g.late = h, false
 	time.AfterFunc(holdMost, func() {
 		g.turn.Lock()
 		defer g.turn.Unlock()
 		if g.held == h && !h.template {
+			g.late = true
 			_ = g.release() // there is nobody to tell
 		}
 	})
+	return nil
+}
+
+// Starting is held by whoever starts a program: none is started while programs stand still, see cgroup.Freeze.
+func (g *Guest) Starting() sync.Locker { return g.starting.RLocker() }
+
+// stopStarts takes the lock that Starting shares. A program on a disk that does not answer is being started for ever.
+func (g *Guest) stopStarts(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startWait)
+	defer cancel()
+	if err := lock(ctx, g.starting.TryLock); err != nil {
+		return fmt.Errorf("a program is being started: %w", err)
+	}
+	return nil
+}
+
+// lock takes a lock, unless ctx ends before.
+func lock(ctx context.Context, try func() bool) error {
+	for !try() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(lockPoll):
+		}
+	}
 	return nil
 }
 
@@ -166,9 +216,10 @@ func (g *Guest) release() error {
 	if g.held == nil {
 		return nil
 	}
-	frozen := g.held.frozen
+	thaw := g.held.thaw
 	g.held = nil
-	return cgroup.Thaw(frozen)
+	defer g.starting.Unlock()
+	return thaw()
 }
 
 // prepare does ahead what clones of a template need not do each: there is a file to write the boot id into, the network is

@@ -9,7 +9,9 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -38,45 +40,80 @@ func Programs() (*os.File, error) {
 	return os.Open(dir)
 }
 
-// Freeze stops all programs but those of this process's own group, the first process too, and returns the frozen groups
-// when all stand still. Without control groups there is nothing to freeze.
-func Freeze(ctx context.Context) ([]string, error) {
+// Freeze stops all programs but those of this process's own group, the first process too, and returns when all stand
+// still. thaw lets them run on; groups that stood still before are left as they were. Without control groups there is
+// nothing to freeze. Nothing may be started in a frozen group: the starter's thread waits for the program to take its
+// first step, and no other of its goroutines may get a turn meanwhile.
+func Freeze(ctx context.Context) (thaw func() error, err error) {
 	own, err := Own()
-	if own == "" || err != nil {
-		return nil, err
-	}
-	return freeze(ctx, Root, own)
-}
-
-func freeze(ctx context.Context, root, own string) (frozen []string, err error) {
-	groups, err := beside(root, own)
 	if err != nil {
 		return nil, err
 	}
+	var frozen []string
+	if own != "" {
+		frozen, err = freeze(ctx, Root, own)
+	}
+	return func() error { return thawAll(frozen) }, err
+}
+
+func freeze(ctx context.Context, root, own string) (frozen []string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, freezeWait)
+	defer cancel()
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, Thaw(frozen))
+			err = errors.Join(err, thawAll(frozen))
 			frozen = nil
 		}
 	}()
-	for _, group := range groups {
-		err := os.WriteFile(filepath.Join(group, "cgroup.freeze"), []byte("1"), 0)
-		if errors.Is(err, fs.ErrNotExist) { // it has ended
-			continue
-		}
+	// Until all stand still, somebody may make another group.
+	for seen := map[string]bool{}; ; {
+		groups, err := beside(root, own)
 		if err != nil {
-			return frozen, fmt.Errorf("freeze %s: %w", group, err)
+			return frozen, err
 		}
-		frozen = append(frozen, group)
-	}
-	ctx, cancel := context.WithTimeout(ctx, freezeWait)
-	defer cancel()
-	for _, group := range frozen {
-		if err := awaitFrozen(ctx, group); err != nil {
-			return frozen, fmt.Errorf("freeze %s: %w", group, err)
+		groups = slices.DeleteFunc(groups, func(group string) bool { return seen[group] })
+		if len(groups) == 0 {
+			return frozen, nil
+		}
+		if err := ctx.Err(); err != nil {
+			return frozen, err
+		}
+		for _, group := range groups {
+			seen[group] = true
+			if err := freezeOne(group, &frozen); err != nil {
+				return frozen, fmt.Errorf("freeze %s: %w", group, err)
+			}
+		}
+		for _, group := range groups {
+			if err := awaitFrozen(ctx, group); err != nil {
+				return frozen, fmt.Errorf("freeze %s: %w", group, err)
+			}
 		}
 	}
-	return frozen, nil
+}
+
+// freezeOne tells a group to stand still, and adds it to those that are to be let go.
+func freezeOne(group string, frozen *[]string) error {
+	file := filepath.Join(group, "cgroup.freeze")
+	before, err := os.ReadFile(file)
+	if err == nil && strings.TrimSpace(string(before)) == "1" { // by the user's own word
+		return nil
+	}
+	if err == nil {
+		err = os.WriteFile(file, []byte("1"), 0)
+	}
+	if ended(err) {
+		return nil
+	}
+	if err == nil {
+		*frozen = append(*frozen, group)
+	}
+	return err
+}
+
+// ended tells whether a file could not be used because its group is gone: before it was opened, or since.
+func ended(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV)
 }
 
 // beside lists the groups that together hold everybody but the own one: those below it, and its siblings and those of
@@ -84,9 +121,9 @@ func freeze(ctx context.Context, root, own string) (frozen []string, err error) 
 func beside(root, own string) ([]string, error) {
 	var groups []string
 	at := root
-	for _, next := range append(strings.Split(strings.Trim(own, "/"), "/"), "") {
+	for _, next := range append(strings.FieldsFunc(own, func(r rune) bool { return r == '/' }), "") {
 		entries, err := os.ReadDir(at)
-		if errors.Is(err, fs.ErrNotExist) {
+		if ended(err) {
 			return groups, nil
 		}
 		if err != nil {
@@ -105,7 +142,7 @@ func beside(root, own string) ([]string, error) {
 func awaitFrozen(ctx context.Context, group string) error {
 	for {
 		events, err := os.ReadFile(filepath.Join(group, "cgroup.events"))
-		if errors.Is(err, fs.ErrNotExist) || strings.Contains(string(events), "frozen 1") {
+		if ended(err) || strings.Contains(string(events), "frozen 1") {
 			return nil
 		}
 		if err != nil {
@@ -119,12 +156,12 @@ func awaitFrozen(ctx context.Context, group string) error {
 	}
 }
 
-// Thaw lets frozen groups run on.
-func Thaw(groups []string) error {
+// thawAll lets frozen groups run on.
+func thawAll(groups []string) error {
 	var errs []error
 	for _, group := range groups {
 		err := os.WriteFile(filepath.Join(group, "cgroup.freeze"), []byte("0"), 0)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err != nil && !ended(err) {
 			errs = append(errs, fmt.Errorf("thaw %s: %w", group, err))
 		}
 	}

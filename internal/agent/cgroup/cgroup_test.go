@@ -62,7 +62,7 @@ func TestEverybodyElseIsFrozen(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(root, "user.slice")); err != nil { // it ended meanwhile
 		t.Fatal(err)
 	}
-	if err := Thaw(frozen); err != nil {
+	if err := thawAll(frozen); err != nil {
 		t.Fatal(err)
 	}
 	if stands(t, root, "init.scope") || stands(t, root, "system.slice/ssh.service") {
@@ -80,5 +80,51 @@ func TestFreezeThatDoesNotEnd(t *testing.T) {
 	}
 	if stands(t, root, "init.scope") || stands(t, root, "stuck.slice") {
 		t.Error("somebody was left standing still")
+	}
+}
+
+// What the user has frozen stays so.
+func TestThoseWhoStoodStillBeforeAreLeftSo(t *testing.T) {
+	root := tree(t, []string{"paused.slice", "other.slice", "agent"}, "paused.slice", "other.slice")
+	if err := os.WriteFile(filepath.Join(root, "paused.slice/cgroup.freeze"), []byte("1"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	frozen, err := freeze(t.Context(), root, "/agent")
+	if err != nil || !stands(t, root, "other.slice") {
+		t.Fatalf("got %v, %v", frozen, err)
+	}
+	if err := thawAll(frozen); err != nil {
+		t.Fatal(err)
+	}
+	if !stands(t, root, "paused.slice") || stands(t, root, "other.slice") {
+		t.Error("the user's group was let go, or the other was not")
+	}
+}
+
+// A group that is made while others are frozen is frozen as well.
+func TestGroupsThatComeMeanwhile(t *testing.T) {
+	groups := []string{"init.scope", "agent"}
+	root := tree(t, groups)
+	late := tree(t, []string{"late.slice"}, "late.slice")
+	go func() { // the first process starts it, and then stands still
+		for !stands(t, root, "init.scope") {
+			time.Sleep(time.Millisecond)
+		}
+		events := filepath.Join(root, "init.scope/cgroup.events")
+		if err := errors.Join(os.Rename(filepath.Join(late, "late.slice"), filepath.Join(root, "late.slice")),
+			os.WriteFile(events, []byte("frozen 1\n"), 0o644)); err != nil {
+			t.Error(err)
+		}
+	}()
+	frozen, err := freeze(t.Context(), root, "/agent")
+	if err != nil || len(frozen) != 2 || !stands(t, root, "late.slice") {
+		t.Errorf("got %v, %v", frozen, err)
+	}
+}
+
+func TestAgentInTheRootGroup(t *testing.T) {
+	root := tree(t, []string{"programs", "other"}, "programs", "other")
+	if groups, err := beside(root, "/"); err != nil || len(groups) != 2 {
+		t.Errorf("got %v, %v", groups, err)
 	}
 }

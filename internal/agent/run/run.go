@@ -33,6 +33,8 @@ type Runner struct {
 	Root string
 	// Group opens the control group in which programs are started; nil, or a nil file, is the runner's own.
 	Group func() (*os.File, error)
+	// Starting is locked for the moment of a start; nil: there is nothing to heed.
+	Starting sync.Locker
 }
 
 var _ serve.Runner = Runner{}
@@ -56,7 +58,7 @@ func (r Runner) Run(ctx context.Context, p serve.Program) serve.Exit {
 	if err != nil {
 		return failure(err)
 	}
-	if err := cmd.Start(); err != nil {
+	if err := r.start(ctx, cmd); err != nil {
 		return failure(err)
 	}
 	s.closeTheirs()
@@ -64,6 +66,18 @@ func (r Runner) Run(ctx context.Context, p serve.Program) serve.Exit {
 		p.Started(cmd.Process.Pid)
 	}
 	return s.wait(ctx)
+}
+
+// start starts a program as soon as it may be, unless its caller has gone meanwhile.
+func (r Runner) start(ctx context.Context, cmd *exec.Cmd) error {
+	if r.Starting != nil {
+		r.Starting.Lock()
+		defer r.Starting.Unlock()
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return cmd.Start()
 }
 
 // failure is the exit of a program that could not be started.

@@ -278,3 +278,31 @@ func TestManyAtOnce(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// A program waits until it may be started; one whose caller has gone by then is not.
+func TestStartWaitsForItsTurn(t *testing.T) {
+	var gate sync.RWMutex
+	gate.Lock()
+	r := Runner{Root: "/", Starting: gate.RLocker()}
+	ctx, cancel := context.WithCancel(t.Context())
+	file := filepath.Join(t.TempDir(), "ran")
+	gone, stays := make(chan serve.Exit, 1), make(chan serve.Exit, 1)
+	go func() { gone <- r.Run(ctx, serve.Program{Argv: []string{"touch", file}}) }()
+	go func() { stays <- r.Run(t.Context(), serve.Program{Argv: []string{"true"}}) }()
+	cancel()
+	select {
+	case exit := <-stays:
+		t.Fatalf("it was started: %+v", exit)
+	case <-time.After(20 * time.Millisecond):
+	}
+	gate.Unlock()
+	if exit := <-stays; exit.Code != 0 || exit.Error != "" {
+		t.Errorf("got %+v", exit)
+	}
+	if exit := <-gone; exit.Code != notExecutable {
+		t.Errorf("got %+v", exit)
+	}
+	if _, err := os.Stat(file); err == nil {
+		t.Error("a program was started for nobody")
+	}
+}

@@ -39,9 +39,9 @@ type Options struct {
 	// Status looks at the guest from inside.
 	Status func(context.Context) (*agentv1.StatusResponse, error)
 	// Quiesce makes the guest ready to be saved. It heeds its context, also when a disk does not answer.
-	Quiesce func(context.Context, *agentv1.QuiesceRequest) error
+	Quiesce func(context.Context, *agentv1.QuiesceRequest) (*agentv1.QuiesceResponse, error)
 	// Adopt makes a guest that was restored from memory what the request says.
-	Adopt func(context.Context, *agentv1.AdoptRequest) error
+	Adopt func(context.Context, *agentv1.AdoptRequest) (*agentv1.AdoptResponse, error)
 	// Dial connects to a port of the guest itself, and tells by which address.
 	Dial func(ctx context.Context, port uint16) (Conn, string, error)
 	// BootID is that of the running kernel, as programs see it; empty: the kernel's is read at each Ping.
@@ -200,10 +200,7 @@ func (s *service) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) (*agen
 	if s.o.Quiesce == nil {
 		return nil, unimplemented()
 	}
-	if err := s.o.Quiesce(ctx, r); err != nil {
-		return nil, failed(err)
-	}
-	return &agentv1.QuiesceResponse{}, nil
+	return answer(s.o.Quiesce(ctx, r))
 }
 
 // Adopt tells a restored guest who it is.
@@ -214,10 +211,15 @@ func (s *service) Adopt(ctx context.Context, r *agentv1.AdoptRequest) (*agentv1.
 	if s.o.Adopt == nil {
 		return nil, unimplemented()
 	}
-	if err := s.o.Adopt(ctx, r); err != nil {
+	return answer(s.o.Adopt(ctx, r))
+}
+
+// answer tells a failure's kind.
+func answer[T any](response *T, err error) (*T, error) {
+	if err != nil {
 		return nil, failed(err)
 	}
-	return &agentv1.AdoptResponse{}, nil
+	return response, nil
 }
 
 // failed tells a deadline from a failure.

@@ -125,19 +125,19 @@ func TestSaveAndRestore(t *testing.T) {
 	hang := false
 	var adopted *agentv1.AdoptRequest
 	client, _ := start(t, serve.Options{
-		Quiesce: func(ctx context.Context, r *agentv1.QuiesceRequest) error {
+		Quiesce: func(ctx context.Context, r *agentv1.QuiesceRequest) (*agentv1.QuiesceResponse, error) {
 			if hang {
 				<-ctx.Done()
-				return ctx.Err()
+				return nil, ctx.Err()
 			}
 			if r.GetForTemplate() {
-				return errors.New("not now")
+				return nil, errors.New("not now")
 			}
-			return nil
+			return &agentv1.QuiesceResponse{}, nil
 		},
-		Adopt: func(_ context.Context, r *agentv1.AdoptRequest) error {
+		Adopt: func(_ context.Context, r *agentv1.AdoptRequest) (*agentv1.AdoptResponse, error) {
 			adopted = r
-			return nil
+			return &agentv1.AdoptResponse{}, nil
 		},
 	})
 	ctx := within(t)

@@ -27,14 +27,16 @@ func Agent(m *Memory, shutdown func(agentv1.ShutdownRequest_Mode), hangQuiesce b
 				UnixNanos: time.Now().UnixNano(),
 			}, nil
 		},
-		Quiesce: func(ctx context.Context, _ *agentv1.QuiesceRequest) error {
+		Quiesce: func(ctx context.Context, _ *agentv1.QuiesceRequest) (*agentv1.QuiesceResponse, error) {
 			if hangQuiesce {
 				<-ctx.Done()
-				return ctx.Err()
+				return nil, ctx.Err()
 			}
-			return nil
+			return &agentv1.QuiesceResponse{}, nil
 		},
-		Adopt:  func(_ context.Context, r *agentv1.AdoptRequest) error { return m.adopt(r) },
+		Adopt: func(_ context.Context, r *agentv1.AdoptRequest) (*agentv1.AdoptResponse, error) {
+			return &agentv1.AdoptResponse{}, m.adopt(r)
+		},
 		BootID: m.BootID,
 		Dial:   dial,
 	}
