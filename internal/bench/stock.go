@@ -85,7 +85,7 @@ func (s stock) boot(ctx context.Context, e emulation, cpus int, memoryMiB int) (
 	}
 	begin := time.Now()
 	p, err := system.Start(system.StartOptions{
-		Path: qemu, Dir: s.dir, Log: filepath.Join(s.dir, "vmm.log"),
+		Path: qemu, Dir: s.dir, Log: filepath.Join(s.dir, "vmm.log"), NewSession: true, // as VMs have it: see onBridge
 		Args: []string{
 			"-M", "q35", "-accel", e.accel, "-cpu", e.cpu, "-smp", fmt.Sprint(cpus), "-m", fmt.Sprint(memoryMiB),
 			"-nodefaults", "-display", "none", "-no-reboot", "-serial", "file:serial.log",

@@ -376,6 +376,18 @@ func TestFlushedRulesComeBack(t *testing.T) {
 	}
 }
 
+// TestRemovedPortRulesComeBack: who removes one half of the rules does not leave VMs with each other's addresses.
+func TestRemovedPortRulesComeBack(t *testing.T) {
+	w := newWorld(t)
+	w.nat(t, true)
+	want := w.host.Run(t, "nft", "list", "table", "bridge", "banger0")
+	w.host.Run(t, "nft", "delete", "table", "bridge", "banger0")
+	eventually(t, func() bool {
+		got, err := w.host.Try("nft", "list", "table", "bridge", "banger0")
+		return err == nil && got == want
+	})
+}
+
 // TestFiveHundredGuests are set at once.
 func TestFiveHundredGuests(t *testing.T) {
 	ns := hosttest.NetNS(t)

@@ -228,3 +228,21 @@ func TestTwoDaemonsOnOneBridge(t *testing.T) {
 		t.Errorf("after:\n%s\nbefore:\n%s", after, before)
 	}
 }
+
+// TestTwoBangersAtOnce: names of TAP devices are the whole host's, and two helpers look for free ones at the same time.
+func TestTwoBangersAtOnce(t *testing.T) {
+	hosttest.NetNS(t)
+	var wg sync.WaitGroup
+	for bridge, subnet := range map[string]string{"banger1": "10.1.0.0/16", "banger2": "10.2.0.0/16"} {
+		c := start(t, hostnet.Options{Instance: bridge, Bridge: bridge, Subnet: netip.MustParsePrefix(subnet)})
+		ensure(t, c)
+		for n := range 30 {
+			wg.Go(func() {
+				if _, err := c.Attach(t.Context(), vm.ID(fmt.Sprintf("%08x", n)), hostnet.Guest{}); err != nil {
+					t.Errorf("%s: %v", bridge, err)
+				}
+			})
+		}
+	}
+	wg.Wait()
+}

@@ -121,6 +121,25 @@ func ipv6(from net.HardwareAddr, ip netip.Addr, text string) []byte {
 	return ethernet(everybody, from, unix.ETH_P_IPV6, append(body, text...))
 }
 
+// neighbour is an ICMPv6 message to all about an address (RFC 4861 4); its checksum is of no interest to a bridge.
+func neighbour(from net.HardwareAddr, ip netip.Addr, kind byte, about netip.Addr, text string) []byte {
+	message := append([]byte{kind, 0, 0, 0, 0, 0, 0, 0}, about.AsSlice()...)
+	message = append(message, text...)
+	body := []byte{0x60, 0, 0, 0, 0, byte(len(message)), unix.IPPROTO_ICMPV6, 255}
+	body = append(append(body, ip.AsSlice()...), netip.MustParseAddr("ff02::1").AsSlice()...)
+	return ethernet(everybody, from, unix.ETH_P_IPV6, append(body, message...))
+}
+
+// withOptions puts a header of padding options between an IPv6 header and what follows it (RFC 8200 4.2).
+func withOptions(frame []byte) []byte {
+	const ethernetLen, next = 14, 6
+	ip, rest := append([]byte{}, frame[:ethernetLen+40]...), frame[ethernetLen+40:]
+	options := []byte{ip[ethernetLen+next], 0, 1, 4, 0, 0, 0, 0}
+	ip[ethernetLen+next] = unix.IPPROTO_DSTOPTS
+	ip[ethernetLen+5] += byte(len(options))
+	return append(append(ip, options...), rest...)
+}
+
 // twoPorts is a bridge with two guests on it.
 func twoPorts(t *testing.T) (*hosttest.NS, *hostnet.Client, [2]*port) {
 	t.Helper()
@@ -145,6 +164,7 @@ func TestGuestsUseTheirOwnAddresses(t *testing.T) {
 	_, _, p := twoPorts(t)
 	a, b := p[0], p[1]
 	other := net.HardwareAddr{2, 0xb6, 9, 9, 9, 9}
+	link, gateway6 := netip.MustParseAddr("fe80::1"), vm.IPv6(netip.MustParseAddr("172.30.0.1"))
 	for name, c := range map[string]struct {
 		frame []byte
 		want  bool
@@ -162,6 +182,15 @@ func TestGuestsUseTheirOwnAddresses(t *testing.T) {
 		"ip6 link":      {ipv6(a.mac, netip.MustParseAddr("fe80::1"), "ip6 link "), true},
 		"ip6 detection": {ipv6(a.mac, netip.IPv6Unspecified(), "ip6 detection "), true},
 		"ip6 stolen":    {ipv6(a.mac, vm.IPv6(b.ip), "ip6 stolen "), false},
+		"nd own":        {neighbour(a.mac, vm.IPv6(a.ip), 136, vm.IPv6(a.ip), "nd own "), true},
+		"nd own, link":  {neighbour(a.mac, link, 136, link, "nd own, link "), true},
+		"nd question":   {neighbour(a.mac, link, 135, vm.IPv6(b.ip), "nd question "), true},
+		"nd stolen":     {neighbour(a.mac, vm.IPv6(a.ip), 136, vm.IPv6(b.ip), "nd stolen "), false},
+		"nd gateway":    {neighbour(a.mac, link, 136, gateway6, "nd gateway "), false},
+		"nd hidden":     {withOptions(neighbour(a.mac, link, 136, gateway6, "nd hidden ")), false},
+		"router":        {neighbour(a.mac, link, 134, link, "router "), false},
+		"router hidden": {withOptions(neighbour(a.mac, link, 134, link, "router hidden ")), false},
+		"redirect":      {neighbour(a.mac, link, 137, gateway6, "redirect "), false},
 		"another kind":  {ethernet(everybody, a.mac, 0x88cc, []byte("another kind ")), false},
 		"tagged":        {ethernet(everybody, a.mac, unix.ETH_P_8021Q, append([]byte{0, 5, 8, 0}, "tagged "...)), false},
 	} {

@@ -4,10 +4,12 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"banger/internal/hosttest/need"
 )
@@ -58,7 +60,7 @@ func TestDoRunsInTheOther(t *testing.T) {
 func TestStockSeesWhatIsLeft(t *testing.T) {
 	NetNS(t)
 	dir := t.TempDir()
-	before, err := take([]string{dir})
+	before, err := take(t.Name(), []string{dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,7 +72,7 @@ func TestStockSeesWhatIsLeft(t *testing.T) {
 	if err := netlink.LinkAdd(bridge); err != nil {
 		t.Fatal(err)
 	}
-	after, err := take([]string{dir})
+	after, err := take(t.Name(), []string{dir})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,7 +87,7 @@ func TestStockSeesWhatIsLeft(t *testing.T) {
 	if err := netlink.LinkDel(bridge); err != nil {
 		t.Fatal(err)
 	}
-	if diff := waitFor(before, []string{dir}); diff != "" {
+	if diff := waitFor(t.Name(), before, []string{dir}); diff != "" {
 		t.Errorf("all is gone, still a difference:\n%s", diff)
 	}
 }
@@ -102,4 +104,28 @@ func nsName(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return name
+}
+
+// TestMountsOfOtherTests are theirs.
+func TestMountsOfOtherTests(t *testing.T) {
+	need.Root(t)
+	other, mine := filepath.Join(os.TempDir(), "TestOfSomebodyElse", strconv.Itoa(os.Getpid())), t.TempDir()
+	if err := os.MkdirAll(other, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(filepath.Dir(other)) })
+	for _, dir := range []string{other, mine} {
+		if err := unix.Mount("none", dir, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	stock, err := take(t.Name(), nil)
+	if err != nil || stock["mount "+mine+" tmpfs"] != 1 || stock["mount "+other+" tmpfs"] != 0 {
+		t.Errorf("ours %d, another's %d: %v", stock["mount "+mine+" tmpfs"], stock["mount "+other+" tmpfs"], err)
+	}
 }

@@ -26,7 +26,8 @@ const settle = 3 * time.Second
 // the difference. Call it first, or right after NetNS. Tests with a snapshot must not be parallel.
 func Snapshot(t testing.TB, dirs ...string) {
 	t.Helper()
-	before, err := take(dirs)
+	test, _, _ := strings.Cut(t.Name(), "/")
+	before, err := take(test, dirs)
 	if err != nil {
 		t.Fatalf("take stock: %v", err)
 	}
@@ -36,7 +37,7 @@ func Snapshot(t testing.TB, dirs ...string) {
 		if t.Failed() {
 			return // what is left is not the news
 		}
-		diff := waitFor(before, dirs)
+		diff := waitFor(test, before, dirs)
 		if diff != "" {
 			t.Errorf("the test left things behind (+) or took things away (-):\n%s", diff)
 		}
@@ -47,10 +48,10 @@ func Snapshot(t testing.TB, dirs ...string) {
 }
 
 // waitFor takes stock until nothing differs or the time is over, and returns the difference.
-func waitFor(before map[string]int, dirs []string) string {
+func waitFor(test string, before map[string]int, dirs []string) string {
 	deadline := time.Now().Add(settle)
 	for {
-		after, err := take(dirs)
+		after, err := take(test, dirs)
 		diff := ""
 		if err != nil {
 			diff = err.Error()
@@ -65,9 +66,11 @@ func waitFor(before map[string]int, dirs []string) string {
 }
 
 // take returns one line for each thing, and how often it is there.
-func take(dirs []string) (map[string]int, error) {
+func take(test string, dirs []string) (map[string]int, error) {
 	stock := map[string]int{}
-	for _, collect := range []func() ([]string, error){descriptors, children, mounts, devices, rules} {
+	for _, collect := range []func() ([]string, error){
+		descriptors, children, func() ([]string, error) { return mounts(test) }, devices, rules,
+	} {
 		lines, err := collect()
 		if err != nil {
 			return nil, err
@@ -160,15 +163,20 @@ func children() ([]string, error) {
 }
 
 // mounts names what is mounted where, and of which kind: fields 5 and the last but two of
-// proc_pid_mountinfo(5).
-func mounts() ([]string, error) {
+// proc_pid_mountinfo(5). Tests of other packages run meanwhile and mount as well: what lies in the temporary directory of
+// another test is not this one's.
+func mounts(test string) ([]string, error) {
 	text, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
+	anyTest, thisTest := filepath.Join(os.TempDir(), "Test"), filepath.Join(os.TempDir(), test)
 	var lines []string
 	for line := range strings.Lines(string(text)) {
 		if f := strings.Fields(line); len(f) > 9 {
+			if strings.HasPrefix(f[4], anyTest) && !strings.HasPrefix(f[4], thisTest) {
+				continue
+			}
 			lines = append(lines, "mount "+f[4]+" "+f[len(f)-3])
 		}
 	}

@@ -90,7 +90,8 @@ type Status struct {
 }
 
 // Install adds our file to the resolver's configuration. A Precondition fault says that this host's resolver is not
-// known, or that rights are missing; a Conflict one that it would do harm.
+// known, that rights are missing, or that the resolver does not start with it: then all is as before. A Conflict fault
+// says that it would do harm.
 func (h Host) Install(ctx context.Context, server netip.AddrPort) (Result, error) {
 	m, err := h.detect(ctx)
 	if err != nil {
@@ -113,7 +114,25 @@ func (h Host) Install(ctx context.Context, server netip.AddrPort) (Result, error
 		return result, rights(err, "cannot write "+h.path(m.File), "banger dns install --server "+server.String())
 	}
 	result.Changed = true
-	return result, h.apply(ctx, m)
+	err = h.apply(ctx, m)
+	if err == nil || noProgram(err) {
+		return result, err // without that program somebody else starts the resolver anew: the file waits
+	}
+	// The resolver may be down now, and the host without names: as it was before, it ran.
+	result.Changed = false
+	return result, errors.Join(err, h.putBack(context.WithoutCancel(ctx), m, have))
+}
+
+// putBack makes the method's file what it was, nil for none, and lets the resolver read that.
+func (h Host) putBack(ctx context.Context, m Method, before []byte) error {
+	if before != nil {
+		if err := h.write(m.File, before); err != nil {
+			return rights(err, "cannot write "+h.path(m.File), "banger dns uninstall")
+		}
+		return h.apply(ctx, m)
+	}
+	_, err := h.remove(ctx, m)
+	return err
 }
 
 // Uninstall removes the files of ours, of whatever resolver.
@@ -125,15 +144,20 @@ func (h Host) Uninstall(ctx context.Context) (Result, error) {
 			continue
 		}
 		result.Method, result.Files = m.Name, append(result.Files, h.path(m.File))
-		if err := os.Remove(h.path(m.File)); err != nil {
-			errs = append(errs, rights(err, "cannot remove "+h.path(m.File), "banger dns uninstall"))
-			continue
-		}
-		result.Changed = true
-		h.removeIfMade(m)
-		errs = append(errs, h.apply(ctx, m))
+		removed, err := h.remove(ctx, m)
+		result.Changed = result.Changed || removed
+		errs = append(errs, err)
 	}
 	return result, errors.Join(errs...)
+}
+
+// remove takes the method's file away and lets the resolver read what is left.
+func (h Host) remove(ctx context.Context, m Method) (removed bool, err error) {
+	if err := os.Remove(h.path(m.File)); err != nil {
+		return false, rights(err, "cannot remove "+h.path(m.File), "banger dns uninstall")
+	}
+	h.removeIfMade(m)
+	return true, h.apply(ctx, m)
 }
 
 // Answers tells whether this host's programs find the zone vm: whether the resolver of resolv.conf asks banger for it.
@@ -216,6 +240,9 @@ func rights(err error, what, command string) error {
 	}
 	return f
 }
+
+// noProgram tells that the program which lets a resolver read its configuration again is not there.
+func noProgram(err error) bool { return fault.KindOf(errors.Unwrap(err)) == fault.Precondition }
 
 func (h Host) apply(ctx context.Context, m Method) error {
 	if _, err := h.Run(ctx, m.apply...); err != nil {

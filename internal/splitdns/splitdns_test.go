@@ -196,12 +196,40 @@ func TestWithoutRights(t *testing.T) {
 	}
 }
 
+// TestResolverThatDoesNotReload is as it was before: it may not run with our file.
 func TestResolverThatDoesNotReload(t *testing.T) {
+	for _, before := range []string{"", "127.0.0.1:5300"} {
+		m := newMachine(t, hosts["dnsmasq"].files)
+		if before != "" {
+			if _, err := m.Install(t.Context(), netip.MustParseAddrPort(before)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		tree := m.tree(t)
+		m.ran, m.fail = nil, errors.New("the unit failed")
+		result, err := m.Install(t.Context(), server)
+		if fault.KindOf(err) != fault.Precondition || fault.HintOf(err) != "run: sudo systemctl try-restart dnsmasq.service" || result.Changed {
+			t.Errorf("got %v, %v, hint %q", result, err, fault.HintOf(err))
+		}
+		if now := m.tree(t); !maps.Equal(now, tree) {
+			t.Errorf("files: %v, before: %v", now, tree)
+		}
+		if len(m.ran) != 2 {
+			t.Errorf("the resolver was told %q", m.ran)
+		}
+	}
+}
+
+// TestWithoutServiceManager: the file stays for whoever starts the resolver there.
+func TestWithoutServiceManager(t *testing.T) {
 	m := newMachine(t, hosts["dnsmasq"].files)
-	m.fail = errors.New("no such unit")
-	_, err := m.Install(t.Context(), server)
-	if fault.KindOf(err) != fault.Precondition || fault.HintOf(err) != "run: sudo systemctl try-restart dnsmasq.service" {
-		t.Errorf("got %v, hint %q", err, fault.HintOf(err))
+	m.fail = fault.New(fault.Precondition, "cannot start systemctl")
+	result, err := m.Install(t.Context(), server)
+	if fault.KindOf(err) != fault.Precondition || !result.Changed {
+		t.Errorf("got %v, %v", result, err)
+	}
+	if s := m.Status(t.Context(), server); !s.Installed {
+		t.Errorf("status %+v", s)
 	}
 }
 

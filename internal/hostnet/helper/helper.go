@@ -146,12 +146,11 @@ func (h *handler) handle(r hostnet.Request) (response hostnet.Response, err erro
 			return response, fault.New(fault.Usage, "user %d asks for a TAP device of user %d", h.uid, r.Owner)
 		}
 		if r.TAP == "" {
-			if r.TAP, err = freeTAP(); err != nil {
-				break
-			}
+			r.TAP, err = addFreeTAP(r.Bridge, me)
+		} else {
+			err = addTAP(r.TAP, r.Bridge, me)
 		}
 		response.TAPs = []string{r.TAP}
-		err = addTAP(r.TAP, r.Bridge, me)
 	case hostnet.OpDeleteTAP:
 		err = deleteTAP(r.TAP, me)
 	case hostnet.OpListTAPs:

@@ -35,6 +35,8 @@ type keeper struct {
 	rules   hostnet.Rules
 	before  memory // of forwarding: the table that holds it may be flushed
 	watched bool
+
+	filtersPorts bool // the kernel took the bridge family's half
 }
 
 // set makes the bridge's rules these, and keeps them so.
@@ -144,10 +146,13 @@ func (k *keeper) mendRules() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	whole := slices.ContainsFunc(chains, func(ch *nftables.Chain) bool {
-		return ch.Table.Name == bridge && ch.Table.Family == nftables.TableFamilyINet && ch.Name == "forward"
-	})
-	if !whole || rules.AnyNAT() && !on {
+	has := func(family nftables.TableFamily) bool {
+		return slices.ContainsFunc(chains, func(ch *nftables.Chain) bool {
+			return ch.Table.Name == bridge && ch.Table.Family == family && ch.Name == "forward"
+		})
+	}
+	lost := !has(nftables.TableFamilyINet) || k.filtersPorts && !has(nftables.TableFamilyBridge)
+	if lost || rules.AnyNAT() && !on {
 		_, err := k.apply(bridge, rules, k.me)
 		return true, err
 	}
@@ -172,7 +177,7 @@ func (k *keeper) apply(bridge string, rules hostnet.Rules, me owner) (hostnet.Re
 		return hostnet.Response{}, k.removeRules(bridge)
 	}
 	response, err := s.apply()
-	k.before = s.before
+	k.before, k.filtersPorts = s.before, s.filtersPorts
 	return response, err
 }
 
@@ -223,7 +228,7 @@ func (s *ruleSet) apply() (response hostnet.Response, err error) {
 }
 
 // write makes both tables what they are to be: first who may send as whom.
-func (s ruleSet) write(c *nftables.Conn, tables []*nftables.Table, chains []*nftables.Chain) ([]string, error) {
+func (s *ruleSet) write(c *nftables.Conn, tables []*nftables.Table, chains []*nftables.Chain) ([]string, error) {
 	notices, err := s.writePorts(c)
 	if err == nil {
 		err = s.replace(c)
@@ -236,11 +241,12 @@ func (s ruleSet) write(c *nftables.Conn, tables []*nftables.Table, chains []*nft
 }
 
 // writePorts filters the bridge's ports. A kernel that cannot is told, and refused when a guest is to be isolated.
-func (s ruleSet) writePorts(c *nftables.Conn) ([]string, error) {
+func (s *ruleSet) writePorts(c *nftables.Conn) ([]string, error) {
 	if err := s.replacePorts(c); err != nil {
 		return nil, err
 	}
 	err := c.Flush()
+	s.filtersPorts = err == nil
 	if err == nil {
 		return nil, nil
 	}

@@ -238,8 +238,7 @@ func removeBridge(name string, me owner) error {
 	return nil
 }
 
-// addTAP makes a TAP device, or completes it, so that it is the user's, on the bridge and up. A new
-// one becomes persistent last: until then it goes with its descriptor, whatever happens to us.
+// addTAP makes a TAP device, or completes it, so that it is the user's, on the bridge and up.
 func addTAP(name, bridgeName string, me owner) error {
 	bridge, err := ourBridge(bridgeName, me)
 	if err != nil {
@@ -255,6 +254,34 @@ func addTAP(name, bridgeName string, me owner) error {
 		}
 		return attach(link, bridge)
 	}
+	return makeTAP(name, bridge, me)
+}
+
+// freeTries is how often another name is looked for when somebody else was quicker: helpers of other users take names
+// of the same pool.
+const freeTries = 50
+
+// addFreeTAP makes a TAP device on the bridge with a name that no device on this host has.
+func addFreeTAP(bridgeName string, me owner) (name string, err error) {
+	bridge, err := ourBridge(bridgeName, me)
+	if err != nil {
+		return "", err
+	}
+	for range freeTries {
+		if name, err = freeTAP(); err != nil {
+			return "", err
+		}
+		if err = makeTAP(name, bridge, me); !errors.Is(err, unix.EBUSY) {
+			return name, err
+		}
+	}
+	return "", err
+}
+
+// makeTAP makes a TAP device; EBUSY says that there is one of that name. It becomes persistent last: until then it goes
+// with its descriptor, whatever happens to us.
+func makeTAP(name string, bridge netlink.Link, me owner) error {
+	bridgeName := bridge.Attrs().Name
 	if n, err := ports(bridge); err != nil {
 		return err
 	} else if n >= hostnet.MaxGuests {
@@ -265,7 +292,8 @@ func addTAP(name, bridgeName string, me owner) error {
 		return err
 	}
 	defer tun.Close()
-	if link, err = find(name); err != nil {
+	link, err := find(name)
+	if err != nil {
 		return err
 	}
 	if link == nil {

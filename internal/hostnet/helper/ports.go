@@ -26,6 +26,8 @@ import (
 //			ether type arp arp saddr ip 0.0.0.0 accept
 //			ether type arp iifname . arp saddr ip @sources accept
 //			ether type ip iifname . ip saddr @sources accept
+//			ether type ip6 icmpv6 type nd-router-advert drop, and so nd-redirect
+//			ether type ip6 icmpv6 type nd-neighbor-advert icmpv6 taddr != fe80::/16 iifname . icmpv6 taddr != @sources6 drop
 //			ether type ip6 ip6 saddr :: accept, and so fe80::/16
 //			ether type ip6 iifname . ip6 saddr @sources6 accept
 //			drop
@@ -123,6 +125,7 @@ func (p portSets) guestRules() [][]expr.Any {
 		arpSender    = 14
 		ipv4Source   = 12
 		ipv6Source   = 8
+		ndTarget     = 8 // of a neighbour advertisement (RFC 4861 4.4), from its ICMPv6 header on
 		ipv4Len      = 4
 		ipv6Len      = 16
 		linkLocalLen = 2 // of fe80::/16: nobody uses other link-local prefixes
@@ -134,17 +137,42 @@ func (p portSets) guestRules() [][]expr.Any {
 		load.DestRegister = 1
 		return []expr.Any{load, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: value}}
 	}
+	target := func(length uint32) *expr.Payload {
+		return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: ndTarget, Len: length}
+	}
+	notLinkLocal := []expr.Any{target(linkLocalLen), &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{0xfe, 0x80}}}
 	mac := &expr.Payload{Base: expr.PayloadBaseLLHeader, Offset: etherSource, Len: 6}
 	return [][]expr.Any{
 		join(together(mac, p.macs, true), drop()),
 		join(etherType(unix.ETH_P_ARP), is(network(arpSender, ipv4Len), make([]byte, ipv4Len)...), accept()),
 		join(etherType(unix.ETH_P_ARP), together(network(arpSender, ipv4Len), p.sources, false), accept()),
 		join(etherType(unix.ETH_P_IP), together(network(ipv4Source, ipv4Len), p.sources, false), accept()),
+		// Who says that he is a router would have the host's and the siblings' IPv6; who says that he has somebody's
+		// address, what is sent there. The source of such a message proves nothing: it may be link-local.
+		join(neighbourMessage(routerAdvert), drop()),
+		join(neighbourMessage(redirect), drop()),
+		join(neighbourMessage(neighbourAdvert), notLinkLocal, together(target(ipv6Len), p.sources6, true), drop()),
 		join(etherType(unix.ETH_P_IPV6), is(network(ipv6Source, ipv6Len), make([]byte, ipv6Len)...), accept()),
 		join(etherType(unix.ETH_P_IPV6), is(network(ipv6Source, linkLocalLen), 0xfe, 0x80), accept()),
 		join(etherType(unix.ETH_P_IPV6), together(network(ipv6Source, ipv6Len), p.sources6, false), accept()),
 		drop(),
 	}
+}
+
+// ICMPv6 types of neighbour discovery (RFC 4861 4.2, 4.4, 4.5).
+const (
+	routerAdvert    = 134
+	neighbourAdvert = 136
+	redirect        = 137
+)
+
+// neighbourMessage matches IPv6 frames with an ICMPv6 message of this type, whatever headers stand before it. One in
+// fragments is not seen, and not taken by hosts either (RFC 6980).
+func neighbourMessage(kind byte) []expr.Any {
+	return join(etherType(unix.ETH_P_IPV6), l4proto(unix.IPPROTO_ICMPV6), []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{kind}},
+	})
 }
 
 func etherType(t uint16) []expr.Any {

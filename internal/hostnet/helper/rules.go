@@ -57,6 +57,8 @@ type ruleSet struct {
 	rules   hostnet.Rules
 	before  memory // of what was before a guest had NAT; kept in the table
 	renew   bool   // begin with empty tables: slower, as chains are hooked anew
+
+	filtersPorts bool // the kernel took the bridge family's half
 }
 
 func (s ruleSet) inet() *nftables.Table {
