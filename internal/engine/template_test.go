@@ -157,6 +157,13 @@ func TestAnotherShapeIsAnotherTemplate(t *testing.T) {
 			t.Errorf("another number of %s: %v", what, err)
 		}
 	}
+	limited := houseSpec("limited")
+	limited.DiskRate, limited.NetRate = 1<<20, 1<<20
+	if w, err := h.wish(t.Context(), limited, h.c.Drivers[0], vmm.Caps{}); err != nil || w.spec.DiskRate != 0 || w.spec.NetRate != 0 {
+		t.Errorf("the template of a VM with limits has them, too: %+v, %v", w, err)
+	} else if _, err := h.c.Templates.Store.Get(w.key); err != nil {
+		t.Errorf("limits make another template: %v", err)
+	}
 	h.close()
 	h.files.img.Digest = "sha256:2" // another image of that name
 	h.images = h.files
@@ -175,6 +182,7 @@ func TestShapesThatDoNotFit(t *testing.T) {
 		"no memory": func(s *vm.Spec) { s.MemoryBytes = 1 }, "too much memory": func(s *vm.Spec) { s.MemoryBytes = 1 << 60 },
 		"a work disk without room for its seed": func(s *vm.Spec) { s.WorkDiskBytes = houseSeed / 2 },
 		"a disk of nothing":                     func(s *vm.Spec) { s.DiskBytes = 0 },
+		"a balloon":                             func(s *vm.Spec) { s.Balloon = true },
 		"another VMM":                           func(s *vm.Spec) { s.VMM = "none" },
 	} {
 		spec := houseSpec("any")
