@@ -77,8 +77,11 @@ func (o *specOptions) spec(name string) (*bangerv1.VMSpec, error) {
 		flag, text string
 		to         *int64
 	}{
-		{"memory", o.memory, &s.MemoryBytes}, {"disk", o.disk, &s.DiskBytes}, {"work-disk", o.workDisk, &s.WorkDiskBytes},
-		{"disk-rate", strings.TrimSuffix(o.diskRate, "/s"), &s.DiskRate}, {"net-rate", strings.TrimSuffix(o.netRate, "/s"), &s.NetRate},
+		{"memory", o.memory, &s.MemoryBytes},
+		{"disk", o.disk, &s.DiskBytes},
+		{"work-disk", o.workDisk, &s.WorkDiskBytes},
+		{"disk-rate", strings.TrimSuffix(o.diskRate, "/s"), &s.DiskRate},
+		{"net-rate", strings.TrimSuffix(o.netRate, "/s"), &s.NetRate},
 	}
 	for _, size := range sizes {
 		if !o.changed(size.flag) {

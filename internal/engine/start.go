@@ -205,7 +205,7 @@ func (o *operation) bringUp(ctx context.Context, driver vmm.Driver, caps vmm.Cap
 	b := &capability.Build{
 		Machine: &vmm.Machine{
 			ID: o.v.ID, Name: o.v.Spec.Name, Dir: dir, CPUs: o.v.Spec.CPUs, MemoryBytes: o.v.Spec.MemoryBytes,
-			DiskRate: o.v.Spec.DiskRate, NetRate: o.v.Spec.NetRate, Balloon: o.v.Spec.Balloon,
+			DiskRate: o.v.Spec.DiskRate, NetRate: o.v.Spec.NetRate,
 		},
 		Guest:    &agentv1.GuestConfig{},
 		Caps:     caps,
