@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net"
 	"net/http"
+	"os"
 	"testing"
 	"time"
 
@@ -53,6 +54,9 @@ func TestLimits(t *testing.T) {
 			}
 			keeps(t, clone)
 			if err := r.Stop(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Truncate(m.Disks[1].Path, 2<<20); err != nil { // the next one is told of both at once
 				t.Fatal(err)
 			}
 		}
