@@ -56,7 +56,7 @@ func All(o Options) []Capability {
 	if o.Forwards != nil {
 		all = append(all, &ports{o})
 	}
-	return append(all, newSSHKeys(o), &agent{o})
+	return append(all, newSSHKeys(o), balloon{}, &agent{o})
 }
 
 // readNote fills note with what the capability noted; it stays as it is when there is nothing.

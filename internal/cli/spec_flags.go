@@ -22,6 +22,8 @@ type specOptions struct {
 	image, kernel, vmm     string
 	cpus                   int32
 	memory, disk, workDisk string
+	diskRate, netRate      string
+	balloon                bool
 	nat, noNAT, isolated   bool
 	units                  string
 	sshKeys                []string
@@ -40,6 +42,9 @@ func (o *specOptions) addFlags(cmd *cobra.Command, e *Env) {
 	f.StringVar(&o.memory, "memory", "", "memory, for instance 512M or 2G")
 	f.StringVar(&o.disk, "disk", "", "what / can hold beyond the image, for instance 8G")
 	f.StringVar(&o.workDisk, "work-disk", "", "size of the disk mounted at /root, for instance 4G")
+	f.StringVar(&o.diskRate, "disk-rate", "", "what each disk may read and write a second, for instance 100M (default: no limit)")
+	f.StringVar(&o.netRate, "net-rate", "", "what the network may carry each way a second, for instance 50M (default: no limit; Firecracker only)")
+	f.BoolVar(&o.balloon, "balloon", false, "give memory that the VM does not use back to this host; the VM always boots, without a template")
 	f.BoolVar(&o.nat, "nat", true, "reach other networks through this host")
 	f.Lookup("nat").DefValue = "" // the configuration's
 	f.BoolVar(&o.noNAT, "no-nat", false, "the same as --nat=false")
@@ -63,6 +68,7 @@ func (o *specOptions) addFlags(cmd *cobra.Command, e *Env) {
 func (o *specOptions) spec(name string) (*bangerv1.VMSpec, error) {
 	s := &bangerv1.VMSpec{
 		Name: name, Image: o.image, Kernel: o.kernel, Vmm: o.vmm, Cpus: o.cpus, Units: o.units, Cold: o.cold,
+		Balloon: o.balloon,
 	}
 	if o.changed("cpus") && o.cpus < 1 {
 		return nil, fault.New(fault.Usage, "--cpus %d: a VM has at least one", o.cpus)
@@ -71,7 +77,11 @@ func (o *specOptions) spec(name string) (*bangerv1.VMSpec, error) {
 		flag, text string
 		to         *int64
 	}{
-		{"memory", o.memory, &s.MemoryBytes}, {"disk", o.disk, &s.DiskBytes}, {"work-disk", o.workDisk, &s.WorkDiskBytes},
+		{"memory", o.memory, &s.MemoryBytes},
+		{"disk", o.disk, &s.DiskBytes},
+		{"work-disk", o.workDisk, &s.WorkDiskBytes},
+		{"disk-rate", strings.TrimSuffix(o.diskRate, "/s"), &s.DiskRate},
+		{"net-rate", strings.TrimSuffix(o.netRate, "/s"), &s.NetRate},
 	}
 	for _, size := range sizes {
 		if !o.changed(size.flag) {

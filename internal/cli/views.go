@@ -37,6 +37,9 @@ type vmView struct {
 	Ports         []portView `json:"ports"`
 	IP6           string     `json:"ip6"`
 	Isolated      bool       `json:"isolated"`
+	DiskRate      int64      `json:"disk_rate"`
+	NetRate       int64      `json:"net_rate"`
+	Balloon       bool       `json:"balloon"`
 }
 
 func viewVM(v *bangerv1.VM) vmView {
@@ -48,6 +51,7 @@ func viewVM(v *bangerv1.VM) vmView {
 		Units: v.GetUnits(), Ephemeral: v.GetEphemeral(), Accelerator: v.GetAccelerator(), SlowReason: v.GetSlowReason(),
 		PID: v.GetPid(), Directory: v.GetDirectory(), Ports: views(v.GetPorts(), viewPort),
 		IP6: v.GetIp6(), Isolated: v.GetIsolated(),
+		DiskRate: v.GetDiskRate(), NetRate: v.GetNetRate(), Balloon: v.GetBalloon(),
 	}
 }
 

@@ -61,6 +61,9 @@ func (e *Env) describeVM(v vmView) string {
 		{"memory", size(v.MemoryBytes)},
 		{"disk", size(v.DiskBytes)},
 		{"work disk", size(v.WorkDiskBytes)},
+		{"disk rate", rateText(v.DiskRate)},
+		{"net rate", rateText(v.NetRate)},
+		{"balloon", balloonText(v.Balloon)},
 		{"units", v.Units},
 		{"ip", v.IP},
 		{"ipv6", v.IP6},
@@ -78,6 +81,21 @@ func (e *Env) describeVM(v vmView) string {
 		list = append(list, field{"pid", fmt.Sprint(v.PID)})
 	}
 	return fields(list)
+}
+
+// rateText is "" for none.
+func rateText(bytes int64) string {
+	if bytes == 0 {
+		return ""
+	}
+	return size(bytes) + "/s"
+}
+
+func balloonText(has bool) string {
+	if !has {
+		return ""
+	}
+	return "unused memory goes back to the host"
 }
 
 func vmmText(v vmView) string {

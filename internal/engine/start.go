@@ -136,8 +136,16 @@ func (o *operation) check(ctx context.Context, name string) (driver vmm.Driver, 
 
 // fits finds what the driver or a capability cannot do for the VM.
 func (o *operation) fits(ctx context.Context, driver vmm.Driver, caps vmm.Caps) error {
-	if caps.MaxCPUs > 0 && o.v.Spec.CPUs > caps.MaxCPUs {
-		return fault.New(fault.Usage, "%s runs VMs with at most %d CPUs, not %d", driver.Name(), caps.MaxCPUs, o.v.Spec.CPUs)
+	spec := o.v.Spec
+	switch {
+	case caps.MaxCPUs > 0 && spec.CPUs > caps.MaxCPUs:
+		return fault.New(fault.Usage, "%s runs VMs with at most %d CPUs, not %d", driver.Name(), caps.MaxCPUs, spec.CPUs)
+	case spec.NetRate > 0 && !caps.NetRate:
+		return fault.New(fault.Precondition, "%s cannot limit the network rate of VM %s", driver.Name(), spec.Name).
+			WithHint("run it on Firecracker, which can, or make it without --net-rate")
+	case spec.Balloon && !caps.Balloon:
+		return fault.New(fault.Precondition, "%s %s has no balloon that takes the unused memory of VM %s back", driver.Name(), caps.Version, spec.Name).
+			WithHint("Firecracker 1.14 and newer and QEMU have one; or make the VM without --balloon")
 	}
 	for _, c := range o.wanted() {
 		if err := c.Check(ctx, o.v); err != nil {
@@ -195,7 +203,10 @@ func (o *operation) bringUp(ctx context.Context, driver vmm.Driver, caps vmm.Cap
 		return err
 	}
 	b := &capability.Build{
-		Machine:  &vmm.Machine{ID: o.v.ID, Name: o.v.Spec.Name, Dir: dir, CPUs: o.v.Spec.CPUs, MemoryBytes: o.v.Spec.MemoryBytes},
+		Machine: &vmm.Machine{
+			ID: o.v.ID, Name: o.v.Spec.Name, Dir: dir, CPUs: o.v.Spec.CPUs, MemoryBytes: o.v.Spec.MemoryBytes,
+			DiskRate: o.v.Spec.DiskRate, NetRate: o.v.Spec.NetRate,
+		},
 		Guest:    &agentv1.GuestConfig{},
 		Caps:     caps,
 		Restored: from.restored(),

@@ -175,10 +175,12 @@ type wish struct {
 // wish returns the template that a VM of a spec wants; nil when there are none here, or for this VMM.
 func (e *Engine) wish(ctx context.Context, spec vm.Spec, driver vmm.Driver, caps vmm.Caps) (*wish, error) {
 	c := e.c.Templates
-	if _, ok := driver.(vmm.Restorer); !ok || c.Store == nil {
+	// A template's memory is a file that VMs share, and QEMU would punch holes into it where one of them has free memory.
+	if _, ok := driver.(vmm.Restorer); !ok || c.Store == nil || spec.Balloon {
 		return nil, nil
 	}
 	spec.Name, spec.NAT, spec.AuthorizedKeys, spec.Ephemeral, spec.Cold = "template", false, nil, false, false
+	spec.DiskRate, spec.NetRate = 0, 0 // who is restored from it has limits of its own
 	if c.DiskBytes > 0 {
 		spec.DiskBytes = min(spec.DiskBytes, c.DiskBytes)
 	}

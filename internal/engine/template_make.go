@@ -140,8 +140,12 @@ func (e *Engine) WarmTemplate(ctx context.Context, spec vm.Spec, sink progress.S
 	if err != nil {
 		return template.Template{}, err
 	}
-	if e.c.Templates.Store == nil {
+	switch {
+	case e.c.Templates.Store == nil:
 		return template.Template{}, errNoTemplates
+	case spec.Balloon:
+		return template.Template{}, fault.New(fault.Usage, "VMs with a balloon always boot: there are no templates for them").
+			WithHint("leave --balloon out")
 	}
 	w, err := e.wish(ctx, spec, driver, caps)
 	if err != nil {

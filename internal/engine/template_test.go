@@ -146,16 +146,28 @@ func TestSecondCreateIsRestored(t *testing.T) {
 func TestAnotherShapeIsAnotherTemplate(t *testing.T) {
 	h := newTemplateHouse(t)
 	h.warm()
+	driver := h.c.Drivers[0]
+	caps, err := driver.Caps(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
 	for what, change := range map[string]func(*vm.Spec){
 		"memory": func(s *vm.Spec) { s.MemoryBytes *= 2 }, "CPUs": func(s *vm.Spec) { s.CPUs++ }, "units": func(s *vm.Spec) { s.Units = vm.UnitsStock },
 	} {
 		spec := houseSpec("any")
 		change(&spec)
-		if w, err := h.wish(t.Context(), spec, h.c.Drivers[0], vmm.Caps{}); err != nil {
+		if w, err := h.wish(t.Context(), spec, driver, caps); err != nil {
 			t.Fatal(err)
 		} else if _, err := h.c.Templates.Store.Get(w.key); fault.KindOf(err) != fault.NotFound {
 			t.Errorf("another number of %s: %v", what, err)
 		}
+	}
+	limited := houseSpec("limited")
+	limited.DiskRate, limited.NetRate = 1<<20, 1<<20
+	if w, err := h.wish(t.Context(), limited, driver, caps); err != nil || w.spec.DiskRate != 0 || w.spec.NetRate != 0 {
+		t.Errorf("the template of a VM with limits has them, too: %+v, %v", w, err)
+	} else if _, err := h.c.Templates.Store.Get(w.key); err != nil {
+		t.Errorf("limits make another template: %v", err)
 	}
 	h.close()
 	h.files.img.Digest = "sha256:2" // another image of that name
@@ -175,6 +187,7 @@ func TestShapesThatDoNotFit(t *testing.T) {
 		"no memory": func(s *vm.Spec) { s.MemoryBytes = 1 }, "too much memory": func(s *vm.Spec) { s.MemoryBytes = 1 << 60 },
 		"a work disk without room for its seed": func(s *vm.Spec) { s.WorkDiskBytes = houseSeed / 2 },
 		"a disk of nothing":                     func(s *vm.Spec) { s.DiskBytes = 0 },
+		"a balloon":                             func(s *vm.Spec) { s.Balloon = true },
 		"another VMM":                           func(s *vm.Spec) { s.VMM = "none" },
 	} {
 		spec := houseSpec("any")

@@ -17,6 +17,7 @@ import (
 	"banger/internal/vmm/firecracker"
 	"banger/internal/vmm/firecracker/fctest"
 	"banger/internal/vmm/kvm"
+	vmmmachine "banger/internal/vmm/machine"
 )
 
 // unplugged is Firecracker without network devices: the fake network makes none.
@@ -101,6 +102,44 @@ func TestAnotherVMM(t *testing.T) {
 		if err := h.SetVMM(ctx, "on-"+fake.Name, bad); fault.KindOf(err) != fault.Usage {
 			t.Errorf("VMM %q: %v", bad, err)
 		}
+	}
+}
+
+// A limit that a VMM cannot keep is refused before anything is touched, also when the VM was made under another one.
+func TestLimitsOfAnotherVMM(t *testing.T) {
+	h := newHouse(t)
+	if err := os.WriteFile(h.files.k.ELF, fctest.Kernel(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.close()
+	h.more = []vmm.Driver{newFirecracker(t)}
+	h.open()
+	spec := houseSpec("web")
+	spec.NetRate = 50 << 20
+	if _, err := h.Create(t.Context(), spec, false, nil); fault.KindOf(err) != fault.Precondition || fault.HintOf(err) == "" {
+		t.Errorf("create: %v", err)
+	}
+	spec.VMM, spec.DiskRate = firecracker.Name, 100<<20
+	v, err := h.Create(t.Context(), spec, true, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var facts struct {
+		DiskRate int64 `json:"disk_rate"`
+		NetRate  int64 `json:"net_rate"`
+	}
+	text, err := os.ReadFile(filepath.Join(h.p.VM(v.ID), vmmmachine.FactsFile))
+	if err != nil || json.Unmarshal(text, &facts) != nil || facts.DiskRate != spec.DiskRate || facts.NetRate != spec.NetRate {
+		t.Errorf("the machine was started with %s, %v", text, err)
+	}
+	if _, err := h.Stop(t.Context(), "web", false, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.SetVMM(t.Context(), "web", fake.Name); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.Start(t.Context(), "web", nil); fault.KindOf(err) != fault.Precondition || !strings.Contains(err.Error(), "network rate") {
+		t.Errorf("start under another VMM: %v", err)
 	}
 }
 

@@ -90,6 +90,9 @@ func TestValidate(t *testing.T) {
 		"hidden kernel":   func(s *Spec) { s.Kernel = ".x" },
 		"key of two":      func(s *Spec) { s.AuthorizedKeys = []string{"a b\nc d"} },
 		"key of one word": func(s *Spec) { s.AuthorizedKeys = []string{"a"} },
+		"slow disk":       func(s *Spec) { s.DiskRate = MinRate - 1 },
+		"negative rate":   func(s *Spec) { s.NetRate = -1 },
+		"endless rate":    func(s *Spec) { s.NetRate = math.MaxInt64 },
 		"many keys":       func(s *Spec) { s.AuthorizedKeys = make([]string, MaxAuthorizedKeys+1) },
 	}
 	for name, spoil := range bad {

@@ -16,6 +16,12 @@ const (
 	MaxDisk   = 16 << 40 // the largest ext4 with 4 KiB blocks
 )
 
+// Bounds of rates in bytes a second: with less nothing would boot in time, and more VMMs cannot count.
+const (
+	MinRate = 64 << 10
+	MaxRate = 64 << 30
+)
+
 // MaxAuthorizedKeys bounds the keys of one spec.
 const MaxAuthorizedKeys = 64
 
@@ -31,7 +37,7 @@ func (s Spec) Validate(l Limits) error {
 	checks := []error{
 		CheckName(s.Name), checkRef("image", s.Image), checkRef("kernel", s.Kernel), s.checkVMM(l), s.checkCPUs(l), s.checkMemory(l),
 		checkDisk("disk", s.DiskBytes), checkDisk("work disk", s.WorkDiskBytes), s.checkUnits(), s.checkKeys(),
-		CheckPorts(s.Ports),
+		CheckPorts(s.Ports), checkRate("disk", s.DiskRate), checkRate("network", s.NetRate),
 	}
 	for _, err := range checks {
 		if err != nil {
@@ -93,6 +99,15 @@ func checkDisk(what string, size int64) error {
 			WithHint("for example 512M or 8G")
 	}
 	return nil
+}
+
+// checkRate takes 0 for none.
+func checkRate(what string, rate int64) error {
+	if rate == 0 || rate >= MinRate && rate <= MaxRate {
+		return nil
+	}
+	return fault.New(fault.Usage, "a %s rate of %s a second cannot be kept", what, FormatSize(rate)).
+		WithHint("use %s to %s, or leave it out for no limit", FormatSize(MinRate), FormatSize(MaxRate))
 }
 
 func (s Spec) checkUnits() error {

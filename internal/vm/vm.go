@@ -38,6 +38,12 @@ type Spec struct {
 	AuthorizedKeys []string `json:"authorized_keys,omitempty"`
 	Ephemeral      bool     `json:"ephemeral,omitempty"`
 	Cold           bool     `json:"cold,omitempty"` // its create boots it, also when a template is there
+
+	// Bounds in bytes a second; 0 is none. DiskRate is what each disk may read and write together, NetRate what the
+	// network may carry in each direction.
+	DiskRate int64 `json:"disk_rate,omitempty"`
+	NetRate  int64 `json:"net_rate,omitempty"`
+	Balloon  bool  `json:"balloon,omitempty"` // memory that the guest does not use goes back to the host
 }
 
 // VM is the persistent object: spec, identity and where it is in its life.

@@ -53,6 +53,10 @@ type Machine struct {
 	Disks       []Disk
 	NICs        []NIC
 
+	DiskRate int64 // bytes a second that each disk may read and write together; 0 is no limit
+	NetRate  int64 // bytes a second that each interface may carry in each direction; 0 is no limit
+	Balloon  bool  // the guest reports the memory that it does not use, which the host then takes back
+
 	// MemoryFile, when set, is the file that the machine's memory lives in, shared: a machine that is saved to
 	// become a template. Absolute, or relative to Dir.
 	MemoryFile string
@@ -75,6 +79,8 @@ type Caps struct {
 	Channel       string   // "virtio-serial" or "vsock"
 	Warning       string   // what is known to be wrong with this version of the VMM; empty when nothing is
 	MaxCPUs       int
+	NetRate       bool // it keeps Machine.NetRate
+	Balloon       bool // it has Machine.Balloon
 }
 
 // ExitKind classes the end of a machine.
@@ -174,7 +180,7 @@ type Restorer interface {
 	CheckSaved(ctx context.Context, m Machine, dir string) error
 	// Restore is Start from saved state; the guest runs when it returns. A state with a memory file is mapped
 	// privately: the files stay as they are, many machines share them, and they must not change while one
-	// lives. Only TAP devices, MACs and the paths of disks of m may differ from the saved machine, and writable
+	// lives. Only TAP devices, MACs, rates and the paths of disks of m may differ from the saved machine, and writable
 	// disks may have grown, which the guest is told as for a disk that grows while it runs. Kernel, Initramfs and
 	// Cmdline are not looked at: they are in the memory. The network device still has the saved machine's MAC,
 	// and has announced nothing: the guest sets its own (virtio-net's CTRL_MAC_ADDR, that is, RTM_SETLINK with

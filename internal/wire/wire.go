@@ -32,6 +32,7 @@ func Spec(p *bangerv1.VMSpec, defaults vm.Spec) vm.Spec {
 	s.Units = or(vm.Units(p.GetUnits()), defaults.Units)
 	s.AuthorizedKeys = append([]string(nil), p.GetAuthorizedKeys()...)
 	s.Ephemeral, s.Cold, s.Isolated = p.GetEphemeral(), p.GetCold(), p.GetIsolated()
+	s.DiskRate, s.NetRate, s.Balloon = p.GetDiskRate(), p.GetNetRate(), p.GetBalloon()
 	s.Ports = ports(p.GetPorts())
 	return s
 }
@@ -54,6 +55,7 @@ func VM(v vm.VM, directory string) *bangerv1.VM {
 		Mac: v.MAC, DnsName: v.DNSName(), Nat: s.NAT, Isolated: s.Isolated, CreatedAt: timestamp(v.CreatedAt),
 		StartedAt: timestamp(v.StartedAt), Error: v.Reason, Units: string(s.Units), Ephemeral: s.Ephemeral,
 		Accelerator: v.Accelerator, SlowReason: v.SlowReason, Pid: pid(v), Directory: directory,
+		DiskRate: s.DiskRate, NetRate: s.NetRate, Balloon: s.Balloon,
 	}
 	if v.IP.IsValid() {
 		m.Ip, m.Ip6 = v.IP.String(), v.IPv6().String()

@@ -34,6 +34,7 @@ func TestSpecArrives(t *testing.T) {
 			Vmm: rapid.String().Draw(t, "vmm"), Cpus: rapid.Int32().Draw(t, "cpus"), MemoryBytes: rapid.Int64().Draw(t, "memory"),
 			DiskBytes: rapid.Int64().Draw(t, "disk"), WorkDiskBytes: rapid.Int64().Draw(t, "work"),
 			Units: rapid.String().Draw(t, "units"), Ephemeral: rapid.Bool().Draw(t, "ephemeral"),
+			DiskRate: rapid.Int64().Draw(t, "disk rate"), NetRate: rapid.Int64().Draw(t, "net rate"), Balloon: rapid.Bool().Draw(t, "balloon"),
 		}
 		if rapid.Bool().Draw(t, "says nat") {
 			p.Nat = proto.Bool(rapid.Bool().Draw(t, "nat"))
@@ -50,6 +51,9 @@ func TestSpecArrives(t *testing.T) {
 		same(t, "work disk", m.GetWorkDiskBytes(), p.GetWorkDiskBytes(), defaults.WorkDiskBytes)
 		same(t, "units", m.GetUnits(), p.GetUnits(), string(defaults.Units))
 		same(t, "ephemeral", m.GetEphemeral(), p.GetEphemeral(), false)
+		same(t, "disk rate", m.GetDiskRate(), p.GetDiskRate(), 0)
+		same(t, "network rate", m.GetNetRate(), p.GetNetRate(), 0)
+		same(t, "balloon", m.GetBalloon(), p.GetBalloon(), false)
 		if want := p.Nat == nil || *p.Nat; m.GetNat() != want {
 			t.Errorf("nat is %v, want %v", m.GetNat(), want)
 		}

@@ -228,7 +228,13 @@ type VMSpec struct {
 	// Host ports that lead into the VM while it runs.
 	Ports []*PortForward `protobuf:"bytes,20,rep,name=ports,proto3" json:"ports,omitempty"`
 	// No sibling reaches the VM, and it reaches none.
-	Isolated      bool `protobuf:"varint,21,opt,name=isolated,proto3" json:"isolated,omitempty"`
+	Isolated bool `protobuf:"varint,21,opt,name=isolated,proto3" json:"isolated,omitempty"`
+	// Bytes a second that each disk may read and write together; 0: no limit.
+	DiskRate int64 `protobuf:"varint,22,opt,name=disk_rate,json=diskRate,proto3" json:"disk_rate,omitempty"`
+	// Bytes a second that the network may carry in each direction; 0: no limit.
+	NetRate int64 `protobuf:"varint,23,opt,name=net_rate,json=netRate,proto3" json:"net_rate,omitempty"`
+	// Memory that the guest does not use goes back to the host.
+	Balloon       bool `protobuf:"varint,24,opt,name=balloon,proto3" json:"balloon,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -368,6 +374,27 @@ func (x *VMSpec) GetIsolated() bool {
 	return false
 }
 
+func (x *VMSpec) GetDiskRate() int64 {
+	if x != nil {
+		return x.DiskRate
+	}
+	return 0
+}
+
+func (x *VMSpec) GetNetRate() int64 {
+	if x != nil {
+		return x.NetRate
+	}
+	return 0
+}
+
+func (x *VMSpec) GetBalloon() bool {
+	if x != nil {
+		return x.Balloon
+	}
+	return false
+}
+
 // PortForward leads TCP connections to an address of the host into a VM.
 type PortForward struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -468,8 +495,12 @@ type VM struct {
 	// Host ports that lead into the VM while it runs.
 	Ports []*PortForward `protobuf:"bytes,30,rep,name=ports,proto3" json:"ports,omitempty"`
 	// Its IPv6 address, unique local (RFC 4193); empty without an IPv4 one.
-	Ip6           string `protobuf:"bytes,31,opt,name=ip6,proto3" json:"ip6,omitempty"`
-	Isolated      bool   `protobuf:"varint,32,opt,name=isolated,proto3" json:"isolated,omitempty"`
+	Ip6      string `protobuf:"bytes,31,opt,name=ip6,proto3" json:"ip6,omitempty"`
+	Isolated bool   `protobuf:"varint,32,opt,name=isolated,proto3" json:"isolated,omitempty"`
+	// As in VMSpec.
+	DiskRate      int64 `protobuf:"varint,33,opt,name=disk_rate,json=diskRate,proto3" json:"disk_rate,omitempty"`
+	NetRate       int64 `protobuf:"varint,34,opt,name=net_rate,json=netRate,proto3" json:"net_rate,omitempty"`
+	Balloon       bool  `protobuf:"varint,35,opt,name=balloon,proto3" json:"balloon,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -682,6 +713,27 @@ func (x *VM) GetIp6() string {
 func (x *VM) GetIsolated() bool {
 	if x != nil {
 		return x.Isolated
+	}
+	return false
+}
+
+func (x *VM) GetDiskRate() int64 {
+	if x != nil {
+		return x.DiskRate
+	}
+	return 0
+}
+
+func (x *VM) GetNetRate() int64 {
+	if x != nil {
+		return x.NetRate
+	}
+	return 0
+}
+
+func (x *VM) GetBalloon() bool {
+	if x != nil {
+		return x.Balloon
 	}
 	return false
 }
@@ -4497,7 +4549,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x05Fault\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x18\n" +
 	"\amessage\x18\x02 \x01(\tR\amessage\x12\x12\n" +
-	"\x04hint\x18\x03 \x01(\tR\x04hint\"\xb4\x03\n" +
+	"\x04hint\x18\x03 \x01(\tR\x04hint\"\x86\x04\n" +
 	"\x06VMSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\x16\n" +
@@ -4515,13 +4567,16 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\tephemeral\x18\f \x01(\bR\tephemeral\x12\x12\n" +
 	"\x04cold\x18\r \x01(\bR\x04cold\x12,\n" +
 	"\x05ports\x18\x14 \x03(\v2\x16.banger.v1.PortForwardR\x05ports\x12\x1a\n" +
-	"\bisolated\x18\x15 \x01(\bR\bisolatedB\x06\n" +
+	"\bisolated\x18\x15 \x01(\bR\bisolated\x12\x1b\n" +
+	"\tdisk_rate\x18\x16 \x01(\x03R\bdiskRate\x12\x19\n" +
+	"\bnet_rate\x18\x17 \x01(\x03R\anetRate\x12\x18\n" +
+	"\aballoon\x18\x18 \x01(\bR\aballoonB\x06\n" +
 	"\x04_nat\"l\n" +
 	"\vPortForward\x12!\n" +
 	"\fhost_address\x18\x01 \x01(\tR\vhostAddress\x12\x1b\n" +
 	"\thost_port\x18\x02 \x01(\x05R\bhostPort\x12\x1d\n" +
 	"\n" +
-	"guest_port\x18\x03 \x01(\x05R\tguestPort\"\xda\x05\n" +
+	"guest_port\x18\x03 \x01(\x05R\tguestPort\"\xac\x06\n" +
 	"\x02VM\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -4553,7 +4608,10 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\tdirectory\x18\x17 \x01(\tR\tdirectory\x12,\n" +
 	"\x05ports\x18\x1e \x03(\v2\x16.banger.v1.PortForwardR\x05ports\x12\x10\n" +
 	"\x03ip6\x18\x1f \x01(\tR\x03ip6\x12\x1a\n" +
-	"\bisolated\x18  \x01(\bR\bisolated\"\xbe\x01\n" +
+	"\bisolated\x18  \x01(\bR\bisolated\x12\x1b\n" +
+	"\tdisk_rate\x18! \x01(\x03R\bdiskRate\x12\x19\n" +
+	"\bnet_rate\x18\" \x01(\x03R\anetRate\x12\x18\n" +
+	"\aballoon\x18# \x01(\bR\aballoon\"\xbe\x01\n" +
 	"\vSSHEndpoint\x12\x12\n" +
 	"\x04user\x18\x01 \x01(\tR\x04user\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x12\n" +

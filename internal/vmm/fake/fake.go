@@ -73,6 +73,7 @@ func (d *Driver) Caps(context.Context) (vmm.Caps, error) {
 	return vmm.Caps{
 		Accelerator: accelerator, Version: build, Build: build, SlowReason: "no virtual machine at all: the fake driver is for tests",
 		KernelFormats: []string{"elf", "bzimage", "image"}, Channel: "virtio-serial", MaxCPUs: 64,
+		Balloon: true,
 	}, nil
 }
 

@@ -25,20 +25,61 @@ type drive struct {
 	Root     bool   `json:"is_root_device"` // never: it would set root= on the guest's command line
 	ReadOnly bool   `json:"is_read_only"`
 	Cache    string `json:"cache_type,omitempty"`
+	Limit    *limit `json:"rate_limiter,omitempty"`
 }
 
 // writeback lets a guest's flush reach the disk.
 const writeback = "Writeback"
 
 type drivePatch struct {
-	ID   string `json:"drive_id"`
-	Path string `json:"path_on_host"`
+	ID    string `json:"drive_id"`
+	Path  string `json:"path_on_host,omitempty"`
+	Limit *limit `json:"rate_limiter,omitempty"`
 }
 
 type networkInterface struct {
 	ID  string `json:"iface_id"`
 	TAP string `json:"host_dev_name"`
 	MAC string `json:"guest_mac,omitempty"`
+	RX  *limit `json:"rx_rate_limiter,omitempty"`
+	TX  *limit `json:"tx_rate_limiter,omitempty"`
+}
+
+type networkPatch struct {
+	ID string `json:"iface_id"`
+	RX *limit `json:"rx_rate_limiter"`
+	TX *limit `json:"tx_rate_limiter"`
+}
+
+// limit bounds bytes a second.
+type limit struct {
+	Bandwidth bucket `json:"bandwidth"`
+}
+
+// bucket is full at first. One of size 0 limits nothing, which is how a limit is taken away.
+type bucket struct {
+	Size   int64 `json:"size"`
+	Refill int64 `json:"refill_time"` // milliseconds from empty to full
+}
+
+// limitOf holds one second's worth: a smaller bucket is full before Firecracker looks again, and less than the
+// rate gets through.
+func limitOf(rate int64) *limit { return &limit{bucket{Size: rate, Refill: 1000}} }
+
+// limited is limitOf a new device, which needs none for rate 0.
+func limited(rate int64) *limit {
+	if rate == 0 {
+		return nil
+	}
+	return limitOf(rate)
+}
+
+// balloon is never inflated from outside. What the guest reports as free since 1.14 is taken back at once, and what it
+// needs again it has again.
+type balloon struct {
+	MiB          int  `json:"amount_mib"`
+	DeflateOnOOM bool `json:"deflate_on_oom"`
+	Reporting    bool `json:"free_page_reporting"`
 }
 
 type vsockDevice struct {
@@ -134,7 +175,11 @@ func (c *client) load(ctx context.Context, l snapshotLoad) error {
 	return c.call(ctx, loadTimeout, http.MethodPut, "/snapshot/load", l, nil)
 }
 
-// grown has Firecracker look at a drive's size again and tell the guest.
-func (c *client) grown(ctx context.Context, p drivePatch) error {
+// patchDrive changes a drive's limit or, given its path, has Firecracker look at its size again and tell the guest.
+func (c *client) patchDrive(ctx context.Context, p drivePatch) error {
 	return c.call(ctx, callTimeout, http.MethodPatch, "/drives/"+p.ID, p, nil)
+}
+
+func (c *client) patchNetwork(ctx context.Context, p networkPatch) error {
+	return c.call(ctx, callTimeout, http.MethodPatch, "/network-interfaces/"+p.ID, p, nil)
 }

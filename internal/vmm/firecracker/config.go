@@ -78,7 +78,7 @@ func configure(ctx context.Context, c *client, p platform, v version, m vmm.Mach
 		}
 	}
 	for _, d := range m.Disks {
-		body := drive{ID: d.Role, Path: drivePath(d.Role), ReadOnly: d.ReadOnly}
+		body := drive{ID: d.Role, Path: drivePath(d.Role), ReadOnly: d.ReadOnly, Limit: limited(m.DiskRate)}
 		if !d.ReadOnly {
 			body.Cache = writeback
 		}
@@ -87,15 +87,18 @@ func configure(ctx context.Context, c *client, p platform, v version, m vmm.Mach
 		}
 	}
 	for i, n := range m.NICs {
-		id := interfaceID(i)
-		if err := c.put(ctx, "/network-interfaces/"+id, networkInterface{ID: id, TAP: n.TAP, MAC: n.MAC}); err != nil {
+		body := networkInterface{ID: interfaceID(i), TAP: n.TAP, MAC: n.MAC, RX: limited(m.NetRate), TX: limited(m.NetRate)}
+		if err := c.put(ctx, "/network-interfaces/"+body.ID, body); err != nil {
 			return err
 		}
 	}
 	if err := c.put(ctx, "/vsock", vsockDevice{CID: guestCID, Path: vmm.GuestSocket}); err != nil {
 		return err
 	}
-	return c.put(ctx, "/entropy", entropyDevice{})
+	if err := c.put(ctx, "/entropy", entropyDevice{}); err != nil || !m.Balloon {
+		return err
+	}
+	return c.put(ctx, "/balloon", balloon{DeflateOnOOM: true, Reporting: true})
 }
 
 // layout is a hash of what must be the same for saved state to fit: the devices and their order, without what may
@@ -111,6 +114,9 @@ func layout(v version, m vmm.Machine) string {
 	for _, d := range m.Disks {
 		fmt.Fprintln(&b, d.Role, d.ReadOnly)
 	}
+	if m.Balloon {
+		fmt.Fprintln(&b, "balloon")
+	}
 	sum := sha256.Sum256([]byte(b.String()))
 	return hex.EncodeToString(sum[:])
 }
@@ -118,12 +124,20 @@ func layout(v version, m vmm.Machine) string {
 // idPattern is what Firecracker takes for the id of a device.
 var idPattern = regexp.MustCompile(`^[A-Za-z0-9_]{1,64}$`)
 
+func deviceCount(m vmm.Machine) int {
+	n := len(m.Disks) + len(m.NICs) + otherDevices
+	if m.Balloon {
+		n++
+	}
+	return n
+}
+
 // checkMachine finds what Firecracker's machines cannot be.
 func checkMachine(v version, m vmm.Machine) error {
 	bad := func(format string, args ...any) error {
 		return fault.New(fault.Usage, "machine %s: %s", m.Name, fmt.Sprintf(format, args...))
 	}
-	devices, most := len(m.Disks)+len(m.NICs)+otherDevices, maxMMIO
+	devices, most := deviceCount(m), maxMMIO
 	if v.pci() {
 		most = maxPCI
 	}
@@ -134,6 +148,8 @@ func checkMachine(v version, m vmm.Machine) error {
 		return bad("%d bytes of memory are no whole number of MiB", m.MemoryBytes)
 	case devices > most:
 		return bad("%d devices, the most is %d", devices, most)
+	case m.Balloon && !v.reportsFree():
+		return bad("Firecracker %s has no balloon that takes unused memory back; 1.14 and newer have", v)
 	}
 	roles := map[string]bool{}
 	for _, d := range m.Disks {
@@ -152,7 +168,7 @@ func checkBoot(p platform, v version, m vmm.Machine) error {
 	}
 	most := maxCmdline
 	if !v.pci() {
-		most -= perDevice * (len(m.Disks) + len(m.NICs) + otherDevices)
+		most -= perDevice * deviceCount(m)
 	}
 	if n := len(cmdline(p, v, m)); n >= most {
 		return fault.New(fault.Usage, "machine %s: the kernel's command line has %d bytes, the most is %d", m.Name, n, most-1)

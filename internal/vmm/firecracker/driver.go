@@ -114,6 +114,7 @@ func (d *Driver) find(ctx context.Context) (found, error) {
 	f := found{version: v, binary: binary, caps: vmm.Caps{
 		Accelerator: accelerator, Version: v.String(), Build: v.String(), KernelFormats: kernelFormats(v),
 		Channel: "vsock", MaxCPUs: maxCPUs, Warning: v.warning(),
+		NetRate: true, Balloon: v.reportsFree(),
 	}}
 	if d.o.Jailer {
 		if f.jailer, err = d.checkJailer(binary); err != nil {

@@ -81,16 +81,35 @@ func load(ctx context.Context, c *client, v version, m vmm.Machine, saved machin
 	if err := c.load(ctx, l); err != nil {
 		return err
 	}
+	return adjust(ctx, c, m, saved)
+}
+
+// adjust makes of a machine that goes on what it is now: its limits are those that were saved.
+func adjust(ctx context.Context, c *client, m vmm.Machine, saved machine.Saved) error {
 	for i, d := range m.Disks {
 		bytes, err := machine.DiskBytes(m.Dir, d)
 		if err != nil {
 			return err
 		}
-		if bytes == saved.Disks[i].Bytes {
+		patch := drivePatch{ID: d.Role}
+		if bytes != saved.Disks[i].Bytes {
+			patch.Path = drivePath(d.Role) // the file has this size already: it is the guest that hears of it
+		}
+		if m.DiskRate != saved.DiskRate {
+			patch.Limit = limitOf(m.DiskRate)
+		}
+		if patch == (drivePatch{ID: d.Role}) {
 			continue
 		}
-		// The file has this size already: it is the guest that hears of it.
-		if err := c.grown(ctx, drivePatch{ID: d.Role, Path: drivePath(d.Role)}); err != nil {
+		if err := c.patchDrive(ctx, patch); err != nil {
+			return err
+		}
+	}
+	if m.NetRate == saved.NetRate {
+		return nil
+	}
+	for i := range m.NICs {
+		if err := c.patchNetwork(ctx, networkPatch{ID: interfaceID(i), RX: limitOf(m.NetRate), TX: limitOf(m.NetRate)}); err != nil {
 			return err
 		}
 	}

@@ -176,9 +176,10 @@ func (r *running) handOver(ctx context.Context, dir string) error {
 	return os.Remove(from)
 }
 
-// move gives a file another name, on another file system if need be.
+// move gives a file another name, on another file system if need be. Firecracker made it, which may be a guest's by now:
+// what is no plain file is not followed to what it leads to.
 func move(ctx context.Context, from, to string) error {
-	if err := errors.Join(os.Chmod(from, 0o600), os.Lchown(from, os.Geteuid(), os.Getegid())); err != nil {
+	if err := takeOver(from); err != nil {
 		return err
 	}
 	err := os.Rename(from, to)
@@ -193,4 +194,21 @@ func move(ctx context.Context, from, to string) error {
 		return err
 	}
 	return os.Remove(from)
+}
+
+// takeOver makes a plain file ours alone.
+func takeOver(path string) error {
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return &os.PathError{Op: "take over", Path: path, Err: errors.New("not a regular file")}
+	}
+	return errors.Join(f.Chown(os.Geteuid(), os.Getegid()), f.Chmod(0o600))
 }

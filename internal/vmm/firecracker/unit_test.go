@@ -255,6 +255,14 @@ func TestMachinesThatCannotBe(t *testing.T) {
 	if err := checkMachine(v, good); err != nil {
 		t.Error(err)
 	}
+	ballooned := good
+	ballooned.Balloon = true
+	if err := checkMachine(version{major: 1, minor: 13, text: "1.13.0"}, ballooned); fault.KindOf(err) != fault.Usage {
+		t.Errorf("a balloon that nothing is reported to: %v", err)
+	}
+	if err := checkMachine(version{major: 1, minor: 14}, ballooned); err != nil {
+		t.Error(err)
+	}
 	for name, spoil := range map[string]func(*vmm.Machine){
 		"no CPU":           func(m *vmm.Machine) { m.CPUs = 0 },
 		"too many CPUs":    func(m *vmm.Machine) { m.CPUs = 33 },

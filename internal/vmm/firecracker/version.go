@@ -71,6 +71,9 @@ func (v version) networkOverrides() bool { return v.atLeast(1, 12) }
 // bzImage tells whether it boots a compressed kernel.
 func (v version) bzImage() bool { return v.atLeast(1, 17) }
 
+// reportsFree tells whether its balloon takes reports of free memory from the guest.
+func (v version) reportsFree() bool { return v.atLeast(1, 14) }
+
 // appendsPCIOff tells whether it says pci=off itself on a machine without a PCI bus.
 func (v version) appendsPCIOff() bool { return v.atLeast(1, 13) }
 

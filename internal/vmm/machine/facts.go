@@ -21,11 +21,15 @@ type Facts struct {
 	MemoryBytes int64       `json:"memory_bytes"`
 	MemoryFile  string      `json:"memory_file,omitempty"` // absolute; what the guest writes goes there
 	Disks       []SavedDisk `json:"disks"`                 // with their sizes at the start
+	DiskRate    int64       `json:"disk_rate,omitempty"`   // as in vmm.Machine
+	NetRate     int64       `json:"net_rate,omitempty"`
 }
 
 // WriteFacts writes down what m is about to be started as. The caller holds the machine's lock.
 func WriteFacts(m vmm.Machine, accelerator, layout string) error {
-	f := Facts{Accelerator: accelerator, Layout: layout, CPUs: m.CPUs, MemoryBytes: m.MemoryBytes}
+	f := Facts{
+		Accelerator: accelerator, Layout: layout, CPUs: m.CPUs, MemoryBytes: m.MemoryBytes, DiskRate: m.DiskRate, NetRate: m.NetRate,
+	}
 	if m.MemoryFile != "" {
 		f.MemoryFile = Absolute(m.Dir, m.MemoryFile)
 	}
@@ -83,5 +87,6 @@ func sameFile(a, b string) bool {
 func (f Facts) Saved() Saved {
 	return Saved{
 		Accelerator: f.Accelerator, Layout: f.Layout, CPUs: f.CPUs, MemoryBytes: f.MemoryBytes, Disks: f.Disks,
+		DiskRate: f.DiskRate, NetRate: f.NetRate,
 	}
 }

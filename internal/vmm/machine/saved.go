@@ -34,6 +34,8 @@ type Saved struct {
 	CPUs        int         `json:"cpus"`
 	MemoryBytes int64       `json:"memory_bytes"`
 	Disks       []SavedDisk `json:"disks"`
+	DiskRate    int64       `json:"disk_rate,omitempty"` // as in vmm.Machine: a VMM may have saved its limits
+	NetRate     int64       `json:"net_rate,omitempty"`
 	State       SavedFile   `json:"state"`
 	Memory      *SavedFile  `json:"memory,omitempty"` // nil: the memory is in the state
 }

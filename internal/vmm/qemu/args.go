@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -24,10 +25,11 @@ const (
 	slotChannel   = 0x02
 	slotRandom    = 0x03
 	slotFirstNIC  = 0x04
+	slotBalloon   = 0x07
 	slotFirstDisk = 0x08
 	slotsEnd      = 0x1f // q35's own bridge
 
-	maxNICs  = slotFirstDisk - slotFirstNIC
+	maxNICs  = slotBalloon - slotFirstNIC
 	maxDisks = slotsEnd - slotFirstDisk
 )
 
@@ -103,7 +105,7 @@ func restoreArguments(p platform, accelerator string, m vmm.Machine, mem memory)
 // layout is a hash of what must be the same for saved state to fit: the devices and their places, without
 // what may differ between the machines restored from one.
 func layout(p platform, accelerator string, m vmm.Machine) (string, error) {
-	m.Name = "name"
+	m.Name, m.DiskRate = "name", 0
 	m.NICs, m.Disks = slices.Clone(m.NICs), slices.Clone(m.Disks)
 	for i := range m.NICs {
 		m.NICs[i] = vmm.NIC{TAP: "tap", MAC: "mac"}
@@ -152,12 +154,15 @@ func devices(p platform, accelerator string, m vmm.Machine, mem memory) ([]strin
 			"-netdev", fmt.Sprintf("tap,id=net%d,ifname=%s,script=no,downscript=no", i, n.TAP),
 			"-device", fmt.Sprintf("virtio-net-pci,netdev=net%d,mac=%s,romfile=,addr=%#x", i, n.MAC, slotFirstNIC+i))
 	}
+	if m.Balloon {
+		args = append(args, "-device", fmt.Sprintf("virtio-balloon-pci,free-page-reporting=on,deflate-on-oom=on,addr=%#x", slotBalloon))
+	}
 	for i, d := range m.Disks {
-		drive, err := blockdev(d)
+		drive, err := drive(d, m.DiskRate)
 		if err != nil {
 			return nil, err
 		}
-		args = append(args, "-blockdev", drive,
+		args = append(append(args, drive...),
 			"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,write-cache=on,addr=%#x", d.Role, slotFirstDisk+i))
 	}
 	return args, nil
@@ -183,9 +188,36 @@ func backend(bytes int64, mem memory) (string, error) {
 	return string(text), err
 }
 
-// blockdev describes a drive. A guest's flush reaches the disk (no-flush is off); what the guest trims
+// drive describes a drive, and what it may carry in bytes a second. The outermost node has the role's name.
+func drive(d vmm.Disk, rate int64) ([]string, error) {
+	if rate == 0 {
+		disk, err := blockdev(d, d.Role)
+		return []string{"-blockdev", disk}, err
+	}
+	group, inner := "rate-"+d.Role, "disk-"+d.Role
+	type limits struct {
+		Bytes int64 `json:"bps-total"`
+	}
+	limit, err1 := json.Marshal(struct {
+		Type   string `json:"qom-type"`
+		ID     string `json:"id"`
+		Limits limits `json:"limits"`
+	}{"throttle-group", group, limits{rate}})
+	disk, err2 := blockdev(d, inner)
+	throttle, err3 := json.Marshal(struct {
+		Driver   string `json:"driver"`
+		Node     string `json:"node-name"`
+		ReadOnly bool   `json:"read-only"`
+		Discard  string `json:"discard"`
+		Group    string `json:"throttle-group"`
+		File     string `json:"file"`
+	}{"throttle", d.Role, d.ReadOnly, "unmap", group, inner})
+	return []string{"-object", string(limit), "-blockdev", disk, "-blockdev", string(throttle)}, errors.Join(err1, err2, err3)
+}
+
+// blockdev describes a disk as a node of that name. A guest's flush reaches the disk (no-flush is off); what the guest trims
 // becomes a hole. Read-only drives are locked for sharing, so that many machines use one root.
-func blockdev(d vmm.Disk) (string, error) {
+func blockdev(d vmm.Disk, node string) (string, error) {
 	type file struct {
 		Driver   string `json:"driver"`
 		Filename string `json:"filename"`
@@ -202,7 +234,7 @@ func blockdev(d vmm.Disk) (string, error) {
 		} `json:"cache"`
 		File file `json:"file"`
 	}{
-		Driver: "raw", Node: d.Role, ReadOnly: d.ReadOnly, Discard: "unmap",
+		Driver: "raw", Node: node, ReadOnly: d.ReadOnly, Discard: "unmap",
 		File: file{Driver: "file", Filename: d.Path, AIO: "threads"},
 	})
 	return string(text), err
@@ -226,6 +258,10 @@ func checkMachine(m vmm.Machine) error {
 		return bad("%d CPUs", m.CPUs)
 	case m.MemoryBytes < 1<<20:
 		return bad("%d bytes of memory", m.MemoryBytes)
+	case m.NetRate != 0:
+		return bad("QEMU cannot limit the network rate")
+	case m.Balloon && m.MemoryFile != "":
+		return bad("a balloon would punch holes into the memory file")
 	case len(m.NICs) > maxNICs:
 		return bad("%d network interfaces, the most is %d", len(m.NICs), maxNICs)
 	case len(m.Disks) > maxDisks:

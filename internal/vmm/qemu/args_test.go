@@ -65,6 +65,39 @@ func TestArguments(t *testing.T) {
 	}
 }
 
+// TestLimitedArguments: each disk has a group of its own, in front of it a node of its role's name, and what was saved
+// without limits fits to a machine with them.
+func TestLimitedArguments(t *testing.T) {
+	m := sample()
+	m.DiskRate, m.Balloon = 100<<20, true
+	args, err := arguments(platforms["amd64"], "tcg", m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range [][]string{
+		{"-object", `{"qom-type":"throttle-group","id":"rate-work","limits":{"bps-total":104857600}}`, "-blockdev"},
+		{"-blockdev", `{"driver":"throttle","node-name":"work","read-only":false,"discard":"unmap","throttle-group":"rate-work","file":"disk-work"}`, "-device"},
+		{"-blockdev", `{"driver":"throttle","node-name":"root","read-only":true,"discard":"unmap","throttle-group":"rate-root","file":"disk-root"}`, "-device"},
+		{"-device", "virtio-balloon-pci,free-page-reporting=on,deflate-on-oom=on,addr=0x7"},
+	} {
+		if !strings.Contains(strings.Join(args, "\n"), strings.Join(want, "\n")) {
+			t.Errorf("no %q in %q", want, args)
+		}
+	}
+	hash := func(m vmm.Machine) string {
+		text, err := layout(platforms["amd64"], "tcg", m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return text
+	}
+	plain, limited, ballooned := sample(), sample(), sample()
+	limited.DiskRate, ballooned.Balloon = 1<<20, true
+	if hash(plain) != hash(limited) || hash(plain) == hash(ballooned) {
+		t.Error("a limit is part of the layout, or a balloon is none")
+	}
+}
+
 func TestCheckMachine(t *testing.T) {
 	if err := checkBoot(sample()); err != nil {
 		t.Fatal(err)
@@ -76,6 +109,8 @@ func TestCheckMachine(t *testing.T) {
 		"option in name":    func(m *vmm.Machine) { m.Name = "web,process=x" },
 		"option in TAP":     func(m *vmm.Machine) { m.NICs[0].TAP = "x,script=/tmp/y" },
 		"empty MAC":         func(m *vmm.Machine) { m.NICs[0].MAC = "" },
+		"network rate":      func(m *vmm.Machine) { m.NetRate = 1 << 20 },
+		"shared balloon":    func(m *vmm.Machine) { m.Balloon, m.MemoryFile = true, "memory" },
 		"same role":         func(m *vmm.Machine) { m.Disks[1].Role = "root" },
 		"too many disks":    func(m *vmm.Machine) { m.Disks = make([]vmm.Disk, maxDisks+1) },
 		"too many networks": func(m *vmm.Machine) { m.NICs = make([]vmm.NIC, maxNICs+1) },
@@ -92,7 +127,7 @@ func TestCheckMachine(t *testing.T) {
 func TestDiskPathsAreData(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		path := rapid.StringMatching(`[ -~]{1,40}`).Draw(t, "path")
-		text, err := blockdev(vmm.Disk{Role: "root", Path: path})
+		text, err := blockdev(vmm.Disk{Role: "root", Path: path}, "root")
 		if err != nil {
 			t.Fatal(err)
 		}

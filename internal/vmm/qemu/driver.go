@@ -88,7 +88,7 @@ func (d *Driver) Caps(ctx context.Context) (vmm.Caps, error) {
 	}
 	caps := vmm.Caps{
 		Accelerator: "kvm", Version: version, Build: build, KernelFormats: d.platform.kernelFormats,
-		Channel: "virtio-serial", MaxCPUs: maxCPUs,
+		Channel: "virtio-serial", MaxCPUs: maxCPUs, Balloon: true,
 	}
 	if r := kvm.Probed(); !r.Usable {
 		caps.Accelerator, caps.SlowReason = "tcg", r.Reason+"; software emulation is used"

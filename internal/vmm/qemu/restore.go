@@ -35,6 +35,9 @@ func (d *Driver) checkSaved(ctx context.Context, m vmm.Machine, dir string) (mac
 	now := machine.Saved{
 		VMM: Name, Build: caps.Build, Accelerator: caps.Accelerator, CPUModel: machine.HostCPU(caps.Accelerator),
 	}
+	if m.Balloon && saved.Memory != nil {
+		return saved, fault.New(fault.Precondition, "a balloon would punch holes into the memory in %s, which others share", dir)
+	}
 	if now.Layout, err = layout(d.platform, caps.Accelerator, m); err != nil {
 		return saved, err
 	}
