@@ -35,13 +35,14 @@ var rooms = map[string][]string{
 	"internal/vm":       {"internal/fault"},
 	"internal/undo":     {},
 	"internal/progress": {},
-	"internal/paths":    {"internal/fault", "internal/vm"},
+	"internal/bundle":   {"internal/fault"},
+	"internal/paths":    {"internal/bundle", "internal/fault", "internal/vm"},
 	"internal/build":    {},
 	"internal/doctor":   {"internal/fault"},
 	"internal/channel":  {"internal/fault"},
 
 	// Layer 1: hands.
-	"internal/system":         {"internal/fault", "internal/paths"},
+	"internal/system":         {"internal/bundle", "internal/fault", "internal/paths"},
 	"internal/disk":           {"internal/fault", "internal/paths", "internal/system"},
 	"internal/hostnet":        {"internal/fault", "internal/paths", "internal/system", "internal/vm"},
 	"internal/hostnet/helper": {"internal/fault", "internal/hostnet", "internal/paths"},
@@ -50,6 +51,12 @@ var rooms = map[string][]string{
 	"internal/store":       {"internal/fault", "internal/vm"},
 	"internal/artifact":    {"internal/fault"},
 	"internal/debian":      {"internal/fault", "internal/system"},
+	"internal/archive":     {"internal/fault"},
+	"internal/download":    {"internal/artifact", "internal/build", "internal/fault"},
+	"internal/supply": {
+		"internal/archive", "internal/artifact", "internal/bundle", "internal/download", "internal/fault", "internal/progress",
+		"internal/system",
+	},
 	"internal/kernel":      {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/paths", "internal/progress", "internal/system"},
 	"internal/image":       {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/paths", "internal/progress", "internal/system"},
 	"internal/guest":       {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/fault", "internal/paths", "internal/vm"},
@@ -104,8 +111,8 @@ var rooms = map[string][]string{
 		"internal/vmm", "internal/vmm/fake", "internal/vmm/qemu", "internal/disk", "internal/doctor",
 	},
 	"internal/cli": {
-		"api/agent/v1", "api/banger/v1", "internal/build", "internal/client", "internal/doctor", "internal/doctor/host",
-		"internal/fault", "internal/paths", "internal/system", "internal/vm",
+		"api/agent/v1", "api/banger/v1", "internal/build", "internal/bundle", "internal/client", "internal/doctor", "internal/doctor/host",
+		"internal/fault", "internal/paths", "internal/progress", "internal/supply", "internal/system", "internal/vm",
 	},
 	"internal/doctor/host": {"internal/doctor", "internal/fault", "internal/paths", "internal/system"},
 

@@ -36,7 +36,7 @@ func newRoot(e *Env) *cobra.Command {
 	}
 	root.AddCommand(
 		newRunCommand(e), newSetupCommand(e), newVMCommand(e), newImageCommand(e), newKernelCommand(e),
-		newTemplateCommand(e),
+		newTemplateCommand(e), newRuntimeCommand(e),
 		newDaemonCommand(e), newDoctorCommand(e), newVersionCommand(e), newCompletionCommand(e), newInternalCommand(),
 	)
 	return root
