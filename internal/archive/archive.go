@@ -26,8 +26,8 @@ import (
 
 // Limits bound what is unpacked. The zero value of a field means its default.
 type Limits struct {
-	Bytes int64                // of all files together, holes counted
-	Files int                  // entries of any kind
+	Bytes int64                  // of all files together, holes counted
+	Files int                    // entries of any kind
 	Want  func(name string) bool // which files are written; nil: all. Others are read over, and checked like these
 }
 
@@ -54,6 +54,9 @@ func Unpack(ctx context.Context, r io.Reader, dir string, l Limits) error {
 		l.Files = DefaultFiles
 	}
 	plain, done, err := decompress(&contextReader{ctx, r})
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	if err != nil {
 		return err
 	}
@@ -130,6 +133,7 @@ type unpacker struct {
 	root   *os.Root
 	left   int64 // bytes
 	count  int
+	links  []string // symbolic ones
 	limits Limits
 }
 
@@ -153,6 +157,16 @@ func (u *unpacker) all(r io.Reader) error {
 	if u.count == 0 {
 		return fault.New(fault.Precondition, "the archive is empty, or no tar file")
 	}
+	return u.follow()
+}
+
+// follow refuses links that lead out by way of other links, which their letters do not tell, and those that lead nowhere.
+func (u *unpacker) follow() error {
+	for _, name := range u.links {
+		if _, err := u.root.Stat(name); err != nil {
+			return fault.Wrap(fault.Precondition, err, "the archive holds the link %q, which leads nowhere in it", name)
+		}
+	}
 	return nil
 }
 
@@ -171,7 +185,7 @@ func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
 		return nil
 	}
 	if err := u.root.MkdirAll(path.Dir(name), 0o755); err != nil {
-		return entryFault(err, name)
+		return entryFault(err, path.Dir(name))
 	}
 	switch h.Typeflag {
 	case tar.TypeDir:
@@ -180,6 +194,7 @@ func (u *unpacker) entry(h *tar.Header, r io.Reader) error {
 		err = u.file(name, h, r)
 	case tar.TypeSymlink:
 		err = u.root.Symlink(h.Linkname, name)
+		u.links = append(u.links, name)
 	case tar.TypeLink:
 		err = u.hardLink(h.Linkname, name)
 	}

@@ -30,7 +30,7 @@ func (s *Store) Fetch(ctx context.Context, from Listed) (b bundle.Bundle, again 
 	if err != nil {
 		return b, false, err
 	}
-	b, err = s.change(partBundle+"-"+from.SHA256[:12], func(dir string) (change, error) {
+	b, err = s.change(func(dir string) (change, error) {
 		err := s.Sink.Run(stageUnpack, func() error { return unpackFile(ctx, file, dir, archive.Limits{}) })
 		if err != nil {
 			return change{}, err
@@ -40,6 +40,7 @@ func (s *Store) Fetch(ctx context.Context, from Listed) (b bundle.Bundle, again 
 			c, err = examine(ctx, dir)
 			return err
 		})
+		c.label = from.SHA256[:12]
 		c.source = bundle.Source{Part: partBundle, Version: c.manifest.Version, URL: from.URL, SHA256: from.SHA256}
 		return c, err
 	})

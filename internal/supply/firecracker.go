@@ -71,7 +71,7 @@ func (s *Store) InstallFirecracker(ctx context.Context, o FirecrackerOptions) (b
 	if err != nil {
 		return b, "", err
 	}
-	b, err = s.change(partFirecracker, func(dir string) (c change, err error) {
+	b, err = s.change(func(dir string) (c change, err error) {
 		r := release{dir: dir, machine: machine}
 		err = s.Sink.Run(stageUnpack, func() error { return r.unpack(ctx, file, o.Version) })
 		if err == nil {
@@ -84,6 +84,7 @@ func (s *Store) InstallFirecracker(ctx context.Context, o FirecrackerOptions) (b
 		files, err := describe(ctx, dir)
 		return change{
 			manifest: bundle.Manifest{VMMs: map[string]string{"firecracker": "firecracker", "jailer": "jailer"}, Files: files},
+			label:    version,
 			source:   bundle.Source{Part: partFirecracker, Version: version, URL: address, SHA256: sum},
 		}, err
 	})

@@ -48,8 +48,8 @@ type Store struct {
 }
 
 // change holds the directory's lock while f works in a new directory beside the parts; what f returns is in use
-// afterwards, under the name that begins with part.
-func (s *Store) change(part string, f func(dir string) (change, error)) (b bundle.Bundle, err error) {
+// afterwards.
+func (s *Store) change(f func(dir string) (change, error)) (b bundle.Bundle, err error) {
 	if err := os.MkdirAll(s.Dir, 0o755); err != nil {
 		return b, s.notWritable(err)
 	}
@@ -75,7 +75,7 @@ func (s *Store) change(part string, f func(dir string) (change, error)) (b bundl
 	if err != nil {
 		return b, err
 	}
-	name := part + "-" + strings.TrimPrefix(filepath.Base(dir), temporaryPrefix)
+	name := made.source.Part + "-" + made.label + "-" + strings.TrimPrefix(filepath.Base(dir), temporaryPrefix)
 	m := old.Manifest
 	if err := made.apply(&m, name); err != nil {
 		return b, err
@@ -169,6 +169,7 @@ func partsOf(m bundle.Manifest) []string {
 type change struct {
 	manifest bundle.Manifest // what it names takes the place of what was named so
 	source   bundle.Source
+	label    string // tells people which one it is, in the name of its directory
 }
 
 // apply makes the new part, which will be called name, part of m.
