@@ -148,7 +148,7 @@ func TestJSONKeysAreDocumented(t *testing.T) {
 	}
 	for title, view := range map[string]any{
 		"VM": vmView{}, "Image": imageView{}, "Kernel": kernelView{}, "Daemon": daemonView{}, "Driver": driverView{}, "Ping": pingView{}, "Event": eventView{},
-		"Deleted": deletedView{}, "Setup": setupView{}, "Version": versionView{}, "Template": templateView{}, "Doctor": doctorView{}, "Check": checkView{},
+		"KernelCheck": kernelCheckView{}, "KernelOption": optionView{}, "Deleted": deletedView{}, "Setup": setupView{}, "Version": versionView{}, "Template": templateView{}, "Doctor": doctorView{}, "Check": checkView{},
 		"Runtime": runtimeView{}, "RuntimeVerify": runtimeVerifyView{}, "RuntimePackage": runtimePackageView{}, "RuntimeInstall": runtimeInstallView{},
 	} {
 		want := documentedKeys(string(doc), title)

@@ -104,9 +104,17 @@ func newVMCommand(e *Env) *cobra.Command {
 }
 
 func newImageCommand(e *Env) *cobra.Command {
-	return group("image", "Images: the root file systems VMs share", newImageListCommand(e), newImageShowCommand(e))
+	return group(
+		"image", "Images: the root file systems VMs share",
+		newImageListCommand(e), newImageShowCommand(e),
+		newImageImportCommand(e), newImageDefaultCommand(e), newImageRenameCommand(e), newImageDeleteCommand(e),
+	)
 }
 
 func newKernelCommand(e *Env) *cobra.Command {
-	return group("kernel", "Kernels VMs boot", newKernelListCommand(e))
+	return group(
+		"kernel", "Kernels VMs boot",
+		newKernelListCommand(e), newKernelShowCommand(e), newKernelCheckCommand(e),
+		newKernelImportCommand(e), newKernelDefaultCommand(e), newKernelDeleteCommand(e),
+	)
 }

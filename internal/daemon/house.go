@@ -264,6 +264,8 @@ func (h *house) reconcile(ctx context.Context) {
 		h.logger.Error("reconcile", "error", err)
 		told = append(told, strings.Split("not mended: "+err.Error(), "\n")...)
 	}
+	told = append(told, h.images.Reconcile(ctx)...)
+	told = append(told, h.kernels.Reconcile(ctx)...)
 	h.mu.Lock()
 	h.reconciled = told
 	h.mu.Unlock()

@@ -179,7 +179,7 @@ func TestStrangeDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Chdir(dir)
-	if err := CreateExt4FromTar(t.Context(), filepath.Join(dir, "d.ext4"), MinExt4, "work", home(t)); err != nil {
+	if _, err := CreateExt4FromTar(t.Context(), filepath.Join(dir, "d.ext4"), MinExt4, "work", home(t)); err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "e.ext4")
@@ -406,6 +406,10 @@ func home(t *testing.T) *bytes.Buffer {
 		{Typeflag: tar.TypeReg, Name: "./.bashrc", Mode: 0o644, Uid: 7, Gid: 9, Size: 2},
 		{Typeflag: tar.TypeDir, Name: "./.ssh/", Mode: 0o700},
 		{Typeflag: tar.TypeSymlink, Name: "./with space", Linkname: ".bashrc", Mode: 0o777},
+		{Typeflag: tar.TypeLink, Name: "./hard", Linkname: "./.bashrc"},
+		{Typeflag: tar.TypeChar, Name: "./null", Devmajor: 1, Devminor: 3},
+		{Typeflag: tar.TypeReg, Name: "./two\nlines", Mode: 0o644, Size: 2},
+		{Typeflag: tar.TypeLink, Name: "./lost", Linkname: "./two\nlines"},
 	} {
 		if err := w.WriteHeader(&h); err != nil {
 			t.Fatal(err)
@@ -419,7 +423,8 @@ func home(t *testing.T) *bytes.Buffer {
 func TestCreateExt4FromTar(t *testing.T) {
 	need.Binary(t, "mke2fs")
 	path := filepath.Join(t.TempDir(), "seed.ext4")
-	if err := CreateExt4FromTar(t.Context(), path, 256<<20, "work", home(t)); err != nil {
+	skipped, err := CreateExt4FromTar(t.Context(), path, 256<<20, "work", home(t))
+	if err != nil {
 		t.Fatal(err)
 	}
 	checkClean(t, path)
@@ -431,6 +436,12 @@ func TestCreateExt4FromTar(t *testing.T) {
 	}
 	if got := debugfs(t, path, "stat \"/with space\""); !strings.Contains(got, "Fast link dest: \".bashrc\"") {
 		t.Errorf("link: %s", got)
+	}
+	if got := debugfs(t, path, "stat /hard"); !strings.Contains(got, "Links: 2") || !strings.Contains(got, "User:     7") {
+		t.Errorf("hard link: %s", got)
+	}
+	if len(skipped) != 3 || !strings.Contains(strings.Join(skipped, " "), `"lost": a hard link`) {
+		t.Errorf("left out %q", skipped)
 	}
 	noLeftovers(t, filepath.Dir(path))
 }

@@ -115,7 +115,7 @@ func makeImage(ctx context.Context, dir, mmdebstrap string, source debian.Source
 		return m, err
 	}
 	sink.Update(Stage, "making the work seed", 0.97)
-	if err := disk.CreateExt4FromTar(ctx, filepath.Join(dir, seedName), SeedBytes, "work", &result.home); err != nil {
+	if m.Skipped, err = disk.CreateExt4FromTar(ctx, filepath.Join(dir, seedName), SeedBytes, "work", &result.home); err != nil {
 		return m, err
 	}
 	m.Packages = result.packages
