@@ -107,7 +107,7 @@ var rooms = map[string][]string{
 	"internal/daemon/lock": {"internal/fault"},
 	"internal/daemon": {
 		"api/agent/v1/agentv1connect", "internal/daemon/lock",
-		"internal/agent/serve", "internal/build", "internal/capability", "internal/engine", "internal/fault",
+		"internal/agent/serve", "internal/build", "internal/bundle", "internal/capability", "internal/engine", "internal/fault",
 		"internal/guest", "internal/hostnet", "internal/image", "internal/kernel", "internal/paths",
 		"internal/progress", "internal/server", "internal/store", "internal/system", "internal/template", "internal/vm",
 		"internal/vmm", "internal/vmm/fake", "internal/vmm/qemu", "internal/disk", "internal/doctor",
@@ -121,8 +121,9 @@ var rooms = map[string][]string{
 	// The guest's side.
 	"internal/agent": {
 		"api/agent/v1", "internal/agent/adopt", "internal/agent/boot", "internal/agent/cgroup", "internal/agent/run", "internal/agent/serve",
-		"internal/build", "internal/channel",
+		"internal/agent/sshd", "internal/build", "internal/channel",
 	},
+	"internal/agent/sshd":     {"internal/agent/serve"},
 	"internal/agent/boot":     {"api/agent/v1", "internal/agent/identity"},
 	"internal/agent/adopt":    {"api/agent/v1", "internal/agent/cgroup", "internal/agent/identity", "internal/agent/run"},
 	"internal/agent/cgroup":   {},

@@ -167,7 +167,7 @@ func jsonKeys(t reflect.Type) []string {
 	return keys
 }
 
-var keyRow = regexp.MustCompile("(?m)^\\| `([a-z_]+)` \\|")
+var keyRow = regexp.MustCompile("(?m)^\\| `([a-z0-9_]+)` \\|")
 
 func documentedKeys(doc, title string) []string {
 	_, section, _ := strings.Cut(doc, "\n## "+title+"\n")
