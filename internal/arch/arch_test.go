@@ -40,6 +40,7 @@ var rooms = map[string][]string{
 	"internal/build":    {},
 	"internal/doctor":   {"internal/fault"},
 	"internal/channel":  {"internal/fault"},
+	"internal/tomlfile": {"internal/fault"},
 
 	// Layer 1: hands.
 	"internal/system":         {"internal/bundle", "internal/fault", "internal/paths"},
@@ -48,14 +49,14 @@ var rooms = map[string][]string{
 	"internal/hostnet/helper": {"internal/fault", "internal/hostnet", "internal/paths"},
 
 	// Layer 2: services.
-	"internal/store":       {"internal/fault", "internal/vm"},
-	"internal/artifact":    {"internal/fault"},
-	"internal/debian":      {"internal/fault", "internal/system"},
-	"internal/archive":     {"internal/fault"},
-	"internal/download":    {"internal/artifact", "internal/build", "internal/fault"},
+	"internal/store":    {"internal/fault", "internal/vm"},
+	"internal/artifact": {"internal/fault"},
+	"internal/debian":   {"internal/fault", "internal/system"},
+	"internal/archive":  {"internal/fault"},
+	"internal/download": {"internal/artifact", "internal/build", "internal/fault"},
 	"internal/supply": {
 		"internal/archive", "internal/artifact", "internal/bundle", "internal/download", "internal/fault", "internal/progress",
-		"internal/system",
+		"internal/system", "internal/tomlfile",
 	},
 	"internal/kernel":      {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/paths", "internal/progress", "internal/system"},
 	"internal/image":       {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/image/layer", "internal/image/oci", "internal/paths", "internal/progress", "internal/system"},
@@ -110,7 +111,7 @@ var rooms = map[string][]string{
 		"internal/agent/serve", "internal/build", "internal/bundle", "internal/capability", "internal/engine", "internal/fault",
 		"internal/guest", "internal/hostnet", "internal/image", "internal/kernel", "internal/paths",
 		"internal/progress", "internal/server", "internal/store", "internal/system", "internal/template", "internal/vm",
-		"internal/vmm", "internal/vmm/fake", "internal/vmm/qemu", "internal/disk", "internal/doctor",
+		"internal/vmm", "internal/vmm/fake", "internal/vmm/qemu", "internal/disk", "internal/doctor", "internal/tomlfile",
 	},
 	"internal/cli": {
 		"api/agent/v1", "api/banger/v1", "internal/build", "internal/bundle", "internal/client", "internal/doctor", "internal/doctor/host",

@@ -411,7 +411,7 @@ func writeManifest(path string, v any) error {
 // appear flushes the directory dir to stable storage and gives it its name. An older artifact changes
 // places with it, in one step where the file system can; whoever has its files open keeps them.
 func (s *Shelf) appear(dir, name string) error {
-	if err := flushTree(dir); err != nil {
+	if err := FlushTree(dir); err != nil {
 		return err
 	}
 	final := s.Dir(name)
@@ -428,7 +428,8 @@ func (s *Shelf) appear(dir, name string) error {
 	return errors.Join(flush(s.dir), os.RemoveAll(old))
 }
 
-func flushTree(dir string) error {
+// FlushTree brings the files and directories below dir to stable storage.
+func FlushTree(dir string) error {
 	return filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err != nil || !d.IsDir() && !d.Type().IsRegular() {
 			return err

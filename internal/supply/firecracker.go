@@ -171,7 +171,6 @@ func pickSum(text, where, name string) (string, error) {
 type release struct {
 	dir, machine string
 	version      string
-	sums         string // content of SHA256SUMS, if it is there
 }
 
 var releaseNames = regexp.MustCompile(`^release-v([0-9.]+)-([0-9a-z_]+)/(firecracker|jailer)-v([0-9.]+)-([0-9a-z_]+)$`)

@@ -1,7 +1,6 @@
 package supply
 
 import (
-	"bytes"
 	"errors"
 	"io"
 	"io/fs"
@@ -18,6 +17,7 @@ import (
 	"banger/internal/bundle"
 	"banger/internal/download"
 	"banger/internal/fault"
+	"banger/internal/tomlfile"
 )
 
 // Listing is the content of runtime-bundle.toml: where bundles lie. Unknown keys are errors.
@@ -51,8 +51,8 @@ func ReadListing(path string) (Listing, error) {
 	if err != nil {
 		return l, fault.Wrap(fault.Precondition, err, "cannot read %s", path)
 	}
-	if err := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(&l); err != nil {
-		return l, badListing(path, err)
+	if err := tomlfile.Decode(path, text, &l); err != nil {
+		return l, err
 	}
 	for _, b := range l.Bundles {
 		if err := b.check(path); err != nil {
@@ -60,21 +60,6 @@ func ReadListing(path string) (Listing, error) {
 		}
 	}
 	return l, nil
-}
-
-func badListing(path string, err error) error {
-	var unknown *toml.StrictMissingError
-	if errors.As(err, &unknown) && len(unknown.Errors) > 0 {
-		line, _ := unknown.Errors[0].Position()
-		return fault.New(fault.Usage, "%s:%d: unknown key %q", path, line, strings.Join(unknown.Errors[0].Key(), ".")).
-			WithHint("a bundle has architecture, version, url and sha256")
-	}
-	var decode *toml.DecodeError
-	if errors.As(err, &decode) {
-		line, column := decode.Position()
-		return fault.New(fault.Usage, "%s:%d:%d: %s", path, line, column, decode.Error()).WithHint("correct the line")
-	}
-	return fault.Wrap(fault.Usage, err, "%s", path).WithHint("correct the file")
 }
 
 func (b Listed) check(path string) error {

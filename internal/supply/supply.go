@@ -116,7 +116,7 @@ func (s *Store) removeLeftovers() {
 
 // commit gives the directory its name and writes bundle.json.
 func (s *Store) commit(dir, name string, m bundle.Manifest) error {
-	if err := errors.Join(os.Chmod(dir, 0o755), flushTree(dir)); err != nil {
+	if err := errors.Join(os.Chmod(dir, 0o755), artifact.FlushTree(dir)); err != nil {
 		return s.notWritable(err)
 	}
 	final := filepath.Join(s.Dir, name)
@@ -131,19 +131,6 @@ func (s *Store) commit(dir, name string, m bundle.Manifest) error {
 		return errors.Join(s.notWritable(err), os.RemoveAll(final))
 	}
 	return nil
-}
-
-func flushTree(dir string) error {
-	return filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || !d.IsDir() && !d.Type().IsRegular() {
-			return err
-		}
-		f, err := os.Open(path)
-		if err != nil {
-			return err
-		}
-		return errors.Join(f.Sync(), f.Close())
-	})
 }
 
 // removeUnused removes the parts that the old manifest named and the new one does not. Programs that run from them run on.
