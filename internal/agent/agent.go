@@ -23,7 +23,7 @@ import (
 	"banger/internal/channel"
 )
 
-const usage = "usage: banger-agent serve|adopt|supervise PORT, or version"
+const usage = "usage: banger-agent serve|adopt|supervise PORT, sftp, or version"
 
 // Main runs the agent with the arguments after the program's name and returns the exit code.
 func Main(args []string, stdout, stderr io.Writer) int {
@@ -42,6 +42,9 @@ func dispatch(args []string, stdout io.Writer) error {
 	if len(args) == 1 && args[0] == "version" {
 		_, err := fmt.Fprintln(stdout, build.ID())
 		return err
+	}
+	if len(args) == 1 && args[0] == "sftp" {
+		return serveSFTP()
 	}
 	if len(args) != 2 {
 		return errors.New(usage)
@@ -78,6 +81,7 @@ func serveOn(name string) error {
 	if err := boot.AwaitRelease(); err != nil {
 		return err
 	}
+	go serveSSH(ctx) // ends with ctx, and so with us
 	return serve.Serve(ctx, channel.Listen(port), handler)
 }
 
@@ -168,9 +172,13 @@ func adoptAgent(port string) error {
 // restartPause is between an agent's end and the next one's start.
 const restartPause = 200 * time.Millisecond
 
-// supervise is the first process of an image without an init: it keeps the agent running and
-// reaps whoever is left to it.
+// supervise is the first process of an image without an init: it keeps the agent running, reaps whoever is left to
+// it, and heeds the signals by which programs ask an init for the machine's end.
 func supervise(port string) error {
+	if err := boot.MountControlGroups(); err != nil {
+		fmt.Fprintf(os.Stderr, "banger: supervise: %v\n", err) // what needs them says so itself
+	}
+	go obey()
 	for {
 		pid, err := boot.StartAgent(port)
 		if err != nil {
@@ -184,4 +192,12 @@ func supervise(port string) error {
 		}
 		time.Sleep(restartPause)
 	}
+}
+
+// obey ends the machine when BusyBox's halt, poweroff or reboot, or Ctrl-Alt-Del, ask for it (busybox/init/halt.c).
+func obey() {
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGTERM, syscall.SIGINT, signalPowerOff, signalReboot)
+	s := <-asked
+	halt(s == syscall.SIGTERM || s == syscall.SIGINT || s == signalReboot)
 }
