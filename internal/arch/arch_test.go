@@ -136,6 +136,7 @@ var rooms = map[string][]string{
 	"internal/arch":          {},
 	"internal/bench":         {"internal/build", "internal/disk", "internal/system"},
 	"internal/e2e":           {},
+	"internal/packaging":     {},
 	"internal/hosttest":      {"internal/hosttest/need"},
 	"internal/hosttest/need": {"internal/paths"},
 	"internal/vmm/vmmtest":   {"api/agent/v1", "internal/fault", "internal/guest", "internal/hosttest/need", "internal/vm", "internal/vmm"},

@@ -482,3 +482,48 @@ func TestPackNothing(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// The manifest that comes with banger lists nothing, and everything that speaks of bundles names the same two commands.
+func TestOneStory(t *testing.T) {
+	l, err := ReadListing("../../" + bundle.SourceFile)
+	if err != nil || len(l.Bundles) != 0 {
+		t.Errorf("%+v, %v", l, err)
+	}
+	for _, page := range []string{bundle.SourceFile, "docs/runtime.md"} {
+		text, err := os.ReadFile("../../" + page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, command := range []string{"banger runtime package", "banger runtime fetch --manifest dist/" + bundle.SourceFile} {
+			if !strings.Contains(string(text), command) || !strings.Contains(Local, command) {
+				t.Errorf("%s does not tell of: %s", page, command)
+			}
+		}
+	}
+	makefile, err := os.ReadFile("../../Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"runtime-bundle: build ## ", "\t@bin/banger runtime package\n", "runtime-fetch: build ## ", "\t@bin/banger runtime fetch --manifest dist/runtime-bundle.toml\n"} {
+		if !strings.Contains(string(makefile), want) {
+			t.Errorf("Makefile lacks %q", want)
+		}
+	}
+}
+
+// The example in the manifest is one that can be read.
+func TestExample(t *testing.T) {
+	text, err := os.ReadFile("../../" + bundle.SourceFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, example, found := strings.Cut(string(text), "# [[bundle]]")
+	if !found {
+		t.Fatal("no example")
+	}
+	example = "[[bundle]]" + strings.ReplaceAll(strings.ReplaceAll(example, "\n# ", "\n"), "64 hexadecimal digits", strings.Repeat("0", 64))
+	l, err := ReadListing(put(t, filepath.Join(t.TempDir(), bundle.SourceFile), []byte(example)))
+	if err != nil || len(l.Bundles) != 1 {
+		t.Errorf("%+v, %v", l, err)
+	}
+}
