@@ -29,6 +29,7 @@ var rooms = map[string][]string{
 	"api/agent/v1/agentv1connect":   {"api/agent/v1"},
 	"api/banger/v1":                 {"api/agent/v1"},
 	"api/banger/v1/bangerv1connect": {"api/banger/v1"},
+	"images":                        {},
 
 	// Layer 0: pure, or nearly.
 	"internal/fault":    {},
@@ -93,7 +94,12 @@ var rooms = map[string][]string{
 		"api/banger/v1", "internal/engine", "internal/fault", "internal/image", "internal/kernel", "internal/progress",
 		"internal/snapshot", "internal/store", "internal/template", "internal/vm", "internal/vmm",
 	},
+	"internal/builder": {
+		"api/agent/v1", "api/agent/v1/agentv1connect", "images", "internal/fault", "internal/image", "internal/paths", "internal/progress",
+		"internal/undo", "internal/vm",
+	},
 	"internal/server": {
+		"internal/builder",
 		"api/agent/v1", "api/agent/v1/agentv1connect", "api/banger/v1", "api/banger/v1/bangerv1connect",
 		"internal/build", "internal/engine", "internal/fault", "internal/image", "internal/kernel", "internal/paths",
 		"internal/progress", "internal/snapshot", "internal/store", "internal/template", "internal/vm", "internal/vmm", "internal/wire",
@@ -108,7 +114,7 @@ var rooms = map[string][]string{
 	"internal/daemon/lock": {"internal/fault"},
 	"internal/daemon": {
 		"api/agent/v1/agentv1connect", "internal/daemon/lock",
-		"internal/agent/serve", "internal/build", "internal/bundle", "internal/capability", "internal/engine", "internal/fault",
+		"internal/agent/serve", "internal/build", "internal/builder", "internal/bundle", "internal/capability", "internal/engine", "internal/fault",
 		"internal/guest", "internal/hostnet", "internal/image", "internal/kernel", "internal/paths",
 		"internal/progress", "internal/server", "internal/store", "internal/system", "internal/template", "internal/vm",
 		"internal/vmm", "internal/vmm/fake", "internal/vmm/qemu", "internal/disk", "internal/doctor", "internal/tomlfile",

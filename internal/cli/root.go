@@ -107,6 +107,7 @@ func newImageCommand(e *Env) *cobra.Command {
 	return group(
 		"image", "Images: the root file systems VMs share",
 		newImageListCommand(e), newImageShowCommand(e),
+		newImageBuildCommand(e), newImageTestCommand(e), newImageRecipesCommand(e),
 		newImageImportCommand(e), newImageDefaultCommand(e), newImageRenameCommand(e), newImageDeleteCommand(e),
 	)
 }

@@ -8,6 +8,7 @@ import (
 	"banger/internal/kernel"
 	"banger/internal/progress"
 	"banger/internal/server"
+	"banger/internal/vm"
 )
 
 // setup makes the default kernel and image, or finds them in place. What is missing is taken from the runtime directory when it is
@@ -60,8 +61,12 @@ func (h *house) warm(ctx context.Context, image, kernel string, sink progress.Si
 	}
 	spec := h.config.defaults
 	spec.Image, spec.Kernel = or(spec.Image, image), or(spec.Kernel, kernel)
+	h.warmSpec(ctx, spec, sink)
+}
+
+func (h *house) warmSpec(ctx context.Context, spec vm.Spec, sink progress.Sink) {
 	if _, err := h.engine.WarmTemplate(ctx, spec, sink); err != nil && ctx.Err() == nil {
-		h.logger.Warn("the default template was not made", "error", err)
+		h.logger.Warn("the template was not made", "error", err)
 		sink.Notice("no template was made, VMs boot until there is one: " + err.Error())
 	}
 }

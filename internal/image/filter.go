@@ -183,15 +183,22 @@ func copyEntry(w *tar.Writer, h *tar.Header, content io.Reader) error {
 	return err
 }
 
-func isDropped(name string, dir bool) bool {
-	for _, d := range dropped {
+// matches tells whether a list written as dropped has the path.
+func matches(list []string, name string, dir bool) bool {
+	for _, d := range list {
 		tree, filesOnly := strings.CutSuffix(d, "*")
 		isTree := strings.HasSuffix(tree, "/")
 		if !isTree && name == d || isTree && strings.HasPrefix(name, tree) && !(filesOnly && dir) {
 			return true
 		}
 	}
+	return false
+}
+
+func isDropped(name string, dir bool) bool {
 	switch {
+	case matches(dropped, name, dir):
+		return true
 	case strings.HasPrefix(name, "etc/ssh/ssh_host_"):
 		return true
 	case strings.HasPrefix(name, "usr/share/doc/") && !dir:

@@ -35,6 +35,7 @@ type Manifest struct {
 	PackagesHash string          `json:"packages_hash"`
 	MaskedUnits  *[]string       `json:"masked_units,omitempty"`
 	Skipped      []string        `json:"skipped,omitempty"` // what could not be taken over, a line each
+	Build        *Built          `json:"build,omitempty"`   // how it was built, of an image from a recipe
 	Files        []artifact.File `json:"files"`
 	CreatedAt    time.Time       `json:"created_at"`
 }

@@ -110,6 +110,9 @@ func (p Paths) VM(id vm.ID) string { return filepath.Join(p.VMs(), string(id)) }
 // Images holds a directory for each image.
 func (p Paths) Images() string { return filepath.Join(p.State, "images") }
 
+// Builds holds the logs of image builds, and a note of each that is under way.
+func (p Paths) Builds() string { return filepath.Join(p.State, "builds") }
+
 // Kernels holds a directory for each kernel.
 func (p Paths) Kernels() string { return filepath.Join(p.State, "kernels") }
 

@@ -58,6 +58,7 @@ type Options struct {
 	Templates Templates
 	Snapshots Snapshots
 	Setup     Setup
+	Builds    Builds
 	Paths     paths.Paths
 	Defaults  vm.Spec // of VMs; the configuration's
 	Logger    *slog.Logger
@@ -103,6 +104,7 @@ func New(o Options) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(bangerv1connect.NewVMServiceHandler(vmService{s}, with))
 	mux.Handle(bangerv1connect.NewImageServiceHandler(&imageService{service: s}, with))
+	mux.Handle(bangerv1connect.NewBuildServiceHandler(buildService{s}, with))
 	mux.Handle(bangerv1connect.NewTemplateServiceHandler(templateService{s}, with))
 	mux.Handle(bangerv1connect.NewSnapshotServiceHandler(snapshotService{s}, with))
 	mux.Handle(bangerv1connect.NewDaemonServiceHandler(daemonService{s}, with))
