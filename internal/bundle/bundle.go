@@ -46,6 +46,7 @@ type File struct {
 	Path   string `json:"path"`
 	Size   int64  `json:"size"` // bytes
 	SHA256 string `json:"sha256"`
+	Sparse bool   `json:"sparse,omitempty"` // the sum leaves out blocks of zeros: artifact.SparseSum
 }
 
 // Source tells where a part came from.

@@ -18,7 +18,6 @@ import (
 	"github.com/google/renameio/v2"
 
 	"banger/internal/archive"
-	"banger/internal/artifact"
 	"banger/internal/bundle"
 	"banger/internal/fault"
 )
@@ -130,7 +129,7 @@ func (o PackOptions) entries(ctx context.Context) ([]archive.Entry, error) {
 	m.Kernel, m.Initramfs = pick("kernel", roles.kernel), pick("kernel", roles.initramfs)
 	m.Modules, m.Image = pick("kernel", roles.modules), pick("image", roles.image)
 	var err error
-	if m.Files, err = summed(ctx, entries); err != nil {
+	if m.Files, err = summedAll(ctx, entries); err != nil {
 		return nil, err
 	}
 	text, err := json.MarshalIndent(m, "", "  ")
@@ -151,17 +150,17 @@ func filesOf(dir string) ([]string, error) {
 	return names, nil
 }
 
-func summed(ctx context.Context, entries []archive.Entry) ([]bundle.File, error) {
+func summedAll(ctx context.Context, entries []archive.Entry) ([]bundle.File, error) {
 	files := make([]bundle.File, len(entries))
 	for i, e := range entries {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		sum, size, err := artifact.Sum(e.Path)
+		f, err := summed(e.Path, e.Name)
 		if err != nil {
 			return nil, fault.Wrap(fault.Precondition, err, "cannot pack %s", e.Name)
 		}
-		files[i] = bundle.File{Path: e.Name, Size: size, SHA256: sum}
+		files[i] = f
 	}
 	return files, nil
 }

@@ -225,18 +225,27 @@ func describe(ctx context.Context, dir string) ([]bundle.File, error) {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		sum, size, err := artifact.Sum(p)
+		rel, err := filepath.Rel(dir, p)
 		if err != nil {
 			return err
 		}
-		rel, err := filepath.Rel(dir, p)
-		files = append(files, bundle.File{Path: filepath.ToSlash(rel), Size: size, SHA256: sum})
+		f, err := summed(p, filepath.ToSlash(rel))
+		files = append(files, f)
 		return err
 	})
 	if err != nil {
 		return nil, fault.Wrap(fault.KindOf(err), err, "cannot read what was unpacked")
 	}
 	return files, nil
+}
+
+// summed describes the file at path, which the manifest names as name.
+func summed(path, name string) (bundle.File, error) {
+	found, err := artifact.Describe(filepath.Dir(path), filepath.Base(path))
+	if err != nil {
+		return bundle.File{}, err
+	}
+	return bundle.File{Path: name, Size: found[0].Size, SHA256: found[0].SHA256, Sparse: found[0].Sparse}, nil
 }
 
 // Verify sums all files that banger put into the bundle and looks at whether what it names is there. It returns what is wrong, a line
@@ -280,7 +289,11 @@ func wrong(path string, f bundle.File) string {
 	case info.Size() != f.Size:
 		return path + " has another size than it had"
 	}
-	sum, _, err := artifact.Sum(path)
+	sumLike := artifact.Sum
+	if f.Sparse {
+		sumLike = artifact.SparseSum
+	}
+	sum, _, err := sumLike(path)
 	switch {
 	case err != nil:
 		return err.Error()
