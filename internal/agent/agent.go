@@ -81,6 +81,9 @@ func serveOn(name string) error {
 	if err := boot.AwaitRelease(); err != nil {
 		return err
 	}
+	if firstProcess() == supervisor {
+		haltOnSignal()
+	}
 	go serveSSH(ctx) // ends with ctx, and so with us
 	return serve.Serve(ctx, channel.Listen(port), handler)
 }
@@ -199,5 +202,25 @@ func obey() {
 	asked := make(chan os.Signal, 1)
 	signal.Notify(asked, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGTERM, syscall.SIGINT, signalPowerOff, signalReboot)
 	s := <-asked
-	halt(s == syscall.SIGTERM || s == syscall.SIGINT || s == signalReboot)
+	reboot := s == syscall.SIGTERM || s == syscall.SIGINT || s == signalReboot
+	// The agent does it, so that the host hears how the programs it started end.
+	signals := map[bool]syscall.Signal{false: agentPowerOff, true: agentReboot}
+	if pid := boot.AgentPID(); pid != 0 && syscall.Kill(pid, signals[reboot]) == nil {
+		time.Sleep(agentPatience)
+	}
+	halt(reboot)
+}
+
+// By these signals the first process has the agent end the machine, and for so long it waits for that.
+const (
+	agentPowerOff = syscall.SIGUSR2
+	agentReboot   = syscall.SIGUSR1
+	agentPatience = 2 * termGrace
+)
+
+// haltOnSignal ends the machine when the first process, which is one of ours, says so.
+func haltOnSignal() {
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, agentPowerOff, agentReboot)
+	go func() { halt(<-asked == agentReboot) }()
 }

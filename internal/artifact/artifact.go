@@ -145,18 +145,47 @@ func (s *Shelf) ReadManifest(name string, v any) error {
 	return nil
 }
 
+// Present finds files that are missing or have another size than an artifact's manifest says. It reads no content, so it
+// costs nothing.
+func (s *Shelf) Present(name string) error {
+	var m struct {
+		Files []File `json:"files"`
+	}
+	if err := s.ReadManifest(name, &m); err != nil {
+		return err
+	}
+	if len(m.Files) == 0 {
+		return s.damaged(name, nil, "its manifest names no files")
+	}
+	for _, f := range m.Files {
+		if _, err := s.stat(name, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Shelf) stat(name string, f File) (os.FileInfo, error) {
+	info, err := os.Stat(filepath.Join(s.dir, name, f.Name))
+	switch {
+	case err != nil:
+		return nil, s.damaged(name, err, "file %s cannot be read", f.Name)
+	case info.Size() != f.Size:
+		return nil, s.damaged(name, nil, "file %s has %d bytes instead of %d", f.Name, info.Size(), f.Size)
+	}
+	return info, nil
+}
+
 // Check finds files that are missing, have another size, or were changed: where the modification time
 // is not the manifest's, the whole content is summed, once in the life of this shelf.
 func (s *Shelf) Check(name string, files []File) error {
 	for _, f := range files {
 		path := filepath.Join(s.dir, name, f.Name)
-		info, err := os.Stat(path)
-		switch {
-		case err != nil:
-			return s.damaged(name, err, "file %s cannot be read", f.Name)
-		case info.Size() != f.Size:
-			return s.damaged(name, nil, "file %s has %d bytes instead of %d", f.Name, info.Size(), f.Size)
-		case info.ModTime().UnixNano() == f.ModTime:
+		info, err := s.stat(name, f)
+		if err != nil {
+			return err
+		}
+		if info.ModTime().UnixNano() == f.ModTime {
 			continue
 		}
 		now := f

@@ -69,9 +69,15 @@ func (s *Store) Rename(ctx context.Context, name, to string, used func(name stri
 }
 
 // Reconcile looks after the default image, and returns what it did and what is wrong, a line each.
-func (s *Store) Reconcile(ctx context.Context) []string {
+func (s *Store) Reconcile() []string {
 	return s.shelf.Reconcile(func(name string) error {
-		_, err := s.Get(ctx, name)
+		err := s.shelf.Present(name)
+		if err != nil && oldRoot(s.shelf.Dir(name)) != "" {
+			var m Manifest
+			if s.shelf.ReadManifest(name, &m) != nil || len(m.Files) == 0 {
+				return nil
+			}
+		}
 		return err
 	})
 }

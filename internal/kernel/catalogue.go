@@ -32,9 +32,4 @@ func (s *Store) Delete(_ context.Context, name string, used func(name string) er
 }
 
 // Reconcile looks after the default kernel, and returns what it did and what is wrong, a line each.
-func (s *Store) Reconcile(ctx context.Context) []string {
-	return s.shelf.Reconcile(func(name string) error {
-		_, err := s.Get(ctx, name)
-		return err
-	})
-}
+func (s *Store) Reconcile() []string { return s.shelf.Reconcile(s.shelf.Present) }
