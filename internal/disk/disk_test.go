@@ -8,17 +8,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 
-	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
 	"banger/internal/fault"
+	"banger/internal/hosttest"
 	"banger/internal/hosttest/need"
 )
 
@@ -196,28 +195,8 @@ func TestStrangeDirectory(t *testing.T) {
 	noLeftovers(t, dir)
 }
 
-// smallDisk mounts a tmpfs of 1 MiB in a mount namespace of the test's own thread.
-func smallDisk(t *testing.T) string {
-	t.Helper()
-	need.Root(t)
-	dir := t.TempDir()
-	runtime.LockOSThread() // for good: the thread ends with the test, and its namespace with it
-	if err := errors.Join(unix.Unshare(unix.CLONE_NEWNS), unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
-}
-
 func TestFullDisk(t *testing.T) {
-	small := smallDisk(t)
+	small := hosttest.SmallDisk(t, 1<<20)
 	src := filepath.Join(t.TempDir(), "src")
 	if err := os.WriteFile(src, bytes.Repeat([]byte("x"), 3<<20), 0o600); err != nil {
 		t.Fatal(err)
