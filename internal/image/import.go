@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +9,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -149,7 +149,7 @@ func (b *importing) importLayers(ctx context.Context, m *Manifest) error {
 	if err := disk.RequireFree(b.dir, merged.Bytes+importSpace, "the image"); err != nil {
 		return err
 	}
-	result, err := b.writeRoot(ctx, merged, importRules(found.Env))
+	result, err := b.writeRoot(ctx, merged, importRules(merged, found.Env))
 	if err != nil {
 		return err
 	}
@@ -284,28 +284,35 @@ func (b *importing) writeSeed(ctx context.Context, m *Manifest) error {
 }
 
 // importRules keep all of an imported image. Its environment goes where logins look for it.
-func importRules(env []string) rules {
+func importRules(merged *layer.Merged, env []string) rules {
 	r := rules{
 		dropped: func(string, bool) bool { return false }, added: map[string]string{}, maxHome: maxImportedHome,
 		needed: map[string]int64{"dev": 0o755, "proc": 0o555, "sys": 0o555, "run": 0o755, "tmp": 0o1777, "root": 0o700},
 	}
-	var lines, exports bytes.Buffer
+	var lines, exports strings.Builder
 	for _, e := range env {
 		name, value, ok := strings.Cut(e, "=")
-		if !ok || !environmentName.MatchString(name) || strings.ContainsAny(value, "\n\r\x00") || name == "HOME" || name == "TERM" || name == "HOSTNAME" {
+		if !ok || !environmentName.MatchString(name) || strings.ContainsAny(value, "\n\r\x00") || slices.Contains(notKept, name) {
 			continue
 		}
 		fmt.Fprintf(&lines, "%s=%s\n", name, value)
 		fmt.Fprintf(&exports, "export %s='%s'\n", name, strings.ReplaceAll(value, "'", `'\''`))
 	}
-	if lines.Len() > 0 {
-		const head = "# The environment that the image was made with.\n"
-		r.added["etc/environment"] = head + lines.String()
-		r.added["etc/profile.d/00-image.sh"] = head + exports.String()
-		r.dropped = func(name string, dir bool) bool { return r.added[name] != "" && !dir }
+	if lines.Len() == 0 {
+		return r
 	}
+	const head = "# The environment that the image was made with.\n"
+	for name, text := range map[string]string{"etc/environment": head + lines.String(), "etc/profile.d/00-image.sh": head + exports.String()} {
+		if !merged.Append(name, text) {
+			r.added[name] = text
+		}
+	}
+	r.dropped = func(name string, dir bool) bool { return r.added[name] != "" && !dir } // something odd of that name
 	return r
 }
+
+// notKept are variables that each login and each terminal has of its own.
+var notKept = []string{"HOME", "TERM", "HOSTNAME", "USER", "PWD", "SHLVL"}
 
 var environmentName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 

@@ -5,6 +5,7 @@ package layer
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -77,6 +78,8 @@ type Merged struct {
 	entries [][]*node
 	options Options
 	count   int
+	// appended is text for the ends of files.
+	appended map[*node]string
 
 	Files int   // in the end, directories too
 	Bytes int64 // of content, with what later layers replace
@@ -361,6 +364,39 @@ func (m *Merged) nameAll(dir *node, at string) {
 	}
 }
 
+// Append has Write put text at the end of a regular file, on lines of its own. It tells whether there is such a file.
+func (m *Merged) Append(name, text string) bool {
+	dir, base := path.Split(name)
+	parent, err := m.find(dir, 0)
+	if err != nil || parent == nil || parent.children[base] == nil || parent.children[base].kind != other {
+		return false
+	}
+	if m.appended == nil {
+		m.appended = map[*node]string{}
+	}
+	m.appended[parent.children[base]] = text
+	return true
+}
+
+// maxAppended bounds a file that is appended to.
+const maxAppended = 1 << 20
+
+// withText returns a file's content with text behind it.
+func withText(h *tar.Header, content io.Reader, text string) (io.Reader, error) {
+	if h.Typeflag != tar.TypeReg || h.Size > maxAppended {
+		return content, nil // a device, or nothing that people wrote
+	}
+	own, err := io.ReadAll(content)
+	if err != nil {
+		return nil, damaged(err)
+	}
+	if len(own) > 0 && own[len(own)-1] != '\n' {
+		text = "\n" + text
+	}
+	h.Size = int64(len(own) + len(text))
+	return io.MultiReader(bytes.NewReader(own), strings.NewReader(text)), nil
+}
+
 // Write writes the merged file system as a tar stream: all directories first, then the files in the order of the layers,
 // each at once with its further names. progress, which may be nil, is told the bytes of content read so far of all.
 func (m *Merged) Write(ctx context.Context, out io.Writer, progress func(done, all int64)) error {
@@ -413,6 +449,11 @@ func (m *Merged) writeLayer(ctx context.Context, w *tar.Writer, i int, passed fu
 		n := m.entries[i][index]
 		if n == nil || len(n.names) == 0 { // replaced or removed by what came later
 			return nil
+		}
+		if text, ok := m.appended[n]; ok {
+			if content, err = withText(h, content, text); err != nil {
+				return err
+			}
 		}
 		return m.writeFile(w, h, content, n.names)
 	})

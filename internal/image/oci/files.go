@@ -148,7 +148,7 @@ const (
 )
 
 var (
-	savedLegacy = regexp.MustCompile(`^[0-9a-f]{64}(\.json|/.*)?$`)
+	savedFile = regexp.MustCompile(`^(sha256:)?[0-9a-f]{64}(\.json|\.tar|\.tar\.gz|/.*)?$`)
 	savedBlob   = regexp.MustCompile(`^blobs(/sha256(/[0-9a-f]{64})?)?$`)
 )
 
@@ -171,7 +171,7 @@ func KindOfArchive(ctx context.Context, r io.Reader) (Kind, error) {
 			return DockerArchive, nil
 		case clean == "oci-layout" || clean == "index.json":
 			kind = LayoutArchive
-		case clean == "" || clean == "repositories" || savedLegacy.MatchString(clean) || savedBlob.MatchString(clean):
+		case clean == "" || clean == "repositories" || savedFile.MatchString(clean) || savedBlob.MatchString(clean):
 		default:
 			return PlainTar, nil
 		}
