@@ -123,7 +123,7 @@ var rooms = map[string][]string{
 		"api/agent/v1", "api/banger/v1", "internal/build", "internal/bundle", "internal/client", "internal/doctor", "internal/doctor/host",
 		"internal/fault", "internal/paths", "internal/progress", "internal/supply", "internal/system", "internal/vm",
 	},
-	"internal/doctor/host": {"internal/doctor", "internal/fault", "internal/paths", "internal/system"},
+	"internal/doctor/host": {"internal/bundle", "internal/doctor", "internal/fault", "internal/paths", "internal/system"},
 
 	// The guest's side.
 	"internal/agent": {

@@ -6,6 +6,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -73,13 +74,17 @@ func newRuntimeCommand(e *Env) *cobra.Command {
 	return cmd
 }
 
-// runtimeStore returns the runtime directory as something to change; its stages go to the display.
-func (e *Env) runtimeStore(d *display) (bundle.Place, *supply.Store, error) {
-	place, err := bundle.Here()
-	if err != nil {
-		return place, nil, err
-	}
-	return place, &supply.Store{Dir: place.Dir, Downloads: e.Paths.Downloads(), Sink: d.local()}, nil
+// changeRuntime runs f with the runtime directory as something to change, whose stages are shown.
+func (e *Env) changeRuntime(ctx context.Context, limit time.Duration, f func(context.Context, bundle.Place, *supply.Store) error) error {
+	return e.within(ctx, limit, func(ctx context.Context) error {
+		place, err := bundle.Here()
+		if err != nil {
+			return err
+		}
+		d := e.newDisplay()
+		defer d.close()
+		return f(ctx, place, &supply.Store{Dir: place.Dir, Downloads: e.Paths.Downloads(), Sink: d.local()})
+	})
 }
 
 var progressStatuses = map[progress.Status]bangerv1.Progress_Status{
@@ -205,13 +210,7 @@ func newRuntimeFetchCommand(e *Env) *cobra.Command {
 }
 
 func runRuntimeFetch(ctx context.Context, o runtimeFetchOptions, e *Env) error {
-	return e.within(ctx, setupLimit, func(ctx context.Context) error {
-		d := e.newDisplay()
-		defer d.close()
-		place, store, err := e.runtimeStore(d)
-		if err != nil {
-			return err
-		}
+	return e.changeRuntime(ctx, setupLimit, func(ctx context.Context, place bundle.Place, store *supply.Store) error {
 		listings := e.listings(place)
 		if o.manifest != "" {
 			listings = []string{o.manifest}
@@ -323,13 +322,7 @@ func newRuntimePackageCommand(e *Env) *cobra.Command {
 }
 
 func runRuntimePackage(ctx context.Context, o runtimePackageOptions, e *Env) error {
-	return e.within(ctx, saveLimit, func(ctx context.Context) error {
-		d := e.newDisplay()
-		defer d.close()
-		place, store, err := e.runtimeStore(d)
-		if err != nil {
-			return err
-		}
+	return e.changeRuntime(ctx, saveLimit, func(ctx context.Context, place bundle.Place, store *supply.Store) error {
 		b, err := bundle.Read(place.Dir)
 		if err != nil {
 			return err

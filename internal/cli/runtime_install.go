@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"banger/internal/build"
+	"banger/internal/bundle"
 	"banger/internal/fault"
 	"banger/internal/supply"
 )
@@ -52,13 +53,7 @@ func newRuntimeInstallCommand(e *Env) *cobra.Command {
 }
 
 func runRuntimeInstall(ctx context.Context, o runtimeInstallOptions, e *Env) error {
-	return e.within(ctx, saveLimit, func(ctx context.Context) error {
-		d := e.newDisplay()
-		defer d.close()
-		_, store, err := e.runtimeStore(d)
-		if err != nil {
-			return err
-		}
+	return e.changeRuntime(ctx, saveLimit, func(ctx context.Context, _ bundle.Place, store *supply.Store) error {
 		b, version, err := store.InstallFirecracker(ctx, o.firecracker)
 		if err != nil {
 			return err
