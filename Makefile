@@ -13,7 +13,7 @@ BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 BINARIES = banger bangerd banger-agent banger-nethelper
 
 .DEFAULT_GOAL := help
-.PHONY: help up deps build test test-short check fmt fmt-check vet lint generate generate-diff arch bench install uninstall clean
+.PHONY: help up deps build test test-short check fmt fmt-check vet lint generate generate-diff arch bench install uninstall deb runtime-bundle runtime-fetch clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -67,15 +67,21 @@ bench: build ## speed and size against a stock boot in the same run; writes docs
 	@$(BUILD) -o bin/banger-fake-firecracker ./internal/vmm/firecracker/fakefc/firecracker
 	@scripts/bench
 
-install: build ## programs to PREFIX, with the network helper's one capability
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/lib/banger
-	install -m 0755 bin/banger bin/bangerd $(DESTDIR)$(PREFIX)/bin/
-	install -m 0755 bin/banger-agent bin/banger-nethelper $(DESTDIR)$(PREFIX)/lib/banger/
-	scripts/grant $(DESTDIR)$(PREFIX)/lib/banger/banger-nethelper installed
+# Under sudo what was built is installed: root would build it anew, with a stamp of its own.
+install: $(if $(and $(SUDO_UID),$(wildcard bin/banger-nethelper)),,build) ## programs, unit and completion to PREFIX; the network helper's one capability
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install
 
-uninstall:
-	rm -f $(DESTDIR)$(PREFIX)/bin/banger $(DESTDIR)$(PREFIX)/bin/bangerd
-	rm -rf $(DESTDIR)$(PREFIX)/lib/banger
+uninstall: ## take away what install put to PREFIX
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install remove
+
+deb: build ## a Debian package, in dist/
+	@scripts/deb
+
+runtime-bundle: build ## pack your kernel, image and Firecracker into dist/, with the manifest to fetch them by
+	@bin/banger runtime package
+
+runtime-fetch: build ## put the bundle that dist/runtime-bundle.toml lists into ./runtime; none is published
+	@bin/banger runtime fetch --manifest dist/runtime-bundle.toml
 
 clean:
 	rm -rf bin

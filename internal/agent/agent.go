@@ -25,7 +25,7 @@ import (
 	"banger/internal/channel"
 )
 
-const usage = "usage: banger-agent serve|adopt|supervise PORT, or version"
+const usage = "usage: banger-agent serve|adopt|supervise PORT, sftp, or version"
 
 // Main runs the agent with the arguments after the program's name and returns the exit code.
 func Main(args []string, stdout, stderr io.Writer) int {
@@ -44,6 +44,9 @@ func dispatch(args []string, stdout io.Writer) error {
 	if len(args) == 1 && args[0] == "version" {
 		_, err := fmt.Fprintln(stdout, build.ID())
 		return err
+	}
+	if len(args) == 1 && args[0] == "sftp" {
+		return serveSFTP()
 	}
 	if len(args) != 2 {
 		return errors.New(usage)
@@ -86,6 +89,10 @@ func serveOn(name string) error {
 	if err != nil {
 		return err
 	}
+	if firstProcess() == supervisor {
+		haltOnSignal()
+	}
+	go serveSSH(ctx) // ends with ctx, and so with us
 	return serve.Serve(ctx, l, handler)
 }
 
@@ -193,9 +200,13 @@ func adoptAgent(port string) error {
 // restartPause is between an agent's end and the next one's start.
 const restartPause = 200 * time.Millisecond
 
-// supervise is the first process of an image without an init: it keeps the agent running and
-// reaps whoever is left to it.
+// supervise is the first process of an image without an init: it keeps the agent running, reaps whoever is left to
+// it, and heeds the signals by which programs ask an init for the machine's end.
 func supervise(port string) error {
+	if err := boot.MountControlGroups(); err != nil {
+		fmt.Fprintf(os.Stderr, "banger: supervise: %v\n", err) // what needs them says so itself
+	}
+	go obey()
 	for {
 		pid, err := boot.StartAgent(port)
 		if err != nil {
@@ -209,4 +220,32 @@ func supervise(port string) error {
 		}
 		time.Sleep(restartPause)
 	}
+}
+
+// obey ends the machine when BusyBox's halt, poweroff or reboot, or Ctrl-Alt-Del, ask for it (busybox/init/halt.c).
+func obey() {
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGTERM, syscall.SIGINT, signalPowerOff, signalReboot)
+	s := <-asked
+	reboot := s == syscall.SIGTERM || s == syscall.SIGINT || s == signalReboot
+	// The agent does it, so that the host hears how the programs it started end.
+	signals := map[bool]syscall.Signal{false: agentPowerOff, true: agentReboot}
+	if pid := boot.AgentPID(); pid != 0 && syscall.Kill(pid, signals[reboot]) == nil {
+		time.Sleep(agentPatience)
+	}
+	halt(reboot)
+}
+
+// By these signals the first process has the agent end the machine, and for so long it waits for that.
+const (
+	agentPowerOff = syscall.SIGUSR2
+	agentReboot   = syscall.SIGUSR1
+	agentPatience = 2 * termGrace
+)
+
+// haltOnSignal ends the machine when the first process, which is one of ours, says so.
+func haltOnSignal() {
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, agentPowerOff, agentReboot)
+	go func() { halt(<-asked == agentReboot) }()
 }

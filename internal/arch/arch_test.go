@@ -29,19 +29,22 @@ var rooms = map[string][]string{
 	"api/agent/v1/agentv1connect":   {"api/agent/v1"},
 	"api/banger/v1":                 {"api/agent/v1"},
 	"api/banger/v1/bangerv1connect": {"api/banger/v1"},
+	"images":                        {},
 
 	// Layer 0: pure, or nearly.
 	"internal/fault":    {},
 	"internal/vm":       {"internal/fault"},
 	"internal/undo":     {},
 	"internal/progress": {},
-	"internal/paths":    {"internal/fault", "internal/vm"},
+	"internal/bundle":   {"internal/fault"},
+	"internal/paths":    {"internal/bundle", "internal/fault", "internal/vm"},
 	"internal/build":    {},
 	"internal/doctor":   {"internal/fault"},
 	"internal/channel":  {"internal/fault"},
+	"internal/tomlfile": {"internal/fault"},
 
 	// Layer 1: hands.
-	"internal/system":         {"internal/fault", "internal/paths"},
+	"internal/system":         {"internal/bundle", "internal/fault", "internal/paths"},
 	"internal/disk":           {"internal/fault", "internal/paths", "internal/system"},
 	"internal/hostnet":        {"internal/fault", "internal/paths", "internal/system", "internal/vm"},
 	"internal/dns":            {"internal/fault"},
@@ -51,11 +54,19 @@ var rooms = map[string][]string{
 	"internal/hostnet/helper": {"internal/fault", "internal/hostnet", "internal/paths", "internal/vm"},
 
 	// Layer 2: services.
-	"internal/store":       {"internal/fault", "internal/vm"},
-	"internal/artifact":    {"internal/fault"},
-	"internal/debian":      {"internal/fault", "internal/system"},
+	"internal/store":    {"internal/fault", "internal/vm"},
+	"internal/artifact": {"internal/fault"},
+	"internal/debian":   {"internal/fault", "internal/system"},
+	"internal/archive":  {"internal/fault"},
+	"internal/download": {"internal/artifact", "internal/build", "internal/fault"},
+	"internal/supply": {
+		"internal/archive", "internal/artifact", "internal/bundle", "internal/download", "internal/fault", "internal/progress",
+		"internal/system", "internal/tomlfile",
+	},
 	"internal/kernel":      {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/paths", "internal/progress", "internal/system"},
-	"internal/image":       {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/paths", "internal/progress", "internal/system"},
+	"internal/image":       {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/image/layer", "internal/image/oci", "internal/paths", "internal/progress", "internal/system"},
+	"internal/image/layer": {"internal/fault"},
+	"internal/image/oci":   {"internal/debian", "internal/fault", "internal/image/layer"},
 	"internal/guest":       {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/fault", "internal/paths", "internal/vm"},
 	"internal/snapshot":    {"internal/disk", "internal/fault", "internal/vm"},
 	"internal/template":    {"internal/disk", "internal/fault", "internal/vmm"},
@@ -91,7 +102,12 @@ var rooms = map[string][]string{
 		"api/banger/v1", "internal/engine", "internal/fault", "internal/image", "internal/kernel", "internal/progress",
 		"internal/snapshot", "internal/store", "internal/template", "internal/vm", "internal/vmm",
 	},
+	"internal/builder": {
+		"api/agent/v1", "api/agent/v1/agentv1connect", "images", "internal/fault", "internal/image", "internal/paths", "internal/progress",
+		"internal/undo", "internal/vm",
+	},
 	"internal/server": {
+		"internal/builder",
 		"api/agent/v1", "api/agent/v1/agentv1connect", "api/banger/v1", "api/banger/v1/bangerv1connect",
 		"internal/build", "internal/engine", "internal/fault", "internal/forward", "internal/guest", "internal/image", "internal/kernel", "internal/paths",
 		"internal/progress", "internal/snapshot", "internal/store", "internal/template", "internal/vm", "internal/vmm", "internal/wire",
@@ -106,22 +122,23 @@ var rooms = map[string][]string{
 	"internal/daemon/lock": {"internal/fault"},
 	"internal/daemon": {
 		"api/agent/v1/agentv1connect", "internal/daemon/lock",
-		"internal/agent/serve", "internal/build", "internal/capability", "internal/dns", "internal/engine", "internal/fault",
+		"internal/agent/serve", "internal/build", "internal/builder", "internal/bundle", "internal/capability", "internal/dns", "internal/engine", "internal/fault",
 		"internal/forward", "internal/guest", "internal/hostnet", "internal/image", "internal/kernel", "internal/paths",
 		"internal/progress", "internal/server", "internal/store", "internal/system", "internal/template", "internal/vm",
-		"internal/vmm", "internal/vmm/fake", "internal/vmm/firecracker", "internal/vmm/qemu", "internal/disk", "internal/doctor",
+		"internal/vmm", "internal/vmm/fake", "internal/vmm/firecracker", "internal/vmm/qemu", "internal/disk", "internal/doctor", "internal/tomlfile",
 	},
 	"internal/cli": {
-		"api/agent/v1", "api/banger/v1", "internal/build", "internal/client", "internal/doctor", "internal/doctor/host",
-		"internal/fault", "internal/paths", "internal/splitdns", "internal/sshconfig", "internal/system", "internal/vm",
+		"api/agent/v1", "api/banger/v1", "internal/build", "internal/bundle", "internal/client", "internal/doctor", "internal/doctor/host",
+		"internal/fault", "internal/paths", "internal/progress", "internal/splitdns", "internal/sshconfig", "internal/supply", "internal/system", "internal/vm",
 	},
-	"internal/doctor/host": {"internal/doctor", "internal/fault", "internal/paths", "internal/system"},
+	"internal/doctor/host": {"internal/bundle", "internal/doctor", "internal/fault", "internal/paths", "internal/system"},
 
 	// The guest's side.
 	"internal/agent": {
 		"api/agent/v1", "internal/agent/adopt", "internal/agent/boot", "internal/agent/cgroup", "internal/agent/run", "internal/agent/serve",
-		"internal/build", "internal/channel",
+		"internal/agent/sshd", "internal/build", "internal/channel",
 	},
+	"internal/agent/sshd":     {"internal/agent/serve"},
 	"internal/agent/boot":     {"api/agent/v1", "internal/agent/identity"},
 	"internal/agent/adopt":    {"api/agent/v1", "internal/agent/identity", "internal/agent/run"},
 	"internal/agent/cgroup":   {},
@@ -136,6 +153,7 @@ var rooms = map[string][]string{
 		"internal/vmm/firecracker", "internal/vmm/kvm",
 	},
 	"internal/e2e":           {},
+	"internal/packaging":     {},
 	"internal/hosttest":      {"internal/hosttest/need"},
 	"internal/hosttest/need": {"internal/paths"},
 	"internal/vmm/firecracker/fakefc": {

@@ -145,18 +145,47 @@ func (s *Shelf) ReadManifest(name string, v any) error {
 	return nil
 }
 
+// Present finds files that are missing or have another size than an artifact's manifest says. It reads no content, so it
+// costs nothing.
+func (s *Shelf) Present(name string) error {
+	var m struct {
+		Files []File `json:"files"`
+	}
+	if err := s.ReadManifest(name, &m); err != nil {
+		return err
+	}
+	if len(m.Files) == 0 {
+		return s.damaged(name, nil, "its manifest names no files")
+	}
+	for _, f := range m.Files {
+		if _, err := s.stat(name, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Shelf) stat(name string, f File) (os.FileInfo, error) {
+	info, err := os.Stat(filepath.Join(s.dir, name, f.Name))
+	switch {
+	case err != nil:
+		return nil, s.damaged(name, err, "file %s cannot be read", f.Name)
+	case info.Size() != f.Size:
+		return nil, s.damaged(name, nil, "file %s has %d bytes instead of %d", f.Name, info.Size(), f.Size)
+	}
+	return info, nil
+}
+
 // Check finds files that are missing, have another size, or were changed: where the modification time
 // is not the manifest's, the whole content is summed, once in the life of this shelf.
 func (s *Shelf) Check(name string, files []File) error {
 	for _, f := range files {
 		path := filepath.Join(s.dir, name, f.Name)
-		info, err := os.Stat(path)
-		switch {
-		case err != nil:
-			return s.damaged(name, err, "file %s cannot be read", f.Name)
-		case info.Size() != f.Size:
-			return s.damaged(name, nil, "file %s has %d bytes instead of %d", f.Name, info.Size(), f.Size)
-		case info.ModTime().UnixNano() == f.ModTime:
+		info, err := s.stat(name, f)
+		if err != nil {
+			return err
+		}
+		if info.ModTime().UnixNano() == f.ModTime {
 			continue
 		}
 		now := f
@@ -234,25 +263,17 @@ func Digest(files []File) string {
 }
 
 // Build has f build an artifact in a new directory. f returns the name and the manifest to write;
-// then the artifact appears. One of the same name is replaced. One build runs at a time; a second
-// one is a Conflict fault.
+// then the artifact appears. One of the same name is replaced. Several may be built at the same time.
 func (s *Shelf) Build(f func(dir string) (name string, manifest any, err error)) (name string, err error) {
-	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return "", fault.Wrap(fault.Precondition, err, "cannot make directory %s", s.dir)
-	}
-	unlock, err := s.lock()
+	dir, release, err := s.begin()
 	if err != nil {
 		return "", err
 	}
-	defer unlock()
-	if err := s.removeLeftovers(); err != nil {
-		return "", err
-	}
-	dir, err := os.MkdirTemp(s.dir, temporaryPrefix)
-	if err != nil {
-		return "", fault.Wrap(fault.Precondition, err, "cannot build a %s", s.kind)
-	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer func() {
+		err = errors.Join(err, os.RemoveAll(dir))
+		release()
+	}()
+
 	name, manifest, err := f(dir)
 	if err != nil {
 		return "", err
@@ -260,23 +281,68 @@ func (s *Shelf) Build(f func(dir string) (name string, manifest any, err error))
 	if err := writeManifest(filepath.Join(dir, s.manifest), manifest); err != nil {
 		return "", fault.Wrap(fault.Unexpected, err, "cannot write the manifest of %s %s", s.kind, name)
 	}
+	unlock, err := s.lock()
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
 	if err := s.appear(dir, name); err != nil {
 		return "", fault.Wrap(fault.Unexpected, err, "cannot put %s %s in its place", s.kind, name)
 	}
 	return name, nil
 }
 
+// begin makes the directory of a build, and removes those that dead ones left. A builder holds a lock on its
+// directory, by which the two are told apart.
+func (s *Shelf) begin() (dir string, release func(), err error) {
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return "", nil, fault.Wrap(fault.Precondition, err, "cannot make directory %s", s.dir)
+	}
+	unlock, err := s.lock()
+	if err != nil {
+		return "", nil, err
+	}
+	defer unlock()
+	if err := s.removeLeftovers(); err != nil {
+		return "", nil, err
+	}
+	dir, err = os.MkdirTemp(s.dir, temporaryPrefix)
+	if err != nil {
+		return "", nil, fault.Wrap(fault.Precondition, err, "cannot build a %s", s.kind)
+	}
+	release, err = take(dir, syscall.LOCK_EX|syscall.LOCK_NB)
+	if err != nil {
+		return "", nil, errors.Join(fault.Wrap(fault.Unexpected, err, "cannot build a %s", s.kind), os.Remove(dir))
+	}
+	return dir, release, nil
+}
+
+// lock makes the caller the one who changes what is on the shelf. Nobody holds it for long.
 func (s *Shelf) lock() (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(s.dir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
+	path := filepath.Join(s.dir, lockName)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err == nil {
+		err = f.Close()
+	}
+	if err == nil {
+		unlock, err = take(path, syscall.LOCK_EX)
+	}
 	if err != nil {
 		return nil, fault.Wrap(fault.Precondition, err, "cannot lock the %ss", s.kind)
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		_ = f.Close()
-		return nil, fault.Wrap(fault.Conflict, err, "another %s is being built", s.kind).
-			WithHint("wait until that is done, then try again")
+	return unlock, nil
+}
+
+// take locks a file or directory; the lock goes with our process.
+func take(path string, how int) (release func(), err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
 	}
-	return func() { _ = f.Close() }, nil // the lock goes with it, and with our process
+	if err := syscall.Flock(int(f.Fd()), how); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return func() { _ = f.Close() }, nil
 }
 
 func (s *Shelf) removeLeftovers() error {
@@ -285,11 +351,82 @@ func (s *Shelf) removeLeftovers() error {
 		return err
 	}
 	for _, path := range found {
-		if err := os.RemoveAll(path); err != nil {
+		release, err := take(path, syscall.LOCK_EX|syscall.LOCK_NB)
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			continue // at work
+		}
+		if err == nil {
+			err = os.RemoveAll(path)
+			release()
+		}
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return fault.Wrap(fault.Precondition, err, "cannot remove what an earlier build left").WithHint("remove %s", path)
 		}
 	}
 	return nil
+}
+
+// Delete removes an artifact. used is asked, while the artifact is out of the way already, whether somebody
+// needs it; then it is put back, and used's error returned.
+func (s *Shelf) Delete(name string, used func() error) error {
+	unlock, err := s.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if !s.Has(name) {
+		return s.Missing(name)
+	}
+	aside := filepath.Join(s.dir, temporaryPrefix+"deleted-"+name)
+	if err := os.Rename(s.Dir(name), aside); err != nil {
+		return fault.Wrap(fault.Unexpected, err, "cannot delete %s %s", s.kind, name)
+	}
+	if err := used(); err != nil {
+		return errors.Join(err, os.Rename(aside, s.Dir(name)))
+	}
+	if err := errors.Join(os.RemoveAll(aside), flush(s.dir)); err != nil {
+		return fault.Wrap(fault.Unexpected, err, "cannot delete all of %s %s", s.kind, name).WithHint("remove %s", aside)
+	}
+	return nil
+}
+
+// Rename gives an artifact another name, with the manifest that says so. used is asked as Delete asks it.
+func (s *Shelf) Rename(name, to string, manifest any, used func() error) error {
+	unlock, err := s.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	switch {
+	case !s.Has(name):
+		return s.Missing(name)
+	case s.Has(to):
+		return fault.New(fault.Conflict, "there is %s %q already", s.kind, to).WithHint("choose another name: banger %s list", s.kind)
+	}
+	if err := used(); err != nil {
+		return err
+	}
+	// The directory first: a manifest that tells of another name is called damage until it is written, and then
+	// the old name is nowhere.
+	if err := os.Rename(s.Dir(name), s.Dir(to)); err != nil {
+		return fault.Wrap(fault.Unexpected, err, "cannot rename %s %s", s.kind, name)
+	}
+	err = replaceManifest(filepath.Join(s.Dir(to), s.manifest), manifest)
+	if err == nil {
+		err = used() // somebody may have come to need it
+	}
+	if err != nil {
+		return errors.Join(err, os.Rename(s.Dir(to), s.Dir(name)))
+	}
+	return flush(s.dir)
+}
+
+func replaceManifest(path string, v any) error {
+	temporary := path + ".new"
+	if err := errors.Join(writeManifest(temporary, v), flush(temporary)); err != nil {
+		return err
+	}
+	return os.Rename(temporary, path)
 }
 
 func writeManifest(path string, v any) error {
@@ -303,7 +440,7 @@ func writeManifest(path string, v any) error {
 // appear flushes the directory dir to stable storage and gives it its name. An older artifact changes
 // places with it, in one step where the file system can; whoever has its files open keeps them.
 func (s *Shelf) appear(dir, name string) error {
-	if err := flushTree(dir); err != nil {
+	if err := FlushTree(dir); err != nil {
 		return err
 	}
 	final := s.Dir(name)
@@ -320,7 +457,8 @@ func (s *Shelf) appear(dir, name string) error {
 	return errors.Join(flush(s.dir), os.RemoveAll(old))
 }
 
-func flushTree(dir string) error {
+// FlushTree brings the files and directories below dir to stable storage.
+func FlushTree(dir string) error {
 	return filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err != nil || !d.IsDir() && !d.Type().IsRegular() {
 			return err
@@ -335,4 +473,41 @@ func flush(path string) error {
 		return err
 	}
 	return errors.Join(f.Sync(), f.Close())
+}
+
+// Reconcile looks whether the default artifact can be used, by check. When there is no default and just one that can
+// be, that one becomes it. It returns what it did and what is wrong, a line each.
+func (s *Shelf) Reconcile(check func(name string) error) []string {
+	names, err := s.Names()
+	if err != nil {
+		return []string{err.Error()}
+	}
+	def, err := s.Default()
+	switch {
+	case err != nil:
+		return []string{err.Error()}
+	case def == "" && len(names) == 0: // a fresh machine: who needs one says how to make it
+		return nil
+	case def != "" && s.Has(def):
+		if err = check(def); err == nil {
+			return nil
+		}
+	case def != "":
+		err = s.Missing(def)
+	}
+	names = slices.DeleteFunc(names, func(name string) bool { return check(name) != nil })
+	wrong := "no default " + s.kind + " is chosen"
+	if def != "" {
+		wrong = fmt.Sprintf("the default %s cannot be used: %v", s.kind, err)
+	}
+	switch {
+	case def == "" && len(names) == 1:
+		if err := s.SetDefault(names[0]); err != nil {
+			return []string{err.Error()}
+		}
+		return []string{fmt.Sprintf("%s %s is the default now: it is the only one", s.kind, names[0])}
+	case len(names) > 0:
+		return []string{fmt.Sprintf("%s; choose another: banger %s default %s", wrong, s.kind, names[0])}
+	}
+	return []string{wrong + "; make it again: banger setup --rebuild"}
 }

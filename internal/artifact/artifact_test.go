@@ -150,13 +150,13 @@ func TestFailedAndKilledBuilds(t *testing.T) {
 	s := Open(t.TempDir(), "image", "image.json")
 	broken := errors.New("broken")
 	_, err := s.Build(func(dir string) (string, any, error) {
-		// What a killed build leaves is removed by the next one; and two at once are refused.
+		// What a killed build leaves is removed by the next one; one at work is left alone.
 		if left, _ := filepath.Glob(filepath.Join(s.dir, temporaryPrefix+"*")); len(left) != 1 {
 			t.Errorf("at work: %v", left)
 		}
-		_, err := s.Build(func(string) (string, any, error) { return "x", nil, nil })
-		if fault.KindOf(err) != fault.Conflict {
-			t.Errorf("a second build at the same time: %v", err)
+		build(t, s, "other", "content")
+		if _, err := os.Stat(dir); err != nil {
+			t.Errorf("a second build at the same time removed the first: %v", err)
 		}
 		return "", nil, broken
 	})
@@ -169,6 +169,36 @@ func TestFailedAndKilledBuilds(t *testing.T) {
 	build(t, s, "one", "content")
 	if left, _ := filepath.Glob(filepath.Join(s.dir, temporaryPrefix+"*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestDeleteAndRename(t *testing.T) {
+	s := Open(t.TempDir(), "image", "image.json")
+	build(t, s, "one", "content")
+	build(t, s, "two", "content")
+	inUse := errors.New("in use")
+	used, unused := func() error { return inUse }, func() error { return nil }
+	if err := s.Delete("one", used); !errors.Is(err, inUse) || !s.Has("one") {
+		t.Errorf("one in use: %v", err)
+	}
+	if err := s.Rename("one", "three", manifest{}, used); !errors.Is(err, inUse) || !s.Has("one") || s.Has("three") {
+		t.Errorf("one in use: %v", err)
+	}
+	if err := s.Rename("one", "two", manifest{}, unused); fault.KindOf(err) != fault.Conflict {
+		t.Errorf("a name that is taken: %v", err)
+	}
+	if err := s.Rename("one", "three", manifest{Name: "new"}, unused); err != nil {
+		t.Fatal(err)
+	}
+	var m manifest
+	if err := s.ReadManifest("three", &m); err != nil || m.Name != "new" || s.Has("one") {
+		t.Errorf("manifest %+v, error %v", m, err)
+	}
+	if err := s.Delete("three", unused); err != nil || s.Has("three") {
+		t.Errorf("error %v", err)
+	}
+	if err := s.Delete("three", unused); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("deleted twice: %v", err)
 	}
 }
 

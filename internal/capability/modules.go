@@ -48,7 +48,9 @@ func (c *modules) Up(ctx context.Context, v vm.VM, b *Build) (Note, error) {
 			WithHint("make it again: banger setup --rebuild")
 	}
 	b.Machine.Kernel = files[b.Caps.KernelFormats[i]]
-	b.addDisk(agentv1.Disk_ROLE_MODULES, vmm.Disk{Role: "modules", Path: k.ModulesDisk, ReadOnly: true})
+	if k.ModulesDisk != "" { // else it has all built in
+		b.addDisk(agentv1.Disk_ROLE_MODULES, vmm.Disk{Role: "modules", Path: k.ModulesDisk, ReadOnly: true})
+	}
 	return json.Marshal(modulesNote{Digest: digest})
 }
 

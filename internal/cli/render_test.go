@@ -148,7 +148,8 @@ func TestJSONKeysAreDocumented(t *testing.T) {
 	}
 	for title, view := range map[string]any{
 		"VM": vmView{}, "Image": imageView{}, "Kernel": kernelView{}, "Daemon": daemonView{}, "Driver": driverView{}, "Ping": pingView{}, "Event": eventView{},
-		"Deleted": deletedView{}, "Setup": setupView{}, "Version": versionView{}, "Template": templateView{}, "Doctor": doctorView{}, "Check": checkView{},
+		"KernelCheck": kernelCheckView{}, "KernelOption": optionView{}, "Deleted": deletedView{}, "Setup": setupView{}, "Version": versionView{}, "Template": templateView{}, "Doctor": doctorView{}, "Check": checkView{},
+		"Runtime": runtimeView{}, "RuntimeVerify": runtimeVerifyView{}, "RuntimePackage": runtimePackageView{}, "RuntimeInstall": runtimeInstallView{},
 		"Port": portView{}, "PortStatus": portStatusView{}, "DaemonDNS": dnsDaemonView{}, "DNS": dnsView{}, "DNSStatus": dnsStatusView{}, "SSHConfig": sshConfigView{},
 	} {
 		want := documentedKeys(string(doc), title)

@@ -36,7 +36,7 @@ func newRoot(e *Env) *cobra.Command {
 	}
 	root.AddCommand(
 		newRunCommand(e), newSetupCommand(e), newVMCommand(e), newImageCommand(e), newKernelCommand(e),
-		newTemplateCommand(e), newDNSCommand(e), newSSHConfigCommand(e),
+		newTemplateCommand(e), newRuntimeCommand(e), newDNSCommand(e), newSSHConfigCommand(e),
 		newDaemonCommand(e), newDoctorCommand(e), newVersionCommand(e), newCompletionCommand(e), newInternalCommand(e),
 	)
 	return root
@@ -106,9 +106,18 @@ func newVMCommand(e *Env) *cobra.Command {
 }
 
 func newImageCommand(e *Env) *cobra.Command {
-	return group("image", "Images: the root file systems VMs share", newImageListCommand(e), newImageShowCommand(e))
+	return group(
+		"image", "Images: the root file systems VMs share",
+		newImageListCommand(e), newImageShowCommand(e),
+		newImageBuildCommand(e), newImageTestCommand(e), newImageRecipesCommand(e),
+		newImageImportCommand(e), newImageDefaultCommand(e), newImageRenameCommand(e), newImageDeleteCommand(e),
+	)
 }
 
 func newKernelCommand(e *Env) *cobra.Command {
-	return group("kernel", "Kernels VMs boot", newKernelListCommand(e))
+	return group(
+		"kernel", "Kernels VMs boot",
+		newKernelListCommand(e), newKernelShowCommand(e), newKernelCheckCommand(e),
+		newKernelImportCommand(e), newKernelDefaultCommand(e), newKernelDeleteCommand(e),
+	)
 }

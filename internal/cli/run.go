@@ -20,11 +20,14 @@ type runOptions struct {
 func newRunCommand(e *Env) *cobra.Command {
 	var o runOptions
 	cmd := &cobra.Command{
-		Use: "run [NAME] [-- CMD...]", Short: "Create a VM and enter it",
+		Use: "run [NAME|IMAGE] [-- CMD...]", Short: "Create a VM and enter it",
 		Long: "Create a VM and open a shell in it over SSH, or run CMD there and exit with its code.\n" +
-			"The VM stays when you leave, unless --rm says otherwise. Without a name one is made up.",
-		Example: "banger run\nbanger run web\nbanger run --rm -- uname -a",
-		Args:    optionalNameAndCommand, ValidArgsFunction: cobra.NoFileCompletions,
+			"The VM stays when you leave, unless --rm says otherwise. Without a name one is made up.\n" +
+			"A reference to a container image, which has a slash or a colon in it, is fetched from its registry and imported\n" +
+			"first, unless it was before; --image takes one as well.",
+		Example: "banger run\nbanger run web\nbanger run --rm -- uname -a\nbanger run docker.io/library/alpine\n" +
+			"banger run box --image alpine:3.20",
+		Args: optionalNameAndCommand, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.name, o.command = splitCommand(cmd, args)
 			return runRun(cmd.Context(), o, e)
@@ -44,6 +47,9 @@ func splitCommand(cmd *cobra.Command, args []string) (name string, command []str
 }
 
 func runRun(ctx context.Context, o runOptions, e *Env) error {
+	if isReference(o.name) && o.spec.image == "" {
+		o.name, o.spec.image = "", o.name
+	}
 	spec, err := o.spec.spec(o.name)
 	if err != nil {
 		return err

@@ -35,7 +35,7 @@ type specOptions struct {
 
 func (o *specOptions) addFlags(cmd *cobra.Command, e *Env) {
 	f := cmd.Flags()
-	f.StringVar(&o.image, "image", "", "image to use (default: the default image)")
+	f.StringVar(&o.image, "image", "", "image to use, or a reference like docker.io/library/alpine (default: the default image)")
 	f.StringVar(&o.kernel, "kernel", "", "kernel to boot (default: the default kernel)")
 	f.StringVar(&o.vmm, "vmm", "", "machine monitor: auto, firecracker or qemu (default auto)")
 	f.Int32Var(&o.cpus, "cpus", 0, "number of CPUs")

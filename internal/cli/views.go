@@ -68,6 +68,11 @@ type imageView struct {
 	UsedBy        []string   `json:"used_by"`
 	Problem       string     `json:"problem"`
 	Directory     string     `json:"directory"`
+	Aliases       []string   `json:"aliases"`
+	Source        string     `json:"source"`
+	SourceDigest  string     `json:"source_digest"`
+	Skipped       []string   `json:"skipped"`
+	Notice        string     `json:"notice"`
 }
 
 func viewImage(i *bangerv1.Image) imageView {
@@ -75,7 +80,8 @@ func viewImage(i *bangerv1.Image) imageView {
 		Name: i.GetName(), Digest: i.GetDigest(), Description: i.GetDescription(), Architecture: i.GetArchitecture(),
 		SizeBytes: i.GetSizeBytes(), WorkSeedBytes: i.GetWorkSeedBytes(), PackageCount: i.GetPackageCount(),
 		CreatedAt: viewTime(i.GetCreatedAt()), IsDefault: i.GetIsDefault(), UsedBy: list(i.GetUsedBy()),
-		Problem: i.GetProblem(), Directory: i.GetDirectory(),
+		Problem: i.GetProblem(), Directory: i.GetDirectory(), Aliases: list(i.GetAliases()), Source: i.GetSource(),
+		SourceDigest: i.GetSourceDigest(), Skipped: list(i.GetSkipped()), Notice: i.GetNotice(),
 	}
 }
 
@@ -87,12 +93,19 @@ type kernelView struct {
 	IsDefault    bool   `json:"is_default"`
 	Problem      string `json:"problem"`
 	Directory    string `json:"directory"`
+
+	UsedBy    []string   `json:"used_by"`
+	CreatedAt *time.Time `json:"created_at"`
+	Source    string     `json:"source"`
+	Formats   []string   `json:"formats"`
+	Version   string     `json:"version"`
 }
 
 func viewKernel(k *bangerv1.Kernel) kernelView {
 	return kernelView{
 		Name: k.GetName(), Release: k.GetRelease(), Architecture: k.GetArchitecture(), SizeBytes: k.GetSizeBytes(),
-		IsDefault: k.GetIsDefault(), Problem: k.GetProblem(), Directory: k.GetDirectory(),
+		IsDefault: k.GetIsDefault(), Problem: k.GetProblem(), Directory: k.GetDirectory(), UsedBy: list(k.GetUsedBy()),
+		CreatedAt: viewTime(k.GetCreatedAt()), Source: k.GetSource(), Formats: list(k.GetFormats()), Version: k.GetVersion(),
 	}
 }
 

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -21,9 +22,10 @@ func newVMCreateCommand(e *Env) *cobra.Command {
 	var o createOptions
 	cmd := &cobra.Command{
 		Use: "create [NAME]", Short: "Create a VM and start it",
-		Long:    "Create a VM and start it. Without a name one is made up; the name is printed in the end.",
-		Example: "banger vm create web\nbanger vm create build --cpus 4 --memory 4G --work-disk 20G",
-		Args:    optionalName, ValidArgsFunction: cobra.NoFileCompletions,
+		Long: "Create a VM and start it. Without a name one is made up; the name is printed in the end.",
+		Example: "banger vm create web\nbanger vm create build --cpus 4 --memory 4G --work-disk 20G\n" +
+			"banger vm create box --image docker.io/library/alpine",
+		Args: optionalName, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				o.name = args[0]
@@ -60,6 +62,13 @@ func runVMCreate(ctx context.Context, o createOptions, e *Env) error {
 func (e *Env) create(ctx context.Context, c *client.Client, req *bangerv1.CreateVMRequest) (*bangerv1.VM, error) {
 	d := e.newDisplay()
 	defer d.close()
+	if isReference(req.GetSpec().GetImage()) {
+		i, err := c.ImportImage(ctx, &bangerv1.ImportImageRequest{Source: req.GetSpec().GetImage(), Present: true}, d.sink(""))
+		if err != nil {
+			return nil, err
+		}
+		req.Spec.Image = i.GetName()
+	}
 	invent := req.GetSpec().GetName() == ""
 	for attempt := 1; ; attempt++ {
 		if invent {
@@ -71,4 +80,9 @@ func (e *Env) create(ctx context.Context, c *client.Client, req *bangerv1.Create
 		}
 		return created, err
 	}
+}
+
+// isReference tells a reference to an image in a registry from the name of an image: no name has these characters.
+func isReference(image string) bool {
+	return strings.ContainsAny(image, "/:@") && !strings.HasPrefix(image, ".") && !strings.HasPrefix(image, "/")
 }

@@ -53,6 +53,7 @@ type Options struct {
 type Client struct {
 	VMs    bangerv1connect.VMServiceClient
 	Images bangerv1connect.ImageServiceClient
+	Builds bangerv1connect.BuildServiceClient
 	Daemon bangerv1connect.DaemonServiceClient
 
 	Templates bangerv1connect.TemplateServiceClient
@@ -118,6 +119,7 @@ func connectTo(socket string) *Client {
 	return &Client{
 		VMs:       bangerv1connect.NewVMServiceClient(hc, url, with),
 		Images:    bangerv1connect.NewImageServiceClient(hc, url, with),
+		Builds:    bangerv1connect.NewBuildServiceClient(hc, url, with),
 		Daemon:    bangerv1connect.NewDaemonServiceClient(hc, url, with),
 		Templates: bangerv1connect.NewTemplateServiceClient(hc, url, with),
 		Snapshots: bangerv1connect.NewSnapshotServiceClient(hc, url, with),

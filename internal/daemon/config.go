@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -14,12 +13,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/pelletier/go-toml/v2"
-
 	"banger/internal/engine"
 	"banger/internal/fault"
 	"banger/internal/hostnet"
 	"banger/internal/paths"
+	"banger/internal/tomlfile"
 	"banger/internal/vm"
 	"banger/internal/vmm/fake"
 	"banger/internal/vmm/firecracker"
@@ -116,9 +114,8 @@ func loadConfig(path string) (settings, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return settings{}, fault.Wrap(fault.Precondition, err, "cannot read %s", path)
 	}
-	decoder := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields()
-	if err := decoder.Decode(&config); err != nil {
-		return settings{}, badConfig(path, err)
+	if err := tomlfile.Decode(path, data, &config); err != nil {
+		return settings{}, err
 	}
 	s, err := config.settings()
 	if err != nil {
@@ -132,32 +129,6 @@ func hintOr(err error, otherwise string) string {
 		return hint
 	}
 	return otherwise
-}
-
-func badConfig(path string, err error) error {
-	var unknown *toml.StrictMissingError
-	if errors.As(err, &unknown) && len(unknown.Errors) > 0 {
-		line, _ := unknown.Errors[0].Position()
-		return fault.New(fault.Usage, "%s:%d: unknown key %q", path, line, joinKey(unknown.Errors[0].Key())).
-			WithHint("remove or correct the line")
-	}
-	var decode *toml.DecodeError
-	if errors.As(err, &decode) {
-		line, column := decode.Position()
-		return fault.New(fault.Usage, "%s:%d:%d: %s", path, line, column, decode.Error()).WithHint("correct the line")
-	}
-	return fault.Wrap(fault.Usage, err, "%s", path).WithHint("correct the file")
-}
-
-func joinKey(key toml.Key) string {
-	out := ""
-	for i, part := range key {
-		if i > 0 {
-			out += "."
-		}
-		out += part
-	}
-	return out
 }
 
 // settings reads the values. What depends on the host's size is checked at create, not here.

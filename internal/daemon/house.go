@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/api/agent/v1/agentv1connect"
+	"banger/internal/builder"
 	"banger/internal/capability"
 	"banger/internal/engine"
 	"banger/internal/fault"
@@ -53,6 +54,7 @@ type house struct {
 	engine  *engine.Engine
 	names   *names
 	ports   *forward.Forwarder
+	builder *builder.Builder
 
 	mu         sync.Mutex   // never held while something is waited for: the daemon's status needs it
 	reconciled []string     // guarded by mu
@@ -101,6 +103,10 @@ func (o Options) assemble(ctx context.Context, config settings, logger *slog.Log
 		BootTimeout: config.bootTimeout, StopTimeout: config.stopTimeout, Limits: limits,
 		Allocate: h.allocate, MAC: hostnet.MAC, AfterStage: o.AfterStage,
 		HostBoot: hostBoot(), Templates: templates,
+	})
+	h.builder = builder.New(builder.Options{
+		Machines: h.verbs(), Images: h.images, Kernel: h.defaultKernel, Paths: o.Paths, Defaults: config.defaults, Mirror: config.mirror,
+		Logger: logger, Warm: h.warmImage, Way: builder.HostWay(),
 	})
 	return h, nil
 }
@@ -274,6 +280,9 @@ func (h *house) reconcile(ctx context.Context) {
 		h.logger.Error("reconcile", "error", err)
 		told = append(told, strings.Split("not mended: "+err.Error(), "\n")...)
 	}
+	told = append(told, h.builder.Reconcile(ctx)...)
+	told = append(told, h.images.Reconcile()...)
+	told = append(told, h.kernels.Reconcile()...)
 	h.mu.Lock()
 	h.reconciled = told
 	h.mu.Unlock()

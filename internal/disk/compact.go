@@ -63,8 +63,11 @@ func padInodeBitmaps(f io.ReadWriteSeeker) error {
 	}
 	le := binary.LittleEndian
 	blocks, perGroup, inodes := le.Uint32(super[0x4:]), le.Uint32(super[0x20:]), le.Uint32(super[0x28:])
-	if perGroup == 0 || le.Uint32(super[0x18:]) != 2 || inodes >= blockSize*8 {
+	if perGroup == 0 || le.Uint32(super[0x18:]) != 2 || inodes > blockSize*8 {
 		return errors.New("unexpected file system geometry")
+	}
+	if inodes == blockSize*8 { // the bitmaps are full
+		return nil
 	}
 	groups := (blocks + perGroup - 1) / perGroup
 	descriptors := make([]byte, groups*descriptorSize)

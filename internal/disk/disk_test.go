@@ -8,17 +8,16 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 
-	"golang.org/x/sys/unix"
 	"pgregory.net/rapid"
 
 	"banger/internal/fault"
+	"banger/internal/hosttest"
 	"banger/internal/hosttest/need"
 )
 
@@ -179,7 +178,7 @@ func TestStrangeDirectory(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Chdir(dir)
-	if err := CreateExt4FromTar(t.Context(), filepath.Join(dir, "d.ext4"), MinExt4, "work", home(t)); err != nil {
+	if _, err := CreateExt4FromTar(t.Context(), filepath.Join(dir, "d.ext4"), MinExt4, "work", home(t)); err != nil {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "e.ext4")
@@ -196,28 +195,8 @@ func TestStrangeDirectory(t *testing.T) {
 	noLeftovers(t, dir)
 }
 
-// smallDisk mounts a tmpfs of 1 MiB in a mount namespace of the test's own thread.
-func smallDisk(t *testing.T) string {
-	t.Helper()
-	need.Root(t)
-	dir := t.TempDir()
-	runtime.LockOSThread() // for good: the thread ends with the test, and its namespace with it
-	if err := errors.Join(unix.Unshare(unix.CLONE_NEWNS), unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, "")); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(dir, 0); err != nil {
-			t.Error(err)
-		}
-	})
-	return dir
-}
-
 func TestFullDisk(t *testing.T) {
-	small := smallDisk(t)
+	small := hosttest.SmallDisk(t, 1<<20)
 	src := filepath.Join(t.TempDir(), "src")
 	if err := os.WriteFile(src, bytes.Repeat([]byte("x"), 3<<20), 0o600); err != nil {
 		t.Fatal(err)
@@ -406,6 +385,10 @@ func home(t *testing.T) *bytes.Buffer {
 		{Typeflag: tar.TypeReg, Name: "./.bashrc", Mode: 0o644, Uid: 7, Gid: 9, Size: 2},
 		{Typeflag: tar.TypeDir, Name: "./.ssh/", Mode: 0o700},
 		{Typeflag: tar.TypeSymlink, Name: "./with space", Linkname: ".bashrc", Mode: 0o777},
+		{Typeflag: tar.TypeLink, Name: "./hard", Linkname: "./.bashrc"},
+		{Typeflag: tar.TypeChar, Name: "./null", Devmajor: 1, Devminor: 3},
+		{Typeflag: tar.TypeReg, Name: "./two\nlines", Mode: 0o644, Size: 2},
+		{Typeflag: tar.TypeLink, Name: "./lost", Linkname: "./two\nlines"},
 	} {
 		if err := w.WriteHeader(&h); err != nil {
 			t.Fatal(err)
@@ -419,7 +402,8 @@ func home(t *testing.T) *bytes.Buffer {
 func TestCreateExt4FromTar(t *testing.T) {
 	need.Binary(t, "mke2fs")
 	path := filepath.Join(t.TempDir(), "seed.ext4")
-	if err := CreateExt4FromTar(t.Context(), path, 256<<20, "work", home(t)); err != nil {
+	skipped, err := CreateExt4FromTar(t.Context(), path, 256<<20, "work", home(t))
+	if err != nil {
 		t.Fatal(err)
 	}
 	checkClean(t, path)
@@ -431,6 +415,12 @@ func TestCreateExt4FromTar(t *testing.T) {
 	}
 	if got := debugfs(t, path, "stat \"/with space\""); !strings.Contains(got, "Fast link dest: \".bashrc\"") {
 		t.Errorf("link: %s", got)
+	}
+	if got := debugfs(t, path, "stat /hard"); !strings.Contains(got, "Links: 2") || !strings.Contains(got, "User:     7") {
+		t.Errorf("hard link: %s", got)
+	}
+	if len(skipped) != 3 || !strings.Contains(strings.Join(skipped, " "), `"lost": a hard link`) {
+		t.Errorf("left out %q", skipped)
 	}
 	noLeftovers(t, filepath.Dir(path))
 }

@@ -226,3 +226,36 @@ func readSuperblock(path string) (size int64, mounts int, err error) {
 	}
 	return blocks << (10 + binary.LittleEndian.Uint32(b[0x18:])), int(binary.LittleEndian.Uint16(b[0x34:])), nil
 }
+
+// CompactExt4 makes the ext4 at path what a read-only disk needs: checked, without a journal, and no longer
+// than what is in it.
+func CompactExt4(ctx context.Context, path string) error {
+	if err := checkExt4(ctx, path); err != nil {
+		return err
+	}
+	tune2fs, err := system.Find("tune2fs", e2fsprogs)
+	if err != nil {
+		return err
+	}
+	if _, err := runOn(ctx, path, system.Command{Path: tune2fs, Args: []string{"-f", "-O", "^has_journal"}}); err != nil {
+		return toolFault(err, path)
+	}
+	if err := checkExt4(ctx, path); err != nil {
+		return err
+	}
+	resize2fs, err := system.Find("resize2fs", e2fsprogs)
+	if err != nil {
+		return err
+	}
+	if _, err := runOn(ctx, path, system.Command{Path: resize2fs, Args: []string{"-M"}, Timeout: 2 * toolTimeout}); err != nil {
+		return toolFault(err, path)
+	}
+	size, _, err := readSuperblock(path)
+	if err != nil {
+		return err
+	}
+	if err := os.Truncate(path, size); err != nil {
+		return fault.Wrap(fault.Unexpected, err, "cannot shorten %s", path)
+	}
+	return nil
+}

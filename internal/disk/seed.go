@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -16,75 +18,111 @@ import (
 )
 
 // CreateExt4FromTar makes path a sparse file of size bytes with a writable ext4 that holds the
-// directories, regular files and symbolic links of a tar stream, with their owners and modes,
-// whoever runs it. Meant for small trees such as a home directory; other kinds of entry are a Usage fault.
-func CreateExt4FromTar(ctx context.Context, path string, size int64, label string, tarStream io.Reader) error {
-	tree, err := os.MkdirTemp(filepath.Dir(path), temporaryPrefix)
+// directories, regular files and links of a tar stream, with their owners and modes,
+// whoever runs it. Meant for small trees such as a home directory. What it cannot hold (devices, FIFOs, names with a
+// quote or a newline, extended attributes) is left out and returned, a line each.
+func CreateExt4FromTar(ctx context.Context, path string, size int64, label string, tarStream io.Reader) (skipped []string, err error) {
+	dir, err := os.MkdirTemp(filepath.Dir(path), temporaryPrefix)
 	if err != nil {
-		return spaceFault(err, path)
+		return nil, spaceFault(err, path)
 	}
-	defer func() { _ = os.RemoveAll(tree) }()
-	script, err := unpackTree(tar.NewReader(&contextReader{ctx: ctx, r: tarStream}), tree)
+	defer func() { _ = os.RemoveAll(dir) }()
+	t, err := unpackTree(tar.NewReader(&contextReader{ctx: ctx, r: tarStream}), dir)
 	if err != nil {
-		return spaceFault(fmt.Errorf("cannot unpack a tar stream for %s: %w", filepath.Base(path), err), path)
+		return nil, spaceFault(fmt.Errorf("cannot unpack a tar stream for %s: %w", filepath.Base(path), err), path)
 	}
-	if err := makeExt4(ctx, path, size, label, tree); err != nil {
-		return err
+	if err := makeExt4(ctx, path, size, label, dir); err != nil {
+		return nil, err
 	}
-	if err := setOwners(ctx, path, script); err != nil {
-		return errors.Join(err, os.Remove(path))
+	if err := setOwners(ctx, path, t.commands.String()); err != nil {
+		return nil, errors.Join(err, os.Remove(path))
 	}
-	return nil
+	return t.skipped, nil
 }
 
-// unpackTree writes the entries below dir and returns the commands for debugfs that give them
+// treeUnpacker writes a tree below a directory, and the commands for debugfs that give its files
 // their owners, modes and times, which the user who runs this may not be allowed to set.
-func unpackTree(r *tar.Reader, dir string) (script string, err error) {
+type treeUnpacker struct {
+	root     *os.Root
+	commands strings.Builder
+	skipped  []string
+}
+
+func unpackTree(r *tar.Reader, dir string) (*treeUnpacker, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
 	defer func() { _ = root.Close() }()
-	var commands strings.Builder
+	t := &treeUnpacker{root: root}
 	for {
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {
-			return commands.String(), nil
+			return t, nil
 		}
 		if err != nil {
-			return "", err
+			return nil, err
 		}
-		name := filepath.Clean("/" + h.Name)[1:]
-		if strings.ContainsAny(name, "\"\n") {
-			return "", fault.New(fault.Usage, "file name %q cannot be written", name)
+		if err := t.take(h, r); err != nil {
+			return nil, err
 		}
-		kind, err := unpackEntry(root, name, h, r)
-		if err != nil {
-			return "", err
-		}
-		ext4Fields(&commands, name, kind, h)
 	}
 }
 
-// unpackEntry returns the file type bits of the entry's mode.
-func unpackEntry(root *os.Root, name string, h *tar.Header, r io.Reader) (kind int64, err error) {
+// take writes an entry, or notes that it is left out.
+func (t *treeUnpacker) take(h *tar.Header, r io.Reader) error {
+	name := filepath.Clean("/" + h.Name)[1:]
+	if strings.ContainsAny(name, "\"\n\r") {
+		t.skip(name, "its name cannot be written")
+		return nil
+	}
+	for key := range h.PAXRecords {
+		if attribute, ok := strings.CutPrefix(key, "SCHILY.xattr."); ok {
+			t.skip(name, "its attribute "+attribute)
+		}
+	}
+	kind, err := t.unpack(name, h, r)
+	if kind != 0 && err == nil {
+		ext4Fields(&t.commands, name, kind, h)
+	}
+	return err
+}
+
+func (t *treeUnpacker) skip(name, what string) {
+	t.skipped = append(t.skipped, fmt.Sprintf("%q: %s", name, what))
+}
+
+// unpack returns the file type bits of the entry's mode; 0: it has none of its own.
+func (t *treeUnpacker) unpack(name string, h *tar.Header, r io.Reader) (kind int64, err error) {
 	switch h.Typeflag {
 	case tar.TypeDir:
 		if name == "" {
 			return 0o040000, nil
 		}
-		return 0o040000, root.MkdirAll(name, 0o700)
+		return 0o040000, t.root.MkdirAll(name, 0o700)
 	case tar.TypeSymlink:
-		return 0o120000, root.Symlink(h.Linkname, name)
+		return 0o120000, t.root.Symlink(h.Linkname, name)
+	case tar.TypeLink:
+		return 0, t.link(name, h.Linkname)
 	case tar.TypeReg:
-		f, err := root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		f, err := t.root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 		if err != nil {
 			return 0, err
 		}
 		_, err = io.Copy(f, r)
 		return 0o100000, errors.Join(err, f.Close())
 	}
-	return 0, fault.New(fault.Usage, "%s is neither directory, file nor symbolic link", h.Name)
+	t.skip(name, "neither directory, file nor link")
+	return 0, nil
+}
+
+func (t *treeUnpacker) link(name, target string) error {
+	err := t.root.Link(filepath.Clean("/" + target)[1:], name)
+	if errors.Is(err, fs.ErrNotExist) { // its target was left out
+		t.skip(name, "a hard link to "+strconv.Quote(target))
+		return nil
+	}
+	return err
 }
 
 func ext4Fields(w *strings.Builder, name string, kind int64, h *tar.Header) {

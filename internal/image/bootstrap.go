@@ -64,20 +64,7 @@ func (s *Store) Bootstrap(ctx context.Context, o BootstrapOptions, sink progress
 
 func (s *Store) bootstrap(ctx context.Context, o BootstrapOptions, sink progress.Sink) (Image, error) {
 	source := debian.Source{Mirror: o.Mirror, Suite: o.Suite}.WithDefaults(runtime.GOARCH)
-	if err := source.Check(); err != nil {
-		return Image{}, err
-	}
-	mmdebstrap, err := findTools()
-	if err != nil {
-		return Image{}, err
-	}
-	name, err := s.shelf.Build(func(dir string) (string, any, error) {
-		if err := errors.Join(disk.RequireFree(dir, imageSpace, "an image"), disk.RequireFree(os.TempDir(), scratchSpace, "the making of an image")); err != nil {
-			return "", nil, err
-		}
-		m, err := makeImage(ctx, dir, mmdebstrap, source, sink)
-		return m.Name, m, err
-	})
+	name, err := s.makeBootstrapped(ctx, bootstrapPlan{source, packages}, func(*Manifest) {}, sink)
 	if err != nil {
 		return Image{}, err
 	}
@@ -85,6 +72,31 @@ func (s *Store) bootstrap(ctx context.Context, o BootstrapOptions, sink progress
 		return Image{}, err
 	}
 	return s.Get(ctx, name)
+}
+
+// bootstrapPlan is a release of Debian with the packages to put in.
+type bootstrapPlan struct {
+	debian.Source
+	packages []string
+}
+
+// makeBootstrapped makes an image of a plan; change has the last word on its manifest.
+func (s *Store) makeBootstrapped(ctx context.Context, plan bootstrapPlan, change func(*Manifest), sink progress.Sink) (name string, err error) {
+	if err := plan.Check(); err != nil {
+		return "", err
+	}
+	mmdebstrap, err := findTools()
+	if err != nil {
+		return "", err
+	}
+	return s.shelf.Build(func(dir string) (string, any, error) {
+		if err := errors.Join(disk.RequireFree(dir, imageSpace, "an image"), disk.RequireFree(os.TempDir(), scratchSpace, "the making of an image")); err != nil {
+			return "", nil, err
+		}
+		m, err := makeImage(ctx, dir, mmdebstrap, plan, sink)
+		change(&m)
+		return m.Name, m, err
+	})
 }
 
 // findTools finds all programs before any work is done.
@@ -105,7 +117,7 @@ func findTools() (mmdebstrap string, err error) {
 	return mmdebstrap, nil
 }
 
-func makeImage(ctx context.Context, dir, mmdebstrap string, source debian.Source, sink progress.Sink) (Manifest, error) {
+func makeImage(ctx context.Context, dir, mmdebstrap string, source bootstrapPlan, sink progress.Sink) (Manifest, error) {
 	m := Manifest{
 		Aliases: []string{"debian", "debian-" + source.Suite}, Description: "Debian " + source.Suite + " for development",
 		Architecture: source.Architecture, Suite: source.Suite, Recipe: recipe(source), CreatedAt: time.Now().UTC(),
@@ -115,7 +127,7 @@ func makeImage(ctx context.Context, dir, mmdebstrap string, source debian.Source
 		return m, err
 	}
 	sink.Update(Stage, "making the work seed", 0.97)
-	if err := disk.CreateExt4FromTar(ctx, filepath.Join(dir, seedName), SeedBytes, "work", &result.home); err != nil {
+	if m.Skipped, err = disk.CreateExt4FromTar(ctx, filepath.Join(dir, seedName), SeedBytes, "work", &result.home); err != nil {
 		return m, err
 	}
 	m.Packages = result.packages
@@ -128,8 +140,8 @@ func makeImage(ctx context.Context, dir, mmdebstrap string, source debian.Source
 	return m, nil
 }
 
-func recipe(source debian.Source) string {
-	b, err := json.Marshal([]any{filterFormat, source.Suite, source.Architecture, packages, dropped, added, neededDirs})
+func recipe(source bootstrapPlan) string {
+	b, err := json.Marshal([]any{filterFormat, source.Suite, source.Architecture, source.packages, dropped, added, neededDirs})
 	if err != nil {
 		panic("image: the recipe is not JSON: " + err.Error()) // strings and numbers only
 	}
@@ -143,7 +155,7 @@ func hash(s string) string {
 
 // writeRoot lets the root file system flow from mmdebstrap through the filter into an ext4, with no
 // copy in between.
-func writeRoot(ctx context.Context, out, mmdebstrap string, source debian.Source, sink progress.Sink) (result *filtered, err error) {
+func writeRoot(ctx context.Context, out, mmdebstrap string, source bootstrapPlan, sink progress.Sink) (result *filtered, err error) {
 	f, err := os.OpenFile(out, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
@@ -194,7 +206,7 @@ func firstCause(ctx context.Context, writeErr, filterErr, runErr error) error {
 	return runErr
 }
 
-func runBootstrap(ctx context.Context, mmdebstrap string, source debian.Source, out io.Writer, sink progress.Sink) error {
+func runBootstrap(ctx context.Context, mmdebstrap string, source bootstrapPlan, out io.Writer, sink progress.Sink) error {
 	options, err := debian.HostOptions(ctx)
 	if err != nil {
 		return err
@@ -208,7 +220,7 @@ func runBootstrap(ctx context.Context, mmdebstrap string, source debian.Source, 
 		return err
 	}
 	args := []string{
-		"--format=tar", "--variant=minbase", "--architectures=" + source.Architecture, "--include=" + strings.Join(packages, ","),
+		"--format=tar", "--variant=minbase", "--architectures=" + source.Architecture, "--include=" + strings.Join(source.packages, ","),
 		`--aptopt=Apt::Install-Recommends "false";`, "--dpkgopt=force-unsafe-io",
 	}
 	for _, o := range options {

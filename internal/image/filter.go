@@ -52,48 +52,70 @@ var neededDirs = map[string]int64{
 
 // filtered is what was learnt while a root file system went by.
 type filtered struct {
-	home     bytes.Buffer // a tar stream of the content of /root
+	home     bytes.Buffer // a tar stream of the content of /root; empty when it went elsewhere
 	packages []string     // "name=version", sorted
 	files    int
 	bytes    int64
 }
 
-// filterRoot copies a root file system, as a tar stream, without what does not belong into an image.
+// rules say what becomes of the files of a root file system.
+type rules struct {
+	dropped func(name string, dir bool) bool
+	added   map[string]string // files, by name, which none must have that goes through
+	needed  map[string]int64  // modes of directories, made when they are not there
+	maxHome int64             // bytes of files in /root
+}
+
+var debianRules = rules{dropped: isDropped, added: added, needed: neededDirs, maxHome: maxHome}
+
+// filterRoot copies the root file system of a new Debian, as a tar stream, without what does not belong into an image.
 // What is in /root goes into the result.
 func filterRoot(ctx context.Context, out io.Writer, in io.Reader) (*filtered, error) {
-	f := &filter{w: tar.NewWriter(out), seen: map[string]bool{}, result: &filtered{}}
-	f.home = tar.NewWriter(&f.result.home)
+	result := &filtered{}
+	f := newFilter(debianRules, out, &result.home, result)
+	if err := f.run(ctx, in); err != nil {
+		return nil, err
+	}
+	if !f.seen["etc"] || !f.seen["usr"] {
+		return nil, fault.New(fault.Precondition, "the root file system has no /etc or no /usr")
+	}
+	return result, f.finish()
+}
+
+func newFilter(r rules, out, home io.Writer, result *filtered) *filter {
+	return &filter{rules: r, w: tar.NewWriter(out), home: tar.NewWriter(home), seen: map[string]bool{}, result: result}
+}
+
+// run lets a whole stream through.
+func (f *filter) run(ctx context.Context, in io.Reader) error {
 	for r := tar.NewReader(in); ; {
 		if err := ctx.Err(); err != nil {
-			return nil, err
+			return err
 		}
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {
 			break
 		}
 		if err != nil {
-			return nil, fmt.Errorf("cannot read the root file system: %w", err)
+			return fmt.Errorf("cannot read the root file system: %w", err)
 		}
 		if h.Typeflag == tar.TypeXGlobalHeader {
 			continue
 		}
 		if err := f.take(h, r); err != nil {
-			return nil, fmt.Errorf("cannot write %s: %w", h.Name, err)
+			return fmt.Errorf("cannot write %s: %w", h.Name, err)
 		}
 	}
-	if !f.seen["etc"] || !f.seen["usr"] {
-		return nil, fault.New(fault.Precondition, "the root file system has no /etc or no /usr")
-	}
-	if _, err := io.Copy(io.Discard, in); err != nil { // tar pads its end: the writer must get rid of that
-		return nil, err
-	}
-	return f.result, f.finish()
+	_, err := io.Copy(io.Discard, in) // tar pads its end: the writer must get rid of that
+	return err
 }
 
 type filter struct {
-	w, home *tar.Writer
-	seen    map[string]bool
-	result  *filtered
+	rules
+	w, home   *tar.Writer
+	homeBytes int64
+	seen      map[string]bool
+	result    *filtered
 }
 
 func clean(name string) string { return strings.TrimPrefix(path.Clean("/"+name), "/") }
@@ -103,10 +125,10 @@ func (f *filter) take(h *tar.Header, content io.Reader) error {
 	if name == "root" || strings.HasPrefix(name, "root/") {
 		return f.takeHome(name, h, content)
 	}
-	if isDropped(name, h.Typeflag == tar.TypeDir) {
+	if f.dropped(name, h.Typeflag == tar.TypeDir) {
 		return nil
 	}
-	if name == "var/lib/dpkg/status" {
+	if name == "var/lib/dpkg/status" && h.Typeflag == tar.TypeReg {
 		status, err := io.ReadAll(io.LimitReader(content, maxStatus))
 		if err != nil {
 			return err
@@ -133,11 +155,18 @@ func (f *filter) takeHome(name string, h *tar.Header, content io.Reader) error {
 			return err
 		}
 	}
-	if f.result.home.Len() > maxHome {
-		return fault.New(fault.Precondition, "there are more than %d bytes in /root", maxHome)
+	if f.homeBytes += h.Size; f.homeBytes > f.maxHome {
+		return fault.New(fault.Precondition, "there are more than %d bytes in /root", f.maxHome)
 	}
 	inside := *h
 	inside.Name = "./" + strings.TrimPrefix(strings.TrimPrefix(name, "root"), "/")
+	if h.Typeflag == tar.TypeLink {
+		target := clean(h.Linkname)
+		if !strings.HasPrefix(target, "root/") {
+			return fault.New(fault.Precondition, "it is a hard link to %s, which is on another disk", target)
+		}
+		inside.Linkname = "./" + strings.TrimPrefix(target, "root/")
+	}
 	return copyEntry(f.home, &inside, content)
 }
 
@@ -154,15 +183,22 @@ func copyEntry(w *tar.Writer, h *tar.Header, content io.Reader) error {
 	return err
 }
 
-func isDropped(name string, dir bool) bool {
-	for _, d := range dropped {
+// matches tells whether a list written as dropped has the path.
+func matches(list []string, name string, dir bool) bool {
+	for _, d := range list {
 		tree, filesOnly := strings.CutSuffix(d, "*")
 		isTree := strings.HasSuffix(tree, "/")
 		if !isTree && name == d || isTree && strings.HasPrefix(name, tree) && !(filesOnly && dir) {
 			return true
 		}
 	}
+	return false
+}
+
+func isDropped(name string, dir bool) bool {
 	switch {
+	case matches(dropped, name, dir):
+		return true
 	case strings.HasPrefix(name, "etc/ssh/ssh_host_"):
 		return true
 	case strings.HasPrefix(name, "usr/share/doc/") && !dir:
@@ -177,21 +213,21 @@ func isDropped(name string, dir bool) bool {
 
 // finish adds what is to be there in any case and ends both streams.
 func (f *filter) finish() error {
-	for _, name := range sortedKeys(neededDirs) {
+	for _, name := range sortedKeys(f.needed) {
 		if f.seen[name] {
 			continue
 		}
-		h := &tar.Header{Typeflag: tar.TypeDir, Name: name + "/", Mode: neededDirs[name]}
+		h := &tar.Header{Typeflag: tar.TypeDir, Name: name + "/", Mode: f.needed[name]}
 		if err := f.w.WriteHeader(h); err != nil {
 			return err
 		}
 	}
-	for _, name := range sortedKeys(added) {
-		h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(added[name]))}
+	for _, name := range sortedKeys(f.added) {
+		h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(f.added[name]))}
 		if err := f.w.WriteHeader(h); err != nil {
 			return err
 		}
-		if _, err := io.WriteString(f.w, added[name]); err != nil {
+		if _, err := io.WriteString(f.w, f.added[name]); err != nil {
 			return err
 		}
 	}

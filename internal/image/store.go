@@ -5,6 +5,7 @@ package image
 import (
 	"context"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"time"
 
@@ -27,10 +28,14 @@ type Manifest struct {
 	Description  string          `json:"description"`
 	Architecture string          `json:"architecture"`
 	Suite        string          `json:"suite,omitempty"`
-	Recipe       string          `json:"recipe"` // hash of how it was made
+	Source       string          `json:"source,omitempty"`        // what was imported: a file's name, or a reference in full
+	SourceDigest string          `json:"source_digest,omitempty"` // of the imported image's manifest
+	Recipe       string          `json:"recipe"`                  // hash of how it was made; empty: it was imported
 	Packages     []string        `json:"packages"`
 	PackagesHash string          `json:"packages_hash"`
 	MaskedUnits  *[]string       `json:"masked_units,omitempty"`
+	Skipped      []string        `json:"skipped,omitempty"` // what could not be taken over, a line each
+	Build        *Built          `json:"build,omitempty"`   // how it was built, of an image from a recipe
 	Files        []artifact.File `json:"files"`
 	CreatedAt    time.Time       `json:"created_at"`
 }
@@ -43,7 +48,7 @@ type Image struct {
 	Architecture  string
 	Dir           string
 	Root          string   // read-only ext4
-	WorkSeed      string   // ext4 of what is in /root, to be cloned
+	WorkSeed      string   // ext4 of what is in /root, to be cloned; empty: the image has none
 	RootBytes     int64    // size of Root
 	WorkSeedBytes int64    // size of WorkSeed: the least a work disk can have
 	Packages      []string // "name=version", sorted
@@ -52,12 +57,14 @@ type Image struct {
 	Aliases     []string
 	CreatedAt   time.Time
 	Problem     string // why it cannot be used; only List returns such images
+	Notice      string // what one should know of an image that works
 	Manifest    Manifest
 }
 
 // Store holds images in a directory.
 type Store struct {
 	shelf *artifact.Shelf
+	old   oldSums
 }
 
 // Open returns the store in dir, which need not be there yet.
@@ -132,12 +139,15 @@ func (s *Store) Verify(ctx context.Context, name string) error {
 func (s *Store) load(name string) (Image, error) {
 	var m Manifest
 	if err := s.shelf.ReadManifest(name, &m); err != nil {
+		if old, oldErr := s.loadOld(name, m); oldErr == nil {
+			return old, nil
+		}
 		return Image{}, err
 	}
 	dir := s.shelf.Dir(name)
 	i := Image{
 		Name: name, Digest: m.Digest, Description: m.Description, Architecture: m.Architecture, Dir: dir,
-		Root: filepath.Join(dir, rootName), WorkSeed: filepath.Join(dir, seedName), Packages: m.Packages,
+		Root: filepath.Join(dir, rootName), Packages: m.Packages,
 		MaskedUnits: m.MaskedUnits, Aliases: m.Aliases, CreatedAt: m.CreatedAt, Manifest: m,
 	}
 	for _, f := range m.Files {
@@ -145,12 +155,15 @@ func (s *Store) load(name string) (Image, error) {
 		case rootName:
 			i.RootBytes = f.Size
 		case seedName:
-			i.WorkSeedBytes = f.Size
+			i.WorkSeed, i.WorkSeedBytes = filepath.Join(dir, seedName), f.Size
 		}
 	}
-	if m.Name != name || i.RootBytes == 0 || i.WorkSeedBytes == 0 {
-		return Image{}, fault.New(fault.Precondition, "image %s is damaged: its manifest does not tell of it", name).
-			WithHint("make it again with: banger setup --rebuild")
+	if i.RootBytes == 0 {
+		return s.loadOld(name, m)
+	}
+	if m.Architecture != "" && m.Architecture != runtime.GOARCH {
+		return Image{}, fault.New(fault.Precondition, "image %s is for %s, this machine is %s", name, m.Architecture, runtime.GOARCH).
+			WithHint("delete it: banger image delete %s", name)
 	}
 	return i, s.shelf.Check(name, m.Files)
 }

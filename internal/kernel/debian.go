@@ -121,40 +121,47 @@ func concretePackage(ctx context.Context, apt *debian.Apt, meta string) (debian.
 	return p, nil
 }
 
-// makeKernel unpacks the package into dir and makes the files of a kernel there.
+// makeKernel makes the files of a kernel of a package in dir.
 func makeKernel(ctx context.Context, dir string, source debian.Source, p debian.Package, deb string, sink progress.Sink) (Manifest, error) {
 	m := Manifest{Architecture: source.Architecture, Package: p.Name, Version: p.Version, CreatedAt: time.Now().UTC()}
+	err := kernelOfPackage(ctx, dir, deb, &m, sink)
+	m.Name = m.Release
+	return m, err
+}
+
+// kernelOfPackage unpacks a package into dir and makes the files of a kernel there.
+func kernelOfPackage(ctx context.Context, dir, deb string, m *Manifest, sink progress.Sink) error {
 	work := filepath.Join(dir, "work")
-	sink.Update(Stage, "unpacking "+p.Name, 0.4)
+	sink.Update(Stage, "unpacking "+m.Package, 0.4)
 	release, err := unpackPackage(ctx, deb, dir, work)
 	if err != nil {
-		return m, err
+		return err
 	}
-	m.Name, m.Release = release, release
+	m.Release = release
 	tree := filepath.Join(work, "lib/modules", release)
 	sink.Update(Stage, "preparing modules", 0.8)
 	if err := runDepmod(ctx, work, release); err != nil {
-		return m, err
+		return err
 	}
 	if err := writeModulesDisk(ctx, tree, filepath.Join(dir, modulesName)); err != nil {
-		return m, err
+		return err
 	}
 	if m.BootModules, err = writeBootModules(tree, release, filepath.Join(dir, bootName)); err != nil {
-		return m, err
+		return err
 	}
 	files := []string{bzImageName, modulesName, bootName, configName}
-	if source.Architecture == "amd64" {
+	if m.Architecture == "amd64" {
 		sink.Update(Stage, "extracting vmlinux", 0.9)
 		if err := writeELF(ctx, dir); err != nil {
-			return m, err
+			return err
 		}
 		files = append(files, elfName)
 	}
 	if err := os.RemoveAll(work); err != nil {
-		return m, err
+		return err
 	}
 	m.Files, err = artifact.Describe(dir, files...)
-	return m, err
+	return err
 }
 
 func writeELF(ctx context.Context, dir string) error {

@@ -30,6 +30,7 @@ type Manifest struct {
 	Architecture string          `json:"architecture"`
 	Package      string          `json:"package"`
 	Version      string          `json:"version"`
+	Source       string          `json:"source,omitempty"` // name of the file it was imported from
 	Files        []artifact.File `json:"files"`
 	BootModules  []BootModule    `json:"boot_modules"`
 	CreatedAt    time.Time       `json:"created_at"`
@@ -47,9 +48,9 @@ type Kernel struct {
 	Release      string // as uname -r says
 	Architecture string
 	Dir          string
-	BzImage      string // the boot image as shipped: bzImage on amd64, Image on arm64
+	BzImage      string // the boot image as shipped: bzImage on amd64, Image on arm64; empty: there is none
 	ELF          string // vmlinux with its PVH note on amd64; equal to BzImage on arm64
-	ModulesDisk  string // read-only ext4 for /lib/modules/<Release>
+	ModulesDisk  string // read-only ext4 for /lib/modules/<Release>; empty: all is built in
 	Bytes        int64  // of all its files
 	Manifest     Manifest
 	CreatedAt    time.Time
@@ -126,14 +127,20 @@ func (s *Store) load(name string) (Kernel, error) {
 	dir := s.shelf.Dir(name)
 	k := Kernel{
 		Name: name, Release: m.Release, Architecture: m.Architecture, Dir: dir, Manifest: m, CreatedAt: m.CreatedAt,
-		BzImage: filepath.Join(dir, bzImageName), ELF: filepath.Join(dir, elfName),
-		ModulesDisk: filepath.Join(dir, modulesName),
-	}
-	if m.Architecture != "amd64" {
-		k.ELF = k.BzImage
 	}
 	for _, f := range m.Files {
 		k.Bytes += f.Size
+		switch path := filepath.Join(dir, f.Name); f.Name {
+		case bzImageName:
+			k.BzImage = path
+		case elfName:
+			k.ELF = path
+		case modulesName:
+			k.ModulesDisk = path
+		}
+	}
+	if m.Architecture != "amd64" {
+		k.ELF = k.BzImage
 	}
 	if m.Name != name || m.Release == "" {
 		return Kernel{}, fault.New(fault.Precondition, "kernel %s is damaged: its manifest tells of another one", name).

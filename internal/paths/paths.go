@@ -8,6 +8,7 @@ import (
 
 	"github.com/adrg/xdg"
 
+	"banger/internal/bundle"
 	"banger/internal/fault"
 	"banger/internal/vm"
 )
@@ -76,6 +77,12 @@ func (p Paths) Make() error {
 // ConfigFile is the user's configuration.
 func (p Paths) ConfigFile() string { return filepath.Join(p.Config, "config.toml") }
 
+// BundleListing is the user's own manifest of where runtime bundles lie, read before the one that came with banger.
+func (p Paths) BundleListing() string { return filepath.Join(p.Config, bundle.SourceFile) }
+
+// Downloads keeps what is being downloaded, under its checksum.
+func (p Paths) Downloads() string { return filepath.Join(p.Cache, "downloads") }
+
 // Database is the SQLite file.
 func (p Paths) Database() string { return filepath.Join(p.State, "banger.db") }
 
@@ -106,6 +113,9 @@ func (p Paths) VM(id vm.ID) string { return filepath.Join(p.VMs(), string(id)) }
 
 // Images holds a directory for each image.
 func (p Paths) Images() string { return filepath.Join(p.State, "images") }
+
+// Builds holds the logs of image builds, and a note of each that is under way.
+func (p Paths) Builds() string { return filepath.Join(p.State, "builds") }
 
 // Kernels holds a directory for each kernel.
 func (p Paths) Kernels() string { return filepath.Join(p.State, "kernels") }
@@ -146,24 +156,22 @@ const (
 	SSHHostKeyPub = "ssh_host_ed25519_key.pub"
 )
 
-// Program finds a program of ours that users do not call: beside the running one in a build directory, in
-// ../lib/banger of an installed one, or in ../runtime of a source checkout. A Precondition fault says that it is nowhere.
+// Program finds a program of ours that users do not call: where BANGER_RUNTIME_DIR says, beside the running one in a
+// build directory, or in the runtime directory: ../lib/banger of an installed program, ../runtime of a source checkout. A
+// Precondition fault says that it is nowhere.
 func Program(name string) (string, error) {
-	self, err := os.Executable()
+	path, found, err := bundle.Helper(name)
+	switch {
+	case err != nil:
+		return "", err
+	case found:
+		return path, nil
+	}
+	dir, err := bundle.SelfDir()
 	if err != nil {
-		return "", fault.Wrap(fault.Precondition, err, "cannot find our own executable")
+		return "", err
 	}
-	if real, err := filepath.EvalSymlinks(self); err == nil {
-		self = real
-	}
-	dir := filepath.Dir(self)
-	for _, place := range []string{dir, filepath.Join(dir, "../lib/banger"), filepath.Join(dir, "../runtime")} {
-		path := filepath.Join(place, name)
-		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() {
-			return path, nil
-		}
-	}
-	return "", fault.New(fault.Precondition, "the program %s is missing beside %s", name, self).
+	return "", fault.New(fault.Precondition, "the program %s is missing beside those in %s", name, dir).
 		WithHint("build and install all of banger: make install")
 }
 

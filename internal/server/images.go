@@ -10,6 +10,7 @@ import (
 	"banger/internal/image"
 	"banger/internal/kernel"
 	"banger/internal/progress"
+	"banger/internal/vm"
 	"banger/internal/wire"
 )
 
@@ -17,12 +18,30 @@ import (
 type Images interface {
 	List(ctx context.Context) ([]image.Image, error)
 	Get(ctx context.Context, name string) (image.Image, error)
+	ImageVerbs
+}
+
+// ImageVerbs change what images there are. used tells why an image has to stay as it is, or nil.
+type ImageVerbs interface {
+	Import(ctx context.Context, o image.ImportOptions, sink progress.Sink) (image.Image, error)
+	SetDefault(ctx context.Context, name string) (image.Image, error)
+	Delete(ctx context.Context, name string, used func(name string) error) error
+	Rename(ctx context.Context, name, to string, used func(name string) error) (image.Image, error)
 }
 
 // Kernels is what the handlers need of the kernel store; the name "" is the default kernel.
 type Kernels interface {
 	List(ctx context.Context) ([]kernel.Kernel, error)
 	Get(ctx context.Context, name string) (kernel.Kernel, error)
+	KernelVerbs
+}
+
+// KernelVerbs change what kernels there are.
+type KernelVerbs interface {
+	Import(ctx context.Context, o kernel.ImportOptions, sink progress.Sink) (kernel.Kernel, error)
+	SetDefault(ctx context.Context, name string) (kernel.Kernel, error)
+	Delete(ctx context.Context, name string, used func(name string) error) error
+	CheckConfig(ctx context.Context, name string) (kernel.Kernel, []kernel.Option, error)
 }
 
 // Setup makes what a fresh machine needs; what is in place stays unless rebuild is set.
@@ -45,7 +64,7 @@ func (s *imageService) ListImages(ctx context.Context, _ *bangerv1.ListImagesReq
 	if err != nil {
 		return nil, err
 	}
-	users, err := s.imageUsers(ctx)
+	users, err := s.users(ctx, imageOf)
 	if err != nil {
 		return nil, err
 	}
@@ -62,7 +81,7 @@ func (s *imageService) GetImage(ctx context.Context, req *bangerv1.GetImageReque
 	if err != nil {
 		return nil, err
 	}
-	users, err := s.imageUsers(ctx)
+	users, err := s.users(ctx, imageOf)
 	if err != nil {
 		return nil, err
 	}
@@ -74,10 +93,14 @@ func (s *imageService) ListKernels(ctx context.Context, _ *bangerv1.ListKernelsR
 	if err != nil {
 		return nil, err
 	}
+	users, err := s.users(ctx, kernelOf)
+	if err != nil {
+		return nil, err
+	}
 	def := s.defaultKernel(ctx)
 	res := &bangerv1.ListKernelsResponse{}
 	for _, k := range list {
-		res.Kernels = append(res.Kernels, wire.Kernel(k, k.Name == def))
+		res.Kernels = append(res.Kernels, wire.Kernel(k, k.Name == def, users[k.Name]))
 	}
 	return res, nil
 }
@@ -101,18 +124,21 @@ func (s *service) defaultKernel(ctx context.Context) string {
 	return k.Name
 }
 
-// imageUsers returns the names of the VMs of each image.
-func (s *service) imageUsers(ctx context.Context) (map[string][]string, error) {
+// users returns the names of the VMs by what one of them has: an image, a kernel.
+func (s *service) users(ctx context.Context, of func(vm.Spec) string) (map[string][]string, error) {
 	list, err := s.Engine.List(ctx)
 	if err != nil {
 		return nil, err
 	}
 	users := map[string][]string{}
 	for _, v := range list {
-		users[v.Spec.Image] = append(users[v.Spec.Image], v.Spec.Name)
+		users[of(v.Spec)] = append(users[of(v.Spec)], v.Spec.Name)
 	}
 	return users, nil
 }
+
+func imageOf(s vm.Spec) string  { return s.Image }
+func kernelOf(s vm.Spec) string { return s.Kernel }
 
 // Setup runs once at a time. A second caller joins the one under way; it is cancelled when all its
 // callers have gone.
@@ -131,7 +157,7 @@ func (s *imageService) Setup(ctx context.Context, req *bangerv1.SetupRequest, ou
 	}
 	return out.Send(&bangerv1.SetupResponse{Event: &bangerv1.SetupResponse_Result{Result: &bangerv1.SetupResult{
 		Image:  wire.Image(result.Image, result.Image.Name == s.defaultImage(ctx), nil),
-		Kernel: wire.Kernel(result.Kernel, result.Kernel.Name == s.defaultKernel(ctx)), AlreadyDone: result.AlreadyDone,
+		Kernel: wire.Kernel(result.Kernel, result.Kernel.Name == s.defaultKernel(ctx), nil), AlreadyDone: result.AlreadyDone,
 	}}})
 }
 

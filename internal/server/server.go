@@ -63,6 +63,7 @@ type Options struct {
 	Snapshots Snapshots
 	Ports     Ports
 	Setup     Setup
+	Builds    Builds
 	Paths     paths.Paths
 	Defaults  vm.Spec // of VMs; the configuration's
 	Logger    *slog.Logger
@@ -125,6 +126,7 @@ func New(o Options) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle(bangerv1connect.NewVMServiceHandler(vmService{s}, with))
 	mux.Handle(bangerv1connect.NewImageServiceHandler(&imageService{service: s}, with))
+	mux.Handle(bangerv1connect.NewBuildServiceHandler(buildService{s}, with))
 	mux.Handle(bangerv1connect.NewTemplateServiceHandler(templateService{s}, with))
 	mux.Handle(bangerv1connect.NewSnapshotServiceHandler(snapshotService{s}, with))
 	mux.Handle(bangerv1connect.NewNetworkServiceHandler(networkService{s}, with))

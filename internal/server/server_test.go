@@ -235,7 +235,7 @@ func (w *world) Agent(ctx context.Context, ref string) (agentv1connect.AgentServ
 	return w.agent, nil
 }
 
-type images struct{}
+type images struct{ server.ImageVerbs }
 
 func (images) List(context.Context) ([]image.Image, error) {
 	return []image.Image{{Name: "debian", RootBytes: 5}}, nil
@@ -248,7 +248,7 @@ func (images) Get(_ context.Context, name string) (image.Image, error) {
 	return image.Image{Name: "debian", RootBytes: 5}, nil
 }
 
-type kernels struct{}
+type kernels struct{ server.KernelVerbs }
 
 func (kernels) List(context.Context) ([]kernel.Kernel, error) {
 	return []kernel.Kernel{{Name: "cloud"}}, nil

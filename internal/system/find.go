@@ -4,13 +4,17 @@ import (
 	"os/exec"
 	"path/filepath"
 
+	"banger/internal/bundle"
 	"banger/internal/fault"
 )
 
-// Find returns the absolute path of a program, looking in PATH and then where distributions keep
-// administrators' programs, which many users' PATH lacks. When it is missing, the Precondition
+// Find returns the absolute path of a program: of a VMM that the runtime directory has, else in PATH, else where
+// distributions keep administrators' programs, which many users' PATH lacks. When it is missing, the Precondition
 // fault's hint names the Debian package that has it.
 func Find(program, debianPackage string) (string, error) {
+	if path, found, err := bundle.VMM(program); found || err != nil {
+		return path, err
+	}
 	if path, err := exec.LookPath(program); err == nil {
 		return filepath.Abs(path)
 	}

@@ -12,17 +12,25 @@ func Image(i image.Image, isDefault bool, usedBy []string) *bangerv1.Image {
 		Name: i.Name, Digest: i.Digest, Description: i.Description, Architecture: i.Architecture,
 		SizeBytes: i.RootBytes, WorkSeedBytes: i.WorkSeedBytes, PackageCount: int32(len(i.Packages)),
 		CreatedAt: timestamp(i.CreatedAt), IsDefault: isDefault, UsedBy: usedBy, Problem: i.Problem, Directory: i.Dir,
+		Aliases: i.Aliases, Source: i.Manifest.Source, SourceDigest: i.Manifest.SourceDigest, Skipped: i.Manifest.Skipped,
+		Notice: i.Notice,
 	}
 }
 
-// Kernel makes the API's form of a kernel.
-func Kernel(k kernel.Kernel, isDefault bool) *bangerv1.Kernel {
+// Kernel makes the API's form of a kernel; usedBy are the names of the VMs that boot it.
+func Kernel(k kernel.Kernel, isDefault bool, usedBy []string) *bangerv1.Kernel {
 	m := &bangerv1.Kernel{
 		Name: k.Name, Release: k.Release, Architecture: k.Architecture, IsDefault: isDefault,
-		Problem: k.Problem, Directory: k.Dir,
+		Problem: k.Problem, Directory: k.Dir, UsedBy: usedBy, CreatedAt: timestamp(k.CreatedAt), Source: k.Manifest.Source,
+		Formats: k.Formats(), Version: k.Manifest.Version,
 	}
 	for _, f := range k.Manifest.Files {
 		m.SizeBytes += f.Size
 	}
 	return m
+}
+
+// KernelOption makes the API's form of an option of a kernel.
+func KernelOption(o kernel.Option) *bangerv1.KernelOption {
+	return &bangerv1.KernelOption{Name: o.Name, Value: o.Value, Ok: o.OK, Required: o.Required, Purpose: o.Purpose}
 }

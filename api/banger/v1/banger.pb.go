@@ -2946,8 +2946,17 @@ type Image struct {
 	// Names of the VMs that use it.
 	UsedBy []string `protobuf:"bytes,10,rep,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
 	// What is wrong with it, with the command that mends it; empty when all is well.
-	Problem       string `protobuf:"bytes,11,opt,name=problem,proto3" json:"problem,omitempty"`
-	Directory     string `protobuf:"bytes,12,opt,name=directory,proto3" json:"directory,omitempty"`
+	Problem   string `protobuf:"bytes,11,opt,name=problem,proto3" json:"problem,omitempty"`
+	Directory string `protobuf:"bytes,12,opt,name=directory,proto3" json:"directory,omitempty"`
+	// Other names that mean the newest image having them.
+	Aliases []string `protobuf:"bytes,13,rep,name=aliases,proto3" json:"aliases,omitempty"`
+	// What it was imported from: a file's name, or a reference in full; empty when it was built here.
+	Source       string `protobuf:"bytes,14,opt,name=source,proto3" json:"source,omitempty"`
+	SourceDigest string `protobuf:"bytes,15,opt,name=source_digest,json=sourceDigest,proto3" json:"source_digest,omitempty"`
+	// What could not be taken over when it was made.
+	Skipped []string `protobuf:"bytes,16,rep,name=skipped,proto3" json:"skipped,omitempty"`
+	// What one should know about an image that works, as that it is of an older layout.
+	Notice        string `protobuf:"bytes,17,opt,name=notice,proto3" json:"notice,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3066,15 +3075,58 @@ func (x *Image) GetDirectory() string {
 	return ""
 }
 
+func (x *Image) GetAliases() []string {
+	if x != nil {
+		return x.Aliases
+	}
+	return nil
+}
+
+func (x *Image) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Image) GetSourceDigest() string {
+	if x != nil {
+		return x.SourceDigest
+	}
+	return ""
+}
+
+func (x *Image) GetSkipped() []string {
+	if x != nil {
+		return x.Skipped
+	}
+	return nil
+}
+
+func (x *Image) GetNotice() string {
+	if x != nil {
+		return x.Notice
+	}
+	return ""
+}
+
 type Kernel struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Release       string                 `protobuf:"bytes,2,opt,name=release,proto3" json:"release,omitempty"`
-	Architecture  string                 `protobuf:"bytes,3,opt,name=architecture,proto3" json:"architecture,omitempty"`
-	SizeBytes     int64                  `protobuf:"varint,4,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
-	IsDefault     bool                   `protobuf:"varint,5,opt,name=is_default,json=isDefault,proto3" json:"is_default,omitempty"`
-	Problem       string                 `protobuf:"bytes,6,opt,name=problem,proto3" json:"problem,omitempty"`
-	Directory     string                 `protobuf:"bytes,7,opt,name=directory,proto3" json:"directory,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Name         string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Release      string                 `protobuf:"bytes,2,opt,name=release,proto3" json:"release,omitempty"`
+	Architecture string                 `protobuf:"bytes,3,opt,name=architecture,proto3" json:"architecture,omitempty"`
+	SizeBytes    int64                  `protobuf:"varint,4,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	IsDefault    bool                   `protobuf:"varint,5,opt,name=is_default,json=isDefault,proto3" json:"is_default,omitempty"`
+	Problem      string                 `protobuf:"bytes,6,opt,name=problem,proto3" json:"problem,omitempty"`
+	Directory    string                 `protobuf:"bytes,7,opt,name=directory,proto3" json:"directory,omitempty"`
+	// Names of the VMs that boot it.
+	UsedBy    []string               `protobuf:"bytes,8,rep,name=used_by,json=usedBy,proto3" json:"used_by,omitempty"`
+	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
+	// What it was imported from.
+	Source string `protobuf:"bytes,10,opt,name=source,proto3" json:"source,omitempty"`
+	// Formats it is there in: bzimage, elf, image.
+	Formats       []string `protobuf:"bytes,11,rep,name=formats,proto3" json:"formats,omitempty"`
+	Version       string   `protobuf:"bytes,12,opt,name=version,proto3" json:"version,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3158,6 +3210,1054 @@ func (x *Kernel) GetDirectory() string {
 	return ""
 }
 
+func (x *Kernel) GetUsedBy() []string {
+	if x != nil {
+		return x.UsedBy
+	}
+	return nil
+}
+
+func (x *Kernel) GetCreatedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreatedAt
+	}
+	return nil
+}
+
+func (x *Kernel) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *Kernel) GetFormats() []string {
+	if x != nil {
+		return x.Formats
+	}
+	return nil
+}
+
+func (x *Kernel) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+// KernelOption is a kernel option that banger or what runs in VMs needs.
+type KernelOption struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Without the CONFIG_ in front.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// As in the configuration: y, m, n, or a value; empty when it is not known.
+	Value string `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	Ok    bool   `protobuf:"varint,3,opt,name=ok,proto3" json:"ok,omitempty"`
+	// Whether banger itself cannot do without it.
+	Required      bool   `protobuf:"varint,4,opt,name=required,proto3" json:"required,omitempty"`
+	Purpose       string `protobuf:"bytes,5,opt,name=purpose,proto3" json:"purpose,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KernelOption) Reset() {
+	*x = KernelOption{}
+	mi := &file_banger_v1_banger_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KernelOption) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KernelOption) ProtoMessage() {}
+
+func (x *KernelOption) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KernelOption.ProtoReflect.Descriptor instead.
+func (*KernelOption) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *KernelOption) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *KernelOption) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
+func (x *KernelOption) GetOk() bool {
+	if x != nil {
+		return x.Ok
+	}
+	return false
+}
+
+func (x *KernelOption) GetRequired() bool {
+	if x != nil {
+		return x.Required
+	}
+	return false
+}
+
+func (x *KernelOption) GetPurpose() string {
+	if x != nil {
+		return x.Purpose
+	}
+	return ""
+}
+
+type ImportImageRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The absolute path of a file or directory on the daemon's host, or a reference to an image in a registry.
+	Source string `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	// Name of the new image; empty: made of the source and the content.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// Of several images in one file, the one of this name.
+	Select string `protobuf:"bytes,3,opt,name=select,proto3" json:"select,omitempty"`
+	// Take the image that was imported from the same reference before, when there is one.
+	Present       bool `protobuf:"varint,4,opt,name=present,proto3" json:"present,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportImageRequest) Reset() {
+	*x = ImportImageRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportImageRequest) ProtoMessage() {}
+
+func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
+func (*ImportImageRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *ImportImageRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *ImportImageRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ImportImageRequest) GetSelect() string {
+	if x != nil {
+		return x.Select
+	}
+	return ""
+}
+
+func (x *ImportImageRequest) GetPresent() bool {
+	if x != nil {
+		return x.Present
+	}
+	return false
+}
+
+type ImportImageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*ImportImageResponse_Progress
+	//	*ImportImageResponse_Image
+	Event         isImportImageResponse_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportImageResponse) Reset() {
+	*x = ImportImageResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportImageResponse) ProtoMessage() {}
+
+func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
+func (*ImportImageResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *ImportImageResponse) GetEvent() isImportImageResponse_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *ImportImageResponse) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Event.(*ImportImageResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *ImportImageResponse) GetImage() *Image {
+	if x != nil {
+		if x, ok := x.Event.(*ImportImageResponse_Image); ok {
+			return x.Image
+		}
+	}
+	return nil
+}
+
+type isImportImageResponse_Event interface {
+	isImportImageResponse_Event()
+}
+
+type ImportImageResponse_Progress struct {
+	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type ImportImageResponse_Image struct {
+	Image *Image `protobuf:"bytes,2,opt,name=image,proto3,oneof"`
+}
+
+func (*ImportImageResponse_Progress) isImportImageResponse_Event() {}
+
+func (*ImportImageResponse_Image) isImportImageResponse_Event() {}
+
+type SetDefaultImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetDefaultImageRequest) Reset() {
+	*x = SetDefaultImageRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetDefaultImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetDefaultImageRequest) ProtoMessage() {}
+
+func (x *SetDefaultImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetDefaultImageRequest.ProtoReflect.Descriptor instead.
+func (*SetDefaultImageRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *SetDefaultImageRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type SetDefaultImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetDefaultImageResponse) Reset() {
+	*x = SetDefaultImageResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetDefaultImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetDefaultImageResponse) ProtoMessage() {}
+
+func (x *SetDefaultImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetDefaultImageResponse.ProtoReflect.Descriptor instead.
+func (*SetDefaultImageResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *SetDefaultImageResponse) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+type DeleteImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteImageRequest) Reset() {
+	*x = DeleteImageRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteImageRequest) ProtoMessage() {}
+
+func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteImageRequest.ProtoReflect.Descriptor instead.
+func (*DeleteImageRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *DeleteImageRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type DeleteImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteImageResponse) Reset() {
+	*x = DeleteImageResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteImageResponse) ProtoMessage() {}
+
+func (x *DeleteImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteImageResponse.ProtoReflect.Descriptor instead.
+func (*DeleteImageResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{48}
+}
+
+type RenameImageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	NewName       string                 `protobuf:"bytes,2,opt,name=new_name,json=newName,proto3" json:"new_name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenameImageRequest) Reset() {
+	*x = RenameImageRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenameImageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenameImageRequest) ProtoMessage() {}
+
+func (x *RenameImageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenameImageRequest.ProtoReflect.Descriptor instead.
+func (*RenameImageRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *RenameImageRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RenameImageRequest) GetNewName() string {
+	if x != nil {
+		return x.NewName
+	}
+	return ""
+}
+
+type RenameImageResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenameImageResponse) Reset() {
+	*x = RenameImageResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenameImageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenameImageResponse) ProtoMessage() {}
+
+func (x *RenameImageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenameImageResponse.ProtoReflect.Descriptor instead.
+func (*RenameImageResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *RenameImageResponse) GetImage() *Image {
+	if x != nil {
+		return x.Image
+	}
+	return nil
+}
+
+type GetKernelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetKernelRequest) Reset() {
+	*x = GetKernelRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetKernelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetKernelRequest) ProtoMessage() {}
+
+func (x *GetKernelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetKernelRequest.ProtoReflect.Descriptor instead.
+func (*GetKernelRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *GetKernelRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type GetKernelResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kernel        *Kernel                `protobuf:"bytes,1,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetKernelResponse) Reset() {
+	*x = GetKernelResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetKernelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetKernelResponse) ProtoMessage() {}
+
+func (x *GetKernelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetKernelResponse.ProtoReflect.Descriptor instead.
+func (*GetKernelResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *GetKernelResponse) GetKernel() *Kernel {
+	if x != nil {
+		return x.Kernel
+	}
+	return nil
+}
+
+type ImportKernelRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The absolute path of a Debian package or a kernel file on the daemon's host; empty: the host's own kernel.
+	Source string `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	// Which of the host's kernels, as uname -r says; empty: the one that runs. Only without a source.
+	Release string `protobuf:"bytes,2,opt,name=release,proto3" json:"release,omitempty"`
+	// The directory of the modules of a kernel file (lib/modules/<release>), and its configuration; may be empty.
+	ModulesDirectory string `protobuf:"bytes,3,opt,name=modules_directory,json=modulesDirectory,proto3" json:"modules_directory,omitempty"`
+	ConfigFile       string `protobuf:"bytes,4,opt,name=config_file,json=configFile,proto3" json:"config_file,omitempty"`
+	// Name of the new kernel; empty: its release.
+	Name          string `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportKernelRequest) Reset() {
+	*x = ImportKernelRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportKernelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportKernelRequest) ProtoMessage() {}
+
+func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportKernelRequest.ProtoReflect.Descriptor instead.
+func (*ImportKernelRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *ImportKernelRequest) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
+func (x *ImportKernelRequest) GetRelease() string {
+	if x != nil {
+		return x.Release
+	}
+	return ""
+}
+
+func (x *ImportKernelRequest) GetModulesDirectory() string {
+	if x != nil {
+		return x.ModulesDirectory
+	}
+	return ""
+}
+
+func (x *ImportKernelRequest) GetConfigFile() string {
+	if x != nil {
+		return x.ConfigFile
+	}
+	return ""
+}
+
+func (x *ImportKernelRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type ImportKernelResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Event:
+	//
+	//	*ImportKernelResponse_Progress
+	//	*ImportKernelResponse_Kernel
+	Event         isImportKernelResponse_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportKernelResponse) Reset() {
+	*x = ImportKernelResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportKernelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportKernelResponse) ProtoMessage() {}
+
+func (x *ImportKernelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportKernelResponse.ProtoReflect.Descriptor instead.
+func (*ImportKernelResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *ImportKernelResponse) GetEvent() isImportKernelResponse_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *ImportKernelResponse) GetProgress() *Progress {
+	if x != nil {
+		if x, ok := x.Event.(*ImportKernelResponse_Progress); ok {
+			return x.Progress
+		}
+	}
+	return nil
+}
+
+func (x *ImportKernelResponse) GetKernel() *Kernel {
+	if x != nil {
+		if x, ok := x.Event.(*ImportKernelResponse_Kernel); ok {
+			return x.Kernel
+		}
+	}
+	return nil
+}
+
+type isImportKernelResponse_Event interface {
+	isImportKernelResponse_Event()
+}
+
+type ImportKernelResponse_Progress struct {
+	Progress *Progress `protobuf:"bytes,1,opt,name=progress,proto3,oneof"`
+}
+
+type ImportKernelResponse_Kernel struct {
+	Kernel *Kernel `protobuf:"bytes,2,opt,name=kernel,proto3,oneof"`
+}
+
+func (*ImportKernelResponse_Progress) isImportKernelResponse_Event() {}
+
+func (*ImportKernelResponse_Kernel) isImportKernelResponse_Event() {}
+
+type SetDefaultKernelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetDefaultKernelRequest) Reset() {
+	*x = SetDefaultKernelRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetDefaultKernelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetDefaultKernelRequest) ProtoMessage() {}
+
+func (x *SetDefaultKernelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetDefaultKernelRequest.ProtoReflect.Descriptor instead.
+func (*SetDefaultKernelRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *SetDefaultKernelRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type SetDefaultKernelResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kernel        *Kernel                `protobuf:"bytes,1,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetDefaultKernelResponse) Reset() {
+	*x = SetDefaultKernelResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetDefaultKernelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetDefaultKernelResponse) ProtoMessage() {}
+
+func (x *SetDefaultKernelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetDefaultKernelResponse.ProtoReflect.Descriptor instead.
+func (*SetDefaultKernelResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *SetDefaultKernelResponse) GetKernel() *Kernel {
+	if x != nil {
+		return x.Kernel
+	}
+	return nil
+}
+
+type DeleteKernelRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteKernelRequest) Reset() {
+	*x = DeleteKernelRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteKernelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteKernelRequest) ProtoMessage() {}
+
+func (x *DeleteKernelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteKernelRequest.ProtoReflect.Descriptor instead.
+func (*DeleteKernelRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *DeleteKernelRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type DeleteKernelResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteKernelResponse) Reset() {
+	*x = DeleteKernelResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteKernelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteKernelResponse) ProtoMessage() {}
+
+func (x *DeleteKernelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteKernelResponse.ProtoReflect.Descriptor instead.
+func (*DeleteKernelResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{58}
+}
+
+type CheckKernelRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: the default kernel.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckKernelRequest) Reset() {
+	*x = CheckKernelRequest{}
+	mi := &file_banger_v1_banger_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckKernelRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckKernelRequest) ProtoMessage() {}
+
+func (x *CheckKernelRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckKernelRequest.ProtoReflect.Descriptor instead.
+func (*CheckKernelRequest) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *CheckKernelRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type CheckKernelResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kernel        *Kernel                `protobuf:"bytes,1,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	Options       []*KernelOption        `protobuf:"bytes,2,rep,name=options,proto3" json:"options,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CheckKernelResponse) Reset() {
+	*x = CheckKernelResponse{}
+	mi := &file_banger_v1_banger_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CheckKernelResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CheckKernelResponse) ProtoMessage() {}
+
+func (x *CheckKernelResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CheckKernelResponse.ProtoReflect.Descriptor instead.
+func (*CheckKernelResponse) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *CheckKernelResponse) GetKernel() *Kernel {
+	if x != nil {
+		return x.Kernel
+	}
+	return nil
+}
+
+func (x *CheckKernelResponse) GetOptions() []*KernelOption {
+	if x != nil {
+		return x.Options
+	}
+	return nil
+}
+
 type ListImagesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3166,7 +4266,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[42]
+	mi := &file_banger_v1_banger_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3178,7 +4278,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[42]
+	mi := &file_banger_v1_banger_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3191,7 +4291,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{42}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{61}
 }
 
 type ListImagesResponse struct {
@@ -3203,7 +4303,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[43]
+	mi := &file_banger_v1_banger_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3215,7 +4315,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[43]
+	mi := &file_banger_v1_banger_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3228,7 +4328,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{43}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -3247,7 +4347,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[44]
+	mi := &file_banger_v1_banger_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3259,7 +4359,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[44]
+	mi := &file_banger_v1_banger_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3272,7 +4372,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{44}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *GetImageRequest) GetName() string {
@@ -3291,7 +4391,7 @@ type GetImageResponse struct {
 
 func (x *GetImageResponse) Reset() {
 	*x = GetImageResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[45]
+	mi := &file_banger_v1_banger_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3303,7 +4403,7 @@ func (x *GetImageResponse) String() string {
 func (*GetImageResponse) ProtoMessage() {}
 
 func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[45]
+	mi := &file_banger_v1_banger_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3316,7 +4416,7 @@ func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageResponse.ProtoReflect.Descriptor instead.
 func (*GetImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{45}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *GetImageResponse) GetImage() *Image {
@@ -3334,7 +4434,7 @@ type ListKernelsRequest struct {
 
 func (x *ListKernelsRequest) Reset() {
 	*x = ListKernelsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[46]
+	mi := &file_banger_v1_banger_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3346,7 +4446,7 @@ func (x *ListKernelsRequest) String() string {
 func (*ListKernelsRequest) ProtoMessage() {}
 
 func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[46]
+	mi := &file_banger_v1_banger_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3359,7 +4459,7 @@ func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsRequest.ProtoReflect.Descriptor instead.
 func (*ListKernelsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{46}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{65}
 }
 
 type ListKernelsResponse struct {
@@ -3371,7 +4471,7 @@ type ListKernelsResponse struct {
 
 func (x *ListKernelsResponse) Reset() {
 	*x = ListKernelsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[47]
+	mi := &file_banger_v1_banger_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3383,7 +4483,7 @@ func (x *ListKernelsResponse) String() string {
 func (*ListKernelsResponse) ProtoMessage() {}
 
 func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[47]
+	mi := &file_banger_v1_banger_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3396,7 +4496,7 @@ func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsResponse.ProtoReflect.Descriptor instead.
 func (*ListKernelsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{47}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListKernelsResponse) GetKernels() []*Kernel {
@@ -3416,7 +4516,7 @@ type SetupRequest struct {
 
 func (x *SetupRequest) Reset() {
 	*x = SetupRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	mi := &file_banger_v1_banger_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3428,7 +4528,7 @@ func (x *SetupRequest) String() string {
 func (*SetupRequest) ProtoMessage() {}
 
 func (x *SetupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	mi := &file_banger_v1_banger_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3441,7 +4541,7 @@ func (x *SetupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupRequest.ProtoReflect.Descriptor instead.
 func (*SetupRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{48}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *SetupRequest) GetRebuild() bool {
@@ -3464,7 +4564,7 @@ type SetupResponse struct {
 
 func (x *SetupResponse) Reset() {
 	*x = SetupResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[49]
+	mi := &file_banger_v1_banger_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3476,7 +4576,7 @@ func (x *SetupResponse) String() string {
 func (*SetupResponse) ProtoMessage() {}
 
 func (x *SetupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[49]
+	mi := &file_banger_v1_banger_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3489,7 +4589,7 @@ func (x *SetupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupResponse.ProtoReflect.Descriptor instead.
 func (*SetupResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{49}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *SetupResponse) GetEvent() isSetupResponse_Event {
@@ -3545,7 +4645,7 @@ type SetupResult struct {
 
 func (x *SetupResult) Reset() {
 	*x = SetupResult{}
-	mi := &file_banger_v1_banger_proto_msgTypes[50]
+	mi := &file_banger_v1_banger_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3557,7 +4657,7 @@ func (x *SetupResult) String() string {
 func (*SetupResult) ProtoMessage() {}
 
 func (x *SetupResult) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[50]
+	mi := &file_banger_v1_banger_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3570,7 +4670,7 @@ func (x *SetupResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupResult.ProtoReflect.Descriptor instead.
 func (*SetupResult) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{50}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *SetupResult) GetImage() *Image {
@@ -3619,7 +4719,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_banger_v1_banger_proto_msgTypes[51]
+	mi := &file_banger_v1_banger_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3631,7 +4731,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[51]
+	mi := &file_banger_v1_banger_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3644,7 +4744,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{51}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *Template) GetKey() string {
@@ -3746,7 +4846,7 @@ type ListTemplatesRequest struct {
 
 func (x *ListTemplatesRequest) Reset() {
 	*x = ListTemplatesRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[52]
+	mi := &file_banger_v1_banger_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3758,7 +4858,7 @@ func (x *ListTemplatesRequest) String() string {
 func (*ListTemplatesRequest) ProtoMessage() {}
 
 func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[52]
+	mi := &file_banger_v1_banger_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3771,7 +4871,7 @@ func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesRequest.ProtoReflect.Descriptor instead.
 func (*ListTemplatesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{52}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{71}
 }
 
 type ListTemplatesResponse struct {
@@ -3783,7 +4883,7 @@ type ListTemplatesResponse struct {
 
 func (x *ListTemplatesResponse) Reset() {
 	*x = ListTemplatesResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[53]
+	mi := &file_banger_v1_banger_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3795,7 +4895,7 @@ func (x *ListTemplatesResponse) String() string {
 func (*ListTemplatesResponse) ProtoMessage() {}
 
 func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[53]
+	mi := &file_banger_v1_banger_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3808,7 +4908,7 @@ func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesResponse.ProtoReflect.Descriptor instead.
 func (*ListTemplatesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{53}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ListTemplatesResponse) GetTemplates() []*Template {
@@ -3828,7 +4928,7 @@ type DeleteTemplateRequest struct {
 
 func (x *DeleteTemplateRequest) Reset() {
 	*x = DeleteTemplateRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[54]
+	mi := &file_banger_v1_banger_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3840,7 +4940,7 @@ func (x *DeleteTemplateRequest) String() string {
 func (*DeleteTemplateRequest) ProtoMessage() {}
 
 func (x *DeleteTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[54]
+	mi := &file_banger_v1_banger_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3853,7 +4953,7 @@ func (x *DeleteTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTemplateRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{54}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *DeleteTemplateRequest) GetKey() string {
@@ -3871,7 +4971,7 @@ type DeleteTemplateResponse struct {
 
 func (x *DeleteTemplateResponse) Reset() {
 	*x = DeleteTemplateResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[55]
+	mi := &file_banger_v1_banger_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3883,7 +4983,7 @@ func (x *DeleteTemplateResponse) String() string {
 func (*DeleteTemplateResponse) ProtoMessage() {}
 
 func (x *DeleteTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[55]
+	mi := &file_banger_v1_banger_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3896,7 +4996,7 @@ func (x *DeleteTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTemplateResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{55}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{74}
 }
 
 type WarmTemplateRequest struct {
@@ -3909,7 +5009,7 @@ type WarmTemplateRequest struct {
 
 func (x *WarmTemplateRequest) Reset() {
 	*x = WarmTemplateRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[56]
+	mi := &file_banger_v1_banger_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3921,7 +5021,7 @@ func (x *WarmTemplateRequest) String() string {
 func (*WarmTemplateRequest) ProtoMessage() {}
 
 func (x *WarmTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[56]
+	mi := &file_banger_v1_banger_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3934,7 +5034,7 @@ func (x *WarmTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WarmTemplateRequest.ProtoReflect.Descriptor instead.
 func (*WarmTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{56}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *WarmTemplateRequest) GetSpec() *VMSpec {
@@ -3957,7 +5057,7 @@ type WarmTemplateResponse struct {
 
 func (x *WarmTemplateResponse) Reset() {
 	*x = WarmTemplateResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[57]
+	mi := &file_banger_v1_banger_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3969,7 +5069,7 @@ func (x *WarmTemplateResponse) String() string {
 func (*WarmTemplateResponse) ProtoMessage() {}
 
 func (x *WarmTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[57]
+	mi := &file_banger_v1_banger_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3982,7 +5082,7 @@ func (x *WarmTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WarmTemplateResponse.ProtoReflect.Descriptor instead.
 func (*WarmTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{57}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *WarmTemplateResponse) GetEvent() isWarmTemplateResponse_Event {
@@ -4034,7 +5134,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[58]
+	mi := &file_banger_v1_banger_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4046,7 +5146,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[58]
+	mi := &file_banger_v1_banger_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4059,7 +5159,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{58}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{77}
 }
 
 type GetStatusResponse struct {
@@ -4088,7 +5188,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[59]
+	mi := &file_banger_v1_banger_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4100,7 +5200,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[59]
+	mi := &file_banger_v1_banger_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4113,7 +5213,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{59}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *GetStatusResponse) GetApiVersion() int32 {
@@ -4241,7 +5341,7 @@ type NetworkStatus struct {
 
 func (x *NetworkStatus) Reset() {
 	*x = NetworkStatus{}
-	mi := &file_banger_v1_banger_proto_msgTypes[60]
+	mi := &file_banger_v1_banger_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4253,7 +5353,7 @@ func (x *NetworkStatus) String() string {
 func (*NetworkStatus) ProtoMessage() {}
 
 func (x *NetworkStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[60]
+	mi := &file_banger_v1_banger_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4266,7 +5366,7 @@ func (x *NetworkStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkStatus.ProtoReflect.Descriptor instead.
 func (*NetworkStatus) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{60}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *NetworkStatus) GetSubnet6() string {
@@ -4330,7 +5430,7 @@ type DNSStatus struct {
 
 func (x *DNSStatus) Reset() {
 	*x = DNSStatus{}
-	mi := &file_banger_v1_banger_proto_msgTypes[61]
+	mi := &file_banger_v1_banger_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4342,7 +5442,7 @@ func (x *DNSStatus) String() string {
 func (*DNSStatus) ProtoMessage() {}
 
 func (x *DNSStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[61]
+	mi := &file_banger_v1_banger_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4355,7 +5455,7 @@ func (x *DNSStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DNSStatus.ProtoReflect.Descriptor instead.
 func (*DNSStatus) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{61}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *DNSStatus) GetListener() string {
@@ -4406,7 +5506,7 @@ type Driver struct {
 
 func (x *Driver) Reset() {
 	*x = Driver{}
-	mi := &file_banger_v1_banger_proto_msgTypes[62]
+	mi := &file_banger_v1_banger_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4418,7 +5518,7 @@ func (x *Driver) String() string {
 func (*Driver) ProtoMessage() {}
 
 func (x *Driver) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[62]
+	mi := &file_banger_v1_banger_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4431,7 +5531,7 @@ func (x *Driver) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Driver.ProtoReflect.Descriptor instead.
 func (*Driver) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{62}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *Driver) GetName() string {
@@ -4477,7 +5577,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[63]
+	mi := &file_banger_v1_banger_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4489,7 +5589,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[63]
+	mi := &file_banger_v1_banger_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4502,7 +5602,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{63}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{82}
 }
 
 type ShutdownResponse struct {
@@ -4513,7 +5613,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[64]
+	mi := &file_banger_v1_banger_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4525,7 +5625,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[64]
+	mi := &file_banger_v1_banger_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4538,7 +5638,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{64}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{83}
 }
 
 var File_banger_v1_banger_proto protoreflect.FileDescriptor
@@ -4752,7 +5852,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\toperation\x18\x04 \x01(\tR\toperation\x12\x14\n" +
 	"\x05stage\x18\x05 \x01(\tR\x05stage\x12\x18\n" +
 	"\amessage\x18\x06 \x01(\tR\amessage\x12%\n" +
-	"\x0eduration_nanos\x18\a \x01(\x03R\rdurationNanos\"\x90\x03\n" +
+	"\x0eduration_nanos\x18\a \x01(\x03R\rdurationNanos\"\x99\x04\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12 \n" +
@@ -4769,7 +5869,12 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\aused_by\x18\n" +
 	" \x03(\tR\x06usedBy\x12\x18\n" +
 	"\aproblem\x18\v \x01(\tR\aproblem\x12\x1c\n" +
-	"\tdirectory\x18\f \x01(\tR\tdirectory\"\xd0\x01\n" +
+	"\tdirectory\x18\f \x01(\tR\tdirectory\x12\x18\n" +
+	"\aaliases\x18\r \x03(\tR\aaliases\x12\x16\n" +
+	"\x06source\x18\x0e \x01(\tR\x06source\x12#\n" +
+	"\rsource_digest\x18\x0f \x01(\tR\fsourceDigest\x12\x18\n" +
+	"\askipped\x18\x10 \x03(\tR\askipped\x12\x16\n" +
+	"\x06notice\x18\x11 \x01(\tR\x06notice\"\xf0\x02\n" +
 	"\x06Kernel\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\arelease\x18\x02 \x01(\tR\arelease\x12\"\n" +
@@ -4779,7 +5884,68 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\n" +
 	"is_default\x18\x05 \x01(\bR\tisDefault\x12\x18\n" +
 	"\aproblem\x18\x06 \x01(\tR\aproblem\x12\x1c\n" +
-	"\tdirectory\x18\a \x01(\tR\tdirectory\"\x13\n" +
+	"\tdirectory\x18\a \x01(\tR\tdirectory\x12\x17\n" +
+	"\aused_by\x18\b \x03(\tR\x06usedBy\x129\n" +
+	"\n" +
+	"created_at\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x16\n" +
+	"\x06source\x18\n" +
+	" \x01(\tR\x06source\x12\x18\n" +
+	"\aformats\x18\v \x03(\tR\aformats\x12\x18\n" +
+	"\aversion\x18\f \x01(\tR\aversion\"~\n" +
+	"\fKernelOption\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\x12\x0e\n" +
+	"\x02ok\x18\x03 \x01(\bR\x02ok\x12\x1a\n" +
+	"\brequired\x18\x04 \x01(\bR\brequired\x12\x18\n" +
+	"\apurpose\x18\x05 \x01(\tR\apurpose\"r\n" +
+	"\x12ImportImageRequest\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06select\x18\x03 \x01(\tR\x06select\x12\x18\n" +
+	"\apresent\x18\x04 \x01(\bR\apresent\"{\n" +
+	"\x13ImportImageResponse\x121\n" +
+	"\bprogress\x18\x01 \x01(\v2\x13.banger.v1.ProgressH\x00R\bprogress\x12(\n" +
+	"\x05image\x18\x02 \x01(\v2\x10.banger.v1.ImageH\x00R\x05imageB\a\n" +
+	"\x05event\",\n" +
+	"\x16SetDefaultImageRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"A\n" +
+	"\x17SetDefaultImageResponse\x12&\n" +
+	"\x05image\x18\x01 \x01(\v2\x10.banger.v1.ImageR\x05image\"(\n" +
+	"\x12DeleteImageRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
+	"\x13DeleteImageResponse\"C\n" +
+	"\x12RenameImageRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x19\n" +
+	"\bnew_name\x18\x02 \x01(\tR\anewName\"=\n" +
+	"\x13RenameImageResponse\x12&\n" +
+	"\x05image\x18\x01 \x01(\v2\x10.banger.v1.ImageR\x05image\"&\n" +
+	"\x10GetKernelRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\">\n" +
+	"\x11GetKernelResponse\x12)\n" +
+	"\x06kernel\x18\x01 \x01(\v2\x11.banger.v1.KernelR\x06kernel\"\xa9\x01\n" +
+	"\x13ImportKernelRequest\x12\x16\n" +
+	"\x06source\x18\x01 \x01(\tR\x06source\x12\x18\n" +
+	"\arelease\x18\x02 \x01(\tR\arelease\x12+\n" +
+	"\x11modules_directory\x18\x03 \x01(\tR\x10modulesDirectory\x12\x1f\n" +
+	"\vconfig_file\x18\x04 \x01(\tR\n" +
+	"configFile\x12\x12\n" +
+	"\x04name\x18\x05 \x01(\tR\x04name\"\x7f\n" +
+	"\x14ImportKernelResponse\x121\n" +
+	"\bprogress\x18\x01 \x01(\v2\x13.banger.v1.ProgressH\x00R\bprogress\x12+\n" +
+	"\x06kernel\x18\x02 \x01(\v2\x11.banger.v1.KernelH\x00R\x06kernelB\a\n" +
+	"\x05event\"-\n" +
+	"\x17SetDefaultKernelRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"E\n" +
+	"\x18SetDefaultKernelResponse\x12)\n" +
+	"\x06kernel\x18\x01 \x01(\v2\x11.banger.v1.KernelR\x06kernel\")\n" +
+	"\x13DeleteKernelRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x16\n" +
+	"\x14DeleteKernelResponse\"(\n" +
+	"\x12CheckKernelRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"s\n" +
+	"\x13CheckKernelResponse\x12)\n" +
+	"\x06kernel\x18\x01 \x01(\v2\x11.banger.v1.KernelR\x06kernel\x121\n" +
+	"\aoptions\x18\x02 \x03(\v2\x17.banger.v1.KernelOptionR\aoptions\"\x13\n" +
 	"\x11ListImagesRequest\">\n" +
 	"\x12ListImagesResponse\x12(\n" +
 	"\x06images\x18\x01 \x03(\v2\x10.banger.v1.ImageR\x06images\"%\n" +
@@ -4893,13 +6059,22 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x0eGetSSHEndpoint\x12 .banger.v1.GetSSHEndpointRequest\x1a!.banger.v1.GetSSHEndpointResponse\x12B\n" +
 	"\aReadLog\x12\x19.banger.v1.ReadLogRequest\x1a\x1a.banger.v1.ReadLogResponse0\x01\x12I\n" +
 	"\n" +
-	"ListEvents\x12\x1c.banger.v1.ListEventsRequest\x1a\x1d.banger.v1.ListEventsResponse2\xaa\x02\n" +
+	"ListEvents\x12\x1c.banger.v1.ListEventsRequest\x1a\x1d.banger.v1.ListEventsResponse2\x87\b\n" +
 	"\fImageService\x12I\n" +
 	"\n" +
 	"ListImages\x12\x1c.banger.v1.ListImagesRequest\x1a\x1d.banger.v1.ListImagesResponse\x12C\n" +
 	"\bGetImage\x12\x1a.banger.v1.GetImageRequest\x1a\x1b.banger.v1.GetImageResponse\x12L\n" +
 	"\vListKernels\x12\x1d.banger.v1.ListKernelsRequest\x1a\x1e.banger.v1.ListKernelsResponse\x12<\n" +
-	"\x05Setup\x12\x17.banger.v1.SetupRequest\x1a\x18.banger.v1.SetupResponse0\x012\x8f\x02\n" +
+	"\x05Setup\x12\x17.banger.v1.SetupRequest\x1a\x18.banger.v1.SetupResponse0\x01\x12N\n" +
+	"\vImportImage\x12\x1d.banger.v1.ImportImageRequest\x1a\x1e.banger.v1.ImportImageResponse0\x01\x12X\n" +
+	"\x0fSetDefaultImage\x12!.banger.v1.SetDefaultImageRequest\x1a\".banger.v1.SetDefaultImageResponse\x12L\n" +
+	"\vDeleteImage\x12\x1d.banger.v1.DeleteImageRequest\x1a\x1e.banger.v1.DeleteImageResponse\x12L\n" +
+	"\vRenameImage\x12\x1d.banger.v1.RenameImageRequest\x1a\x1e.banger.v1.RenameImageResponse\x12F\n" +
+	"\tGetKernel\x12\x1b.banger.v1.GetKernelRequest\x1a\x1c.banger.v1.GetKernelResponse\x12Q\n" +
+	"\fImportKernel\x12\x1e.banger.v1.ImportKernelRequest\x1a\x1f.banger.v1.ImportKernelResponse0\x01\x12[\n" +
+	"\x10SetDefaultKernel\x12\".banger.v1.SetDefaultKernelRequest\x1a#.banger.v1.SetDefaultKernelResponse\x12O\n" +
+	"\fDeleteKernel\x12\x1e.banger.v1.DeleteKernelRequest\x1a\x1f.banger.v1.DeleteKernelResponse\x12L\n" +
+	"\vCheckKernel\x12\x1d.banger.v1.CheckKernelRequest\x1a\x1e.banger.v1.CheckKernelResponse2\x8f\x02\n" +
 	"\x0fTemplateService\x12R\n" +
 	"\rListTemplates\x12\x1f.banger.v1.ListTemplatesRequest\x1a .banger.v1.ListTemplatesResponse\x12U\n" +
 	"\x0eDeleteTemplate\x12 .banger.v1.DeleteTemplateRequest\x1a!.banger.v1.DeleteTemplateResponse\x12Q\n" +
@@ -4921,83 +6096,102 @@ func file_banger_v1_banger_proto_rawDescGZIP() []byte {
 }
 
 var file_banger_v1_banger_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_banger_v1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
+var file_banger_v1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 84)
 var file_banger_v1_banger_proto_goTypes = []any{
-	(Progress_Status)(0),           // 0: banger.v1.Progress.Status
-	(ReadLogRequest_Source)(0),     // 1: banger.v1.ReadLogRequest.Source
-	(*Fault)(nil),                  // 2: banger.v1.Fault
-	(*VMSpec)(nil),                 // 3: banger.v1.VMSpec
-	(*PortForward)(nil),            // 4: banger.v1.PortForward
-	(*VM)(nil),                     // 5: banger.v1.VM
-	(*SSHEndpoint)(nil),            // 6: banger.v1.SSHEndpoint
-	(*Progress)(nil),               // 7: banger.v1.Progress
-	(*CreateVMRequest)(nil),        // 8: banger.v1.CreateVMRequest
-	(*CreateVMResponse)(nil),       // 9: banger.v1.CreateVMResponse
-	(*ListVMsRequest)(nil),         // 10: banger.v1.ListVMsRequest
-	(*ListVMsResponse)(nil),        // 11: banger.v1.ListVMsResponse
-	(*GetVMRequest)(nil),           // 12: banger.v1.GetVMRequest
-	(*GetVMResponse)(nil),          // 13: banger.v1.GetVMResponse
-	(*StartVMRequest)(nil),         // 14: banger.v1.StartVMRequest
-	(*StartVMResponse)(nil),        // 15: banger.v1.StartVMResponse
-	(*StopVMRequest)(nil),          // 16: banger.v1.StopVMRequest
-	(*StopVMResponse)(nil),         // 17: banger.v1.StopVMResponse
-	(*SuspendVMRequest)(nil),       // 18: banger.v1.SuspendVMRequest
-	(*SuspendVMResponse)(nil),      // 19: banger.v1.SuspendVMResponse
-	(*ForkVMRequest)(nil),          // 20: banger.v1.ForkVMRequest
-	(*ForkVMResponse)(nil),         // 21: banger.v1.ForkVMResponse
-	(*Forked)(nil),                 // 22: banger.v1.Forked
-	(*CloneVMRequest)(nil),         // 23: banger.v1.CloneVMRequest
-	(*CloneVMResponse)(nil),        // 24: banger.v1.CloneVMResponse
-	(*RestartVMRequest)(nil),       // 25: banger.v1.RestartVMRequest
-	(*RestartVMResponse)(nil),      // 26: banger.v1.RestartVMResponse
-	(*DeleteVMRequest)(nil),        // 27: banger.v1.DeleteVMRequest
-	(*DeleteVMResponse)(nil),       // 28: banger.v1.DeleteVMResponse
-	(*SetVMRequest)(nil),           // 29: banger.v1.SetVMRequest
-	(*SetVMResponse)(nil),          // 30: banger.v1.SetVMResponse
-	(*PingVMRequest)(nil),          // 31: banger.v1.PingVMRequest
-	(*PingVMResponse)(nil),         // 32: banger.v1.PingVMResponse
-	(*ExecVMRequest)(nil),          // 33: banger.v1.ExecVMRequest
-	(*ExecVMResponse)(nil),         // 34: banger.v1.ExecVMResponse
-	(*GetSSHEndpointRequest)(nil),  // 35: banger.v1.GetSSHEndpointRequest
-	(*GetSSHEndpointResponse)(nil), // 36: banger.v1.GetSSHEndpointResponse
-	(*ReadLogRequest)(nil),         // 37: banger.v1.ReadLogRequest
-	(*ReadLogResponse)(nil),        // 38: banger.v1.ReadLogResponse
-	(*ListEventsRequest)(nil),      // 39: banger.v1.ListEventsRequest
-	(*ListEventsResponse)(nil),     // 40: banger.v1.ListEventsResponse
-	(*Event)(nil),                  // 41: banger.v1.Event
-	(*Image)(nil),                  // 42: banger.v1.Image
-	(*Kernel)(nil),                 // 43: banger.v1.Kernel
-	(*ListImagesRequest)(nil),      // 44: banger.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),     // 45: banger.v1.ListImagesResponse
-	(*GetImageRequest)(nil),        // 46: banger.v1.GetImageRequest
-	(*GetImageResponse)(nil),       // 47: banger.v1.GetImageResponse
-	(*ListKernelsRequest)(nil),     // 48: banger.v1.ListKernelsRequest
-	(*ListKernelsResponse)(nil),    // 49: banger.v1.ListKernelsResponse
-	(*SetupRequest)(nil),           // 50: banger.v1.SetupRequest
-	(*SetupResponse)(nil),          // 51: banger.v1.SetupResponse
-	(*SetupResult)(nil),            // 52: banger.v1.SetupResult
-	(*Template)(nil),               // 53: banger.v1.Template
-	(*ListTemplatesRequest)(nil),   // 54: banger.v1.ListTemplatesRequest
-	(*ListTemplatesResponse)(nil),  // 55: banger.v1.ListTemplatesResponse
-	(*DeleteTemplateRequest)(nil),  // 56: banger.v1.DeleteTemplateRequest
-	(*DeleteTemplateResponse)(nil), // 57: banger.v1.DeleteTemplateResponse
-	(*WarmTemplateRequest)(nil),    // 58: banger.v1.WarmTemplateRequest
-	(*WarmTemplateResponse)(nil),   // 59: banger.v1.WarmTemplateResponse
-	(*GetStatusRequest)(nil),       // 60: banger.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),      // 61: banger.v1.GetStatusResponse
-	(*NetworkStatus)(nil),          // 62: banger.v1.NetworkStatus
-	(*DNSStatus)(nil),              // 63: banger.v1.DNSStatus
-	(*Driver)(nil),                 // 64: banger.v1.Driver
-	(*ShutdownRequest)(nil),        // 65: banger.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),       // 66: banger.v1.ShutdownResponse
-	(*timestamppb.Timestamp)(nil),  // 67: google.protobuf.Timestamp
-	(*v1.ExecRequest)(nil),         // 68: agent.v1.ExecRequest
-	(*v1.ExecResponse)(nil),        // 69: agent.v1.ExecResponse
+	(Progress_Status)(0),             // 0: banger.v1.Progress.Status
+	(ReadLogRequest_Source)(0),       // 1: banger.v1.ReadLogRequest.Source
+	(*Fault)(nil),                    // 2: banger.v1.Fault
+	(*VMSpec)(nil),                   // 3: banger.v1.VMSpec
+	(*PortForward)(nil),              // 4: banger.v1.PortForward
+	(*VM)(nil),                       // 5: banger.v1.VM
+	(*SSHEndpoint)(nil),              // 6: banger.v1.SSHEndpoint
+	(*Progress)(nil),                 // 7: banger.v1.Progress
+	(*CreateVMRequest)(nil),          // 8: banger.v1.CreateVMRequest
+	(*CreateVMResponse)(nil),         // 9: banger.v1.CreateVMResponse
+	(*ListVMsRequest)(nil),           // 10: banger.v1.ListVMsRequest
+	(*ListVMsResponse)(nil),          // 11: banger.v1.ListVMsResponse
+	(*GetVMRequest)(nil),             // 12: banger.v1.GetVMRequest
+	(*GetVMResponse)(nil),            // 13: banger.v1.GetVMResponse
+	(*StartVMRequest)(nil),           // 14: banger.v1.StartVMRequest
+	(*StartVMResponse)(nil),          // 15: banger.v1.StartVMResponse
+	(*StopVMRequest)(nil),            // 16: banger.v1.StopVMRequest
+	(*StopVMResponse)(nil),           // 17: banger.v1.StopVMResponse
+	(*SuspendVMRequest)(nil),         // 18: banger.v1.SuspendVMRequest
+	(*SuspendVMResponse)(nil),        // 19: banger.v1.SuspendVMResponse
+	(*ForkVMRequest)(nil),            // 20: banger.v1.ForkVMRequest
+	(*ForkVMResponse)(nil),           // 21: banger.v1.ForkVMResponse
+	(*Forked)(nil),                   // 22: banger.v1.Forked
+	(*CloneVMRequest)(nil),           // 23: banger.v1.CloneVMRequest
+	(*CloneVMResponse)(nil),          // 24: banger.v1.CloneVMResponse
+	(*RestartVMRequest)(nil),         // 25: banger.v1.RestartVMRequest
+	(*RestartVMResponse)(nil),        // 26: banger.v1.RestartVMResponse
+	(*DeleteVMRequest)(nil),          // 27: banger.v1.DeleteVMRequest
+	(*DeleteVMResponse)(nil),         // 28: banger.v1.DeleteVMResponse
+	(*SetVMRequest)(nil),             // 29: banger.v1.SetVMRequest
+	(*SetVMResponse)(nil),            // 30: banger.v1.SetVMResponse
+	(*PingVMRequest)(nil),            // 31: banger.v1.PingVMRequest
+	(*PingVMResponse)(nil),           // 32: banger.v1.PingVMResponse
+	(*ExecVMRequest)(nil),            // 33: banger.v1.ExecVMRequest
+	(*ExecVMResponse)(nil),           // 34: banger.v1.ExecVMResponse
+	(*GetSSHEndpointRequest)(nil),    // 35: banger.v1.GetSSHEndpointRequest
+	(*GetSSHEndpointResponse)(nil),   // 36: banger.v1.GetSSHEndpointResponse
+	(*ReadLogRequest)(nil),           // 37: banger.v1.ReadLogRequest
+	(*ReadLogResponse)(nil),          // 38: banger.v1.ReadLogResponse
+	(*ListEventsRequest)(nil),        // 39: banger.v1.ListEventsRequest
+	(*ListEventsResponse)(nil),       // 40: banger.v1.ListEventsResponse
+	(*Event)(nil),                    // 41: banger.v1.Event
+	(*Image)(nil),                    // 42: banger.v1.Image
+	(*Kernel)(nil),                   // 43: banger.v1.Kernel
+	(*KernelOption)(nil),             // 44: banger.v1.KernelOption
+	(*ImportImageRequest)(nil),       // 45: banger.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),      // 46: banger.v1.ImportImageResponse
+	(*SetDefaultImageRequest)(nil),   // 47: banger.v1.SetDefaultImageRequest
+	(*SetDefaultImageResponse)(nil),  // 48: banger.v1.SetDefaultImageResponse
+	(*DeleteImageRequest)(nil),       // 49: banger.v1.DeleteImageRequest
+	(*DeleteImageResponse)(nil),      // 50: banger.v1.DeleteImageResponse
+	(*RenameImageRequest)(nil),       // 51: banger.v1.RenameImageRequest
+	(*RenameImageResponse)(nil),      // 52: banger.v1.RenameImageResponse
+	(*GetKernelRequest)(nil),         // 53: banger.v1.GetKernelRequest
+	(*GetKernelResponse)(nil),        // 54: banger.v1.GetKernelResponse
+	(*ImportKernelRequest)(nil),      // 55: banger.v1.ImportKernelRequest
+	(*ImportKernelResponse)(nil),     // 56: banger.v1.ImportKernelResponse
+	(*SetDefaultKernelRequest)(nil),  // 57: banger.v1.SetDefaultKernelRequest
+	(*SetDefaultKernelResponse)(nil), // 58: banger.v1.SetDefaultKernelResponse
+	(*DeleteKernelRequest)(nil),      // 59: banger.v1.DeleteKernelRequest
+	(*DeleteKernelResponse)(nil),     // 60: banger.v1.DeleteKernelResponse
+	(*CheckKernelRequest)(nil),       // 61: banger.v1.CheckKernelRequest
+	(*CheckKernelResponse)(nil),      // 62: banger.v1.CheckKernelResponse
+	(*ListImagesRequest)(nil),        // 63: banger.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),       // 64: banger.v1.ListImagesResponse
+	(*GetImageRequest)(nil),          // 65: banger.v1.GetImageRequest
+	(*GetImageResponse)(nil),         // 66: banger.v1.GetImageResponse
+	(*ListKernelsRequest)(nil),       // 67: banger.v1.ListKernelsRequest
+	(*ListKernelsResponse)(nil),      // 68: banger.v1.ListKernelsResponse
+	(*SetupRequest)(nil),             // 69: banger.v1.SetupRequest
+	(*SetupResponse)(nil),            // 70: banger.v1.SetupResponse
+	(*SetupResult)(nil),              // 71: banger.v1.SetupResult
+	(*Template)(nil),                 // 72: banger.v1.Template
+	(*ListTemplatesRequest)(nil),     // 73: banger.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),    // 74: banger.v1.ListTemplatesResponse
+	(*DeleteTemplateRequest)(nil),    // 75: banger.v1.DeleteTemplateRequest
+	(*DeleteTemplateResponse)(nil),   // 76: banger.v1.DeleteTemplateResponse
+	(*WarmTemplateRequest)(nil),      // 77: banger.v1.WarmTemplateRequest
+	(*WarmTemplateResponse)(nil),     // 78: banger.v1.WarmTemplateResponse
+	(*GetStatusRequest)(nil),         // 79: banger.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),        // 80: banger.v1.GetStatusResponse
+	(*NetworkStatus)(nil),            // 81: banger.v1.NetworkStatus
+	(*DNSStatus)(nil),                // 82: banger.v1.DNSStatus
+	(*Driver)(nil),                   // 83: banger.v1.Driver
+	(*ShutdownRequest)(nil),          // 84: banger.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),         // 85: banger.v1.ShutdownResponse
+	(*timestamppb.Timestamp)(nil),    // 86: google.protobuf.Timestamp
+	(*v1.ExecRequest)(nil),           // 87: agent.v1.ExecRequest
+	(*v1.ExecResponse)(nil),          // 88: agent.v1.ExecResponse
 }
 var file_banger_v1_banger_proto_depIdxs = []int32{
 	4,  // 0: banger.v1.VMSpec.ports:type_name -> banger.v1.PortForward
-	67, // 1: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	67, // 2: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	86, // 1: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	86, // 2: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
 	4,  // 3: banger.v1.VM.ports:type_name -> banger.v1.PortForward
 	0,  // 4: banger.v1.Progress.status:type_name -> banger.v1.Progress.Status
 	3,  // 5: banger.v1.CreateVMRequest.spec:type_name -> banger.v1.VMSpec
@@ -5020,85 +6214,114 @@ var file_banger_v1_banger_proto_depIdxs = []int32{
 	5,  // 22: banger.v1.RestartVMResponse.vm:type_name -> banger.v1.VM
 	7,  // 23: banger.v1.DeleteVMResponse.progress:type_name -> banger.v1.Progress
 	5,  // 24: banger.v1.SetVMResponse.vm:type_name -> banger.v1.VM
-	68, // 25: banger.v1.ExecVMRequest.exec:type_name -> agent.v1.ExecRequest
-	69, // 26: banger.v1.ExecVMResponse.exec:type_name -> agent.v1.ExecResponse
+	87, // 25: banger.v1.ExecVMRequest.exec:type_name -> agent.v1.ExecRequest
+	88, // 26: banger.v1.ExecVMResponse.exec:type_name -> agent.v1.ExecResponse
 	6,  // 27: banger.v1.GetSSHEndpointResponse.endpoint:type_name -> banger.v1.SSHEndpoint
 	1,  // 28: banger.v1.ReadLogRequest.source:type_name -> banger.v1.ReadLogRequest.Source
 	41, // 29: banger.v1.ListEventsResponse.events:type_name -> banger.v1.Event
-	67, // 30: banger.v1.Event.at:type_name -> google.protobuf.Timestamp
-	67, // 31: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	42, // 32: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
-	42, // 33: banger.v1.GetImageResponse.image:type_name -> banger.v1.Image
-	43, // 34: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
-	7,  // 35: banger.v1.SetupResponse.progress:type_name -> banger.v1.Progress
-	52, // 36: banger.v1.SetupResponse.result:type_name -> banger.v1.SetupResult
-	42, // 37: banger.v1.SetupResult.image:type_name -> banger.v1.Image
-	43, // 38: banger.v1.SetupResult.kernel:type_name -> banger.v1.Kernel
-	67, // 39: banger.v1.Template.created_at:type_name -> google.protobuf.Timestamp
-	67, // 40: banger.v1.Template.last_used_at:type_name -> google.protobuf.Timestamp
-	53, // 41: banger.v1.ListTemplatesResponse.templates:type_name -> banger.v1.Template
-	3,  // 42: banger.v1.WarmTemplateRequest.spec:type_name -> banger.v1.VMSpec
-	7,  // 43: banger.v1.WarmTemplateResponse.progress:type_name -> banger.v1.Progress
-	53, // 44: banger.v1.WarmTemplateResponse.template:type_name -> banger.v1.Template
-	67, // 45: banger.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	64, // 46: banger.v1.GetStatusResponse.drivers:type_name -> banger.v1.Driver
-	63, // 47: banger.v1.GetStatusResponse.dns:type_name -> banger.v1.DNSStatus
-	62, // 48: banger.v1.GetStatusResponse.network:type_name -> banger.v1.NetworkStatus
-	8,  // 49: banger.v1.VMService.CreateVM:input_type -> banger.v1.CreateVMRequest
-	10, // 50: banger.v1.VMService.ListVMs:input_type -> banger.v1.ListVMsRequest
-	12, // 51: banger.v1.VMService.GetVM:input_type -> banger.v1.GetVMRequest
-	14, // 52: banger.v1.VMService.StartVM:input_type -> banger.v1.StartVMRequest
-	16, // 53: banger.v1.VMService.StopVM:input_type -> banger.v1.StopVMRequest
-	25, // 54: banger.v1.VMService.RestartVM:input_type -> banger.v1.RestartVMRequest
-	27, // 55: banger.v1.VMService.DeleteVM:input_type -> banger.v1.DeleteVMRequest
-	29, // 56: banger.v1.VMService.SetVM:input_type -> banger.v1.SetVMRequest
-	18, // 57: banger.v1.VMService.SuspendVM:input_type -> banger.v1.SuspendVMRequest
-	20, // 58: banger.v1.VMService.ForkVM:input_type -> banger.v1.ForkVMRequest
-	23, // 59: banger.v1.VMService.CloneVM:input_type -> banger.v1.CloneVMRequest
-	31, // 60: banger.v1.VMService.PingVM:input_type -> banger.v1.PingVMRequest
-	33, // 61: banger.v1.VMService.ExecVM:input_type -> banger.v1.ExecVMRequest
-	35, // 62: banger.v1.VMService.GetSSHEndpoint:input_type -> banger.v1.GetSSHEndpointRequest
-	37, // 63: banger.v1.VMService.ReadLog:input_type -> banger.v1.ReadLogRequest
-	39, // 64: banger.v1.VMService.ListEvents:input_type -> banger.v1.ListEventsRequest
-	44, // 65: banger.v1.ImageService.ListImages:input_type -> banger.v1.ListImagesRequest
-	46, // 66: banger.v1.ImageService.GetImage:input_type -> banger.v1.GetImageRequest
-	48, // 67: banger.v1.ImageService.ListKernels:input_type -> banger.v1.ListKernelsRequest
-	50, // 68: banger.v1.ImageService.Setup:input_type -> banger.v1.SetupRequest
-	54, // 69: banger.v1.TemplateService.ListTemplates:input_type -> banger.v1.ListTemplatesRequest
-	56, // 70: banger.v1.TemplateService.DeleteTemplate:input_type -> banger.v1.DeleteTemplateRequest
-	58, // 71: banger.v1.TemplateService.WarmTemplate:input_type -> banger.v1.WarmTemplateRequest
-	60, // 72: banger.v1.DaemonService.GetStatus:input_type -> banger.v1.GetStatusRequest
-	65, // 73: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	9,  // 74: banger.v1.VMService.CreateVM:output_type -> banger.v1.CreateVMResponse
-	11, // 75: banger.v1.VMService.ListVMs:output_type -> banger.v1.ListVMsResponse
-	13, // 76: banger.v1.VMService.GetVM:output_type -> banger.v1.GetVMResponse
-	15, // 77: banger.v1.VMService.StartVM:output_type -> banger.v1.StartVMResponse
-	17, // 78: banger.v1.VMService.StopVM:output_type -> banger.v1.StopVMResponse
-	26, // 79: banger.v1.VMService.RestartVM:output_type -> banger.v1.RestartVMResponse
-	28, // 80: banger.v1.VMService.DeleteVM:output_type -> banger.v1.DeleteVMResponse
-	30, // 81: banger.v1.VMService.SetVM:output_type -> banger.v1.SetVMResponse
-	19, // 82: banger.v1.VMService.SuspendVM:output_type -> banger.v1.SuspendVMResponse
-	21, // 83: banger.v1.VMService.ForkVM:output_type -> banger.v1.ForkVMResponse
-	24, // 84: banger.v1.VMService.CloneVM:output_type -> banger.v1.CloneVMResponse
-	32, // 85: banger.v1.VMService.PingVM:output_type -> banger.v1.PingVMResponse
-	34, // 86: banger.v1.VMService.ExecVM:output_type -> banger.v1.ExecVMResponse
-	36, // 87: banger.v1.VMService.GetSSHEndpoint:output_type -> banger.v1.GetSSHEndpointResponse
-	38, // 88: banger.v1.VMService.ReadLog:output_type -> banger.v1.ReadLogResponse
-	40, // 89: banger.v1.VMService.ListEvents:output_type -> banger.v1.ListEventsResponse
-	45, // 90: banger.v1.ImageService.ListImages:output_type -> banger.v1.ListImagesResponse
-	47, // 91: banger.v1.ImageService.GetImage:output_type -> banger.v1.GetImageResponse
-	49, // 92: banger.v1.ImageService.ListKernels:output_type -> banger.v1.ListKernelsResponse
-	51, // 93: banger.v1.ImageService.Setup:output_type -> banger.v1.SetupResponse
-	55, // 94: banger.v1.TemplateService.ListTemplates:output_type -> banger.v1.ListTemplatesResponse
-	57, // 95: banger.v1.TemplateService.DeleteTemplate:output_type -> banger.v1.DeleteTemplateResponse
-	59, // 96: banger.v1.TemplateService.WarmTemplate:output_type -> banger.v1.WarmTemplateResponse
-	61, // 97: banger.v1.DaemonService.GetStatus:output_type -> banger.v1.GetStatusResponse
-	66, // 98: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	74, // [74:99] is the sub-list for method output_type
-	49, // [49:74] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	86, // 30: banger.v1.Event.at:type_name -> google.protobuf.Timestamp
+	86, // 31: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	86, // 32: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
+	7,  // 33: banger.v1.ImportImageResponse.progress:type_name -> banger.v1.Progress
+	42, // 34: banger.v1.ImportImageResponse.image:type_name -> banger.v1.Image
+	42, // 35: banger.v1.SetDefaultImageResponse.image:type_name -> banger.v1.Image
+	42, // 36: banger.v1.RenameImageResponse.image:type_name -> banger.v1.Image
+	43, // 37: banger.v1.GetKernelResponse.kernel:type_name -> banger.v1.Kernel
+	7,  // 38: banger.v1.ImportKernelResponse.progress:type_name -> banger.v1.Progress
+	43, // 39: banger.v1.ImportKernelResponse.kernel:type_name -> banger.v1.Kernel
+	43, // 40: banger.v1.SetDefaultKernelResponse.kernel:type_name -> banger.v1.Kernel
+	43, // 41: banger.v1.CheckKernelResponse.kernel:type_name -> banger.v1.Kernel
+	44, // 42: banger.v1.CheckKernelResponse.options:type_name -> banger.v1.KernelOption
+	42, // 43: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
+	42, // 44: banger.v1.GetImageResponse.image:type_name -> banger.v1.Image
+	43, // 45: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
+	7,  // 46: banger.v1.SetupResponse.progress:type_name -> banger.v1.Progress
+	71, // 47: banger.v1.SetupResponse.result:type_name -> banger.v1.SetupResult
+	42, // 48: banger.v1.SetupResult.image:type_name -> banger.v1.Image
+	43, // 49: banger.v1.SetupResult.kernel:type_name -> banger.v1.Kernel
+	86, // 50: banger.v1.Template.created_at:type_name -> google.protobuf.Timestamp
+	86, // 51: banger.v1.Template.last_used_at:type_name -> google.protobuf.Timestamp
+	72, // 52: banger.v1.ListTemplatesResponse.templates:type_name -> banger.v1.Template
+	3,  // 53: banger.v1.WarmTemplateRequest.spec:type_name -> banger.v1.VMSpec
+	7,  // 54: banger.v1.WarmTemplateResponse.progress:type_name -> banger.v1.Progress
+	72, // 55: banger.v1.WarmTemplateResponse.template:type_name -> banger.v1.Template
+	86, // 56: banger.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	83, // 57: banger.v1.GetStatusResponse.drivers:type_name -> banger.v1.Driver
+	82, // 58: banger.v1.GetStatusResponse.dns:type_name -> banger.v1.DNSStatus
+	81, // 59: banger.v1.GetStatusResponse.network:type_name -> banger.v1.NetworkStatus
+	8,  // 60: banger.v1.VMService.CreateVM:input_type -> banger.v1.CreateVMRequest
+	10, // 61: banger.v1.VMService.ListVMs:input_type -> banger.v1.ListVMsRequest
+	12, // 62: banger.v1.VMService.GetVM:input_type -> banger.v1.GetVMRequest
+	14, // 63: banger.v1.VMService.StartVM:input_type -> banger.v1.StartVMRequest
+	16, // 64: banger.v1.VMService.StopVM:input_type -> banger.v1.StopVMRequest
+	25, // 65: banger.v1.VMService.RestartVM:input_type -> banger.v1.RestartVMRequest
+	27, // 66: banger.v1.VMService.DeleteVM:input_type -> banger.v1.DeleteVMRequest
+	29, // 67: banger.v1.VMService.SetVM:input_type -> banger.v1.SetVMRequest
+	18, // 68: banger.v1.VMService.SuspendVM:input_type -> banger.v1.SuspendVMRequest
+	20, // 69: banger.v1.VMService.ForkVM:input_type -> banger.v1.ForkVMRequest
+	23, // 70: banger.v1.VMService.CloneVM:input_type -> banger.v1.CloneVMRequest
+	31, // 71: banger.v1.VMService.PingVM:input_type -> banger.v1.PingVMRequest
+	33, // 72: banger.v1.VMService.ExecVM:input_type -> banger.v1.ExecVMRequest
+	35, // 73: banger.v1.VMService.GetSSHEndpoint:input_type -> banger.v1.GetSSHEndpointRequest
+	37, // 74: banger.v1.VMService.ReadLog:input_type -> banger.v1.ReadLogRequest
+	39, // 75: banger.v1.VMService.ListEvents:input_type -> banger.v1.ListEventsRequest
+	63, // 76: banger.v1.ImageService.ListImages:input_type -> banger.v1.ListImagesRequest
+	65, // 77: banger.v1.ImageService.GetImage:input_type -> banger.v1.GetImageRequest
+	67, // 78: banger.v1.ImageService.ListKernels:input_type -> banger.v1.ListKernelsRequest
+	69, // 79: banger.v1.ImageService.Setup:input_type -> banger.v1.SetupRequest
+	45, // 80: banger.v1.ImageService.ImportImage:input_type -> banger.v1.ImportImageRequest
+	47, // 81: banger.v1.ImageService.SetDefaultImage:input_type -> banger.v1.SetDefaultImageRequest
+	49, // 82: banger.v1.ImageService.DeleteImage:input_type -> banger.v1.DeleteImageRequest
+	51, // 83: banger.v1.ImageService.RenameImage:input_type -> banger.v1.RenameImageRequest
+	53, // 84: banger.v1.ImageService.GetKernel:input_type -> banger.v1.GetKernelRequest
+	55, // 85: banger.v1.ImageService.ImportKernel:input_type -> banger.v1.ImportKernelRequest
+	57, // 86: banger.v1.ImageService.SetDefaultKernel:input_type -> banger.v1.SetDefaultKernelRequest
+	59, // 87: banger.v1.ImageService.DeleteKernel:input_type -> banger.v1.DeleteKernelRequest
+	61, // 88: banger.v1.ImageService.CheckKernel:input_type -> banger.v1.CheckKernelRequest
+	73, // 89: banger.v1.TemplateService.ListTemplates:input_type -> banger.v1.ListTemplatesRequest
+	75, // 90: banger.v1.TemplateService.DeleteTemplate:input_type -> banger.v1.DeleteTemplateRequest
+	77, // 91: banger.v1.TemplateService.WarmTemplate:input_type -> banger.v1.WarmTemplateRequest
+	79, // 92: banger.v1.DaemonService.GetStatus:input_type -> banger.v1.GetStatusRequest
+	84, // 93: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	9,  // 94: banger.v1.VMService.CreateVM:output_type -> banger.v1.CreateVMResponse
+	11, // 95: banger.v1.VMService.ListVMs:output_type -> banger.v1.ListVMsResponse
+	13, // 96: banger.v1.VMService.GetVM:output_type -> banger.v1.GetVMResponse
+	15, // 97: banger.v1.VMService.StartVM:output_type -> banger.v1.StartVMResponse
+	17, // 98: banger.v1.VMService.StopVM:output_type -> banger.v1.StopVMResponse
+	26, // 99: banger.v1.VMService.RestartVM:output_type -> banger.v1.RestartVMResponse
+	28, // 100: banger.v1.VMService.DeleteVM:output_type -> banger.v1.DeleteVMResponse
+	30, // 101: banger.v1.VMService.SetVM:output_type -> banger.v1.SetVMResponse
+	19, // 102: banger.v1.VMService.SuspendVM:output_type -> banger.v1.SuspendVMResponse
+	21, // 103: banger.v1.VMService.ForkVM:output_type -> banger.v1.ForkVMResponse
+	24, // 104: banger.v1.VMService.CloneVM:output_type -> banger.v1.CloneVMResponse
+	32, // 105: banger.v1.VMService.PingVM:output_type -> banger.v1.PingVMResponse
+	34, // 106: banger.v1.VMService.ExecVM:output_type -> banger.v1.ExecVMResponse
+	36, // 107: banger.v1.VMService.GetSSHEndpoint:output_type -> banger.v1.GetSSHEndpointResponse
+	38, // 108: banger.v1.VMService.ReadLog:output_type -> banger.v1.ReadLogResponse
+	40, // 109: banger.v1.VMService.ListEvents:output_type -> banger.v1.ListEventsResponse
+	64, // 110: banger.v1.ImageService.ListImages:output_type -> banger.v1.ListImagesResponse
+	66, // 111: banger.v1.ImageService.GetImage:output_type -> banger.v1.GetImageResponse
+	68, // 112: banger.v1.ImageService.ListKernels:output_type -> banger.v1.ListKernelsResponse
+	70, // 113: banger.v1.ImageService.Setup:output_type -> banger.v1.SetupResponse
+	46, // 114: banger.v1.ImageService.ImportImage:output_type -> banger.v1.ImportImageResponse
+	48, // 115: banger.v1.ImageService.SetDefaultImage:output_type -> banger.v1.SetDefaultImageResponse
+	50, // 116: banger.v1.ImageService.DeleteImage:output_type -> banger.v1.DeleteImageResponse
+	52, // 117: banger.v1.ImageService.RenameImage:output_type -> banger.v1.RenameImageResponse
+	54, // 118: banger.v1.ImageService.GetKernel:output_type -> banger.v1.GetKernelResponse
+	56, // 119: banger.v1.ImageService.ImportKernel:output_type -> banger.v1.ImportKernelResponse
+	58, // 120: banger.v1.ImageService.SetDefaultKernel:output_type -> banger.v1.SetDefaultKernelResponse
+	60, // 121: banger.v1.ImageService.DeleteKernel:output_type -> banger.v1.DeleteKernelResponse
+	62, // 122: banger.v1.ImageService.CheckKernel:output_type -> banger.v1.CheckKernelResponse
+	74, // 123: banger.v1.TemplateService.ListTemplates:output_type -> banger.v1.ListTemplatesResponse
+	76, // 124: banger.v1.TemplateService.DeleteTemplate:output_type -> banger.v1.DeleteTemplateResponse
+	78, // 125: banger.v1.TemplateService.WarmTemplate:output_type -> banger.v1.WarmTemplateResponse
+	80, // 126: banger.v1.DaemonService.GetStatus:output_type -> banger.v1.GetStatusResponse
+	85, // 127: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	94, // [94:128] is the sub-list for method output_type
+	60, // [60:94] is the sub-list for method input_type
+	60, // [60:60] is the sub-list for extension type_name
+	60, // [60:60] is the sub-list for extension extendee
+	0,  // [0:60] is the sub-list for field type_name
 }
 
 func init() { file_banger_v1_banger_proto_init() }
@@ -5141,11 +6364,19 @@ func file_banger_v1_banger_proto_init() {
 		(*ExecVMRequest_Vm)(nil),
 		(*ExecVMRequest_Exec)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[49].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[44].OneofWrappers = []any{
+		(*ImportImageResponse_Progress)(nil),
+		(*ImportImageResponse_Image)(nil),
+	}
+	file_banger_v1_banger_proto_msgTypes[54].OneofWrappers = []any{
+		(*ImportKernelResponse_Progress)(nil),
+		(*ImportKernelResponse_Kernel)(nil),
+	}
+	file_banger_v1_banger_proto_msgTypes[68].OneofWrappers = []any{
 		(*SetupResponse_Progress)(nil),
 		(*SetupResponse_Result)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[57].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[76].OneofWrappers = []any{
 		(*WarmTemplateResponse_Progress)(nil),
 		(*WarmTemplateResponse_Template)(nil),
 	}
@@ -5155,7 +6386,7 @@ func file_banger_v1_banger_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_banger_proto_rawDesc), len(file_banger_v1_banger_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   65,
+			NumMessages:   84,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

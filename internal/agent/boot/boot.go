@@ -216,17 +216,37 @@ func initArgument(line string) string {
 	return path
 }
 
-// findInit returns the image's init below root, or "" when it has none.
+// findInit returns the image's init below root, or "" when it has none that works.
 func findInit(root, wanted string) string {
 	for _, path := range []string{wanted, "/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd", "/etc/init"} {
 		if path == "" {
 			continue
 		}
-		if info, err := os.Stat(filepath.Join(root, path)); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+		info, err := os.Stat(filepath.Join(root, path))
+		if err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 && !idleBusyBox(root, path) {
 			return path
 		}
 	}
 	return ""
+}
+
+// idleBusyBox tells whether an init is BusyBox with nothing to start, as in Alpine's container images: what its
+// inittab names for the system's start is not installed.
+func idleBusyBox(root, path string) bool {
+	target, err := filepath.EvalSymlinks(filepath.Join(root, path))
+	if err != nil || filepath.Base(target) != "busybox" {
+		return false
+	}
+	program := "/etc/init.d/rcS" // without an inittab; busybox/init/init.c
+	table, _ := os.ReadFile(filepath.Join(root, "etc/inittab"))
+	for line := range strings.Lines(string(table)) {
+		if f := strings.SplitN(strings.TrimSpace(line), ":", 4); len(f) == 4 && !strings.HasPrefix(line, "#") && f[2] == "sysinit" {
+			program, _, _ = strings.Cut(f[3], " ")
+			break
+		}
+	}
+	_, err = os.Stat(filepath.Join(root, program))
+	return err != nil
 }
 
 // forget removes what the initramfs need not keep in memory, or must not: the config holds a private key.

@@ -283,3 +283,22 @@ func seedPlain(source, from string) error {
 	}
 	return os.Chown(source, int(st.Uid), int(st.Gid))
 }
+
+// MountControlGroups mounts the control groups where systemd would, and lets groups below the first have all controllers.
+func MountControlGroups() error {
+	const dir = "/sys/fs/cgroup"
+	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
+	if err := unix.Mount("cgroup2", dir, "cgroup2", flags, "nsdelegate"); err != nil && !errors.Is(err, unix.EBUSY) {
+		return fmt.Errorf("mount %s: %w", dir, err)
+	}
+	controllers, err := os.ReadFile(dir + "/cgroup.controllers")
+	if err != nil {
+		return err
+	}
+	for _, c := range strings.Fields(string(controllers)) {
+		if err := os.WriteFile(dir+"/cgroup.subtree_control", []byte("+"+c), 0); err != nil {
+			return fmt.Errorf("hand down the controller %s: %w", c, err)
+		}
+	}
+	return nil
+}

@@ -141,6 +141,12 @@ func (r Runner) assignments(name string) []string {
 	return out
 }
 
+// Account returns the home directory and the shell of a user, as a login has them.
+func (r Runner) Account(user string) (home, shell string, err error) {
+	a, err := r.account(user)
+	return a.home, a.shell, err
+}
+
 // account finds a user by name or number. Root exists even in an image without /etc/passwd, and so does
 // every number.
 func (r Runner) account(user string) (account, error) {

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"banger/internal/bundle"
 	"banger/internal/doctor"
 	"banger/internal/fault"
 	"banger/internal/paths"
@@ -41,6 +42,7 @@ func Checks(p paths.Paths) []doctor.Check {
 		{Name: "keyring", Run: checkKeyring, Hint: "apt install debian-archive-keyring"},
 		{Name: "kvm", Run: func(context.Context) doctor.Result { return checkKVM("/dev/kvm", "/sys/module/kvm_pvm") }},
 		{Name: "nethelper", Run: checkNetHelper, Hint: "build and install all of banger: make install"},
+		{Name: "runtime", Run: checkRuntime, Hint: "see what is wrong: banger runtime verify"},
 		{Name: "disk space", Run: func(context.Context) doctor.Result { return checkSpace(p.State) }},
 		{Name: "directories", Run: func(context.Context) doctor.Result { return checkDirectories(p) }},
 		{Name: "socket", Run: func(context.Context) doctor.Result { return checkSocket(p) }},
@@ -126,6 +128,29 @@ func checkNetHelper(context.Context) doctor.Result {
 		return doctor.Missing(path+" lacks the capabilities CAP_NET_ADMIN and CAP_NET_BIND_SERVICE", "sudo setcap cap_net_admin,cap_net_bind_service+ep "+path)
 	}
 	return doctor.Good(path + " has CAP_NET_ADMIN and CAP_NET_BIND_SERVICE")
+}
+
+// checkRuntime tells what the runtime directory has. Nothing in it is needed; what it names and has not is.
+func checkRuntime(context.Context) doctor.Result {
+	place, err := bundle.Here()
+	if err != nil {
+		return doctor.Fail(err)
+	}
+	b, err := bundle.Read(place.Dir)
+	if err != nil {
+		return doctor.Fail(err)
+	}
+	var names []string
+	for _, p := range b.Parts() {
+		if info, err := os.Stat(p.Path); err != nil || !info.Mode().IsRegular() {
+			return doctor.Missing(p.Path+" (the "+p.Name+") is missing", "")
+		}
+		names = append(names, p.Name)
+	}
+	if len(names) == 0 {
+		return doctor.Note("nothing in " + place.Dir)
+	}
+	return doctor.Good(place.Dir + " has " + strings.Join(names, ", "))
 }
 
 // hasCapabilities reads the file capabilities: struct vfs_cap_data of linux/capability.h, little-endian,

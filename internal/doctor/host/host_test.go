@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"banger/internal/bundle"
 	"banger/internal/doctor"
 	"banger/internal/paths"
 )
@@ -91,5 +92,30 @@ func TestChecksEnd(t *testing.T) {
 		if r.Message == "" || r.Status != doctor.OKStatus && r.Hint == "" {
 			t.Errorf("%+v", r)
 		}
+	}
+}
+
+func TestRuntime(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv(bundle.DirVariable, dir)
+	if r := checkRuntime(t.Context()); r.Status != doctor.OKStatus {
+		t.Errorf("an empty one: %+v", r)
+	}
+	for text, want := range map[string]doctor.Status{
+		`{"schema": 1, "vmms": {"firecracker": "fc"}}`: doctor.OKStatus, `{"schema": 1, "kernel": "gone"}`: doctor.MissingStatus,
+		`{`: doctor.MissingStatus, `{"schema": 1, "kernel": "../fc"}`: doctor.MissingStatus,
+	} {
+		for name, content := range map[string]string{bundle.ManifestName: text, "fc": "x"} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if r := checkRuntime(t.Context()); r.Status != want {
+			t.Errorf("%s: %+v", text, r)
+		}
+	}
+	t.Setenv(bundle.DirVariable, "relative")
+	if r := checkRuntime(t.Context()); r.Status != doctor.MissingStatus || r.Hint == "" {
+		t.Errorf("a relative path: %+v", r)
 	}
 }

@@ -85,6 +85,32 @@ const (
 	ImageServiceListKernelsProcedure = "/banger.v1.ImageService/ListKernels"
 	// ImageServiceSetupProcedure is the fully-qualified name of the ImageService's Setup RPC.
 	ImageServiceSetupProcedure = "/banger.v1.ImageService/Setup"
+	// ImageServiceImportImageProcedure is the fully-qualified name of the ImageService's ImportImage
+	// RPC.
+	ImageServiceImportImageProcedure = "/banger.v1.ImageService/ImportImage"
+	// ImageServiceSetDefaultImageProcedure is the fully-qualified name of the ImageService's
+	// SetDefaultImage RPC.
+	ImageServiceSetDefaultImageProcedure = "/banger.v1.ImageService/SetDefaultImage"
+	// ImageServiceDeleteImageProcedure is the fully-qualified name of the ImageService's DeleteImage
+	// RPC.
+	ImageServiceDeleteImageProcedure = "/banger.v1.ImageService/DeleteImage"
+	// ImageServiceRenameImageProcedure is the fully-qualified name of the ImageService's RenameImage
+	// RPC.
+	ImageServiceRenameImageProcedure = "/banger.v1.ImageService/RenameImage"
+	// ImageServiceGetKernelProcedure is the fully-qualified name of the ImageService's GetKernel RPC.
+	ImageServiceGetKernelProcedure = "/banger.v1.ImageService/GetKernel"
+	// ImageServiceImportKernelProcedure is the fully-qualified name of the ImageService's ImportKernel
+	// RPC.
+	ImageServiceImportKernelProcedure = "/banger.v1.ImageService/ImportKernel"
+	// ImageServiceSetDefaultKernelProcedure is the fully-qualified name of the ImageService's
+	// SetDefaultKernel RPC.
+	ImageServiceSetDefaultKernelProcedure = "/banger.v1.ImageService/SetDefaultKernel"
+	// ImageServiceDeleteKernelProcedure is the fully-qualified name of the ImageService's DeleteKernel
+	// RPC.
+	ImageServiceDeleteKernelProcedure = "/banger.v1.ImageService/DeleteKernel"
+	// ImageServiceCheckKernelProcedure is the fully-qualified name of the ImageService's CheckKernel
+	// RPC.
+	ImageServiceCheckKernelProcedure = "/banger.v1.ImageService/CheckKernel"
 	// TemplateServiceListTemplatesProcedure is the fully-qualified name of the TemplateService's
 	// ListTemplates RPC.
 	TemplateServiceListTemplatesProcedure = "/banger.v1.TemplateService/ListTemplates"
@@ -611,6 +637,19 @@ type ImageServiceClient interface {
 	ListKernels(context.Context, *v1.ListKernelsRequest) (*v1.ListKernelsResponse, error)
 	// Setup makes what a fresh machine needs: the default kernel and image. What is in place stays.
 	Setup(context.Context, *v1.SetupRequest) (*connect.ServerStreamForClient[v1.SetupResponse], error)
+	// ImportImage makes an image of a file on this host or of an image in a registry. It is undone when the client goes away.
+	ImportImage(context.Context, *v1.ImportImageRequest) (*connect.ServerStreamForClient[v1.ImportImageResponse], error)
+	SetDefaultImage(context.Context, *v1.SetDefaultImageRequest) (*v1.SetDefaultImageResponse, error)
+	// DeleteImage and RenameImage refuse while a VM uses the image.
+	DeleteImage(context.Context, *v1.DeleteImageRequest) (*v1.DeleteImageResponse, error)
+	RenameImage(context.Context, *v1.RenameImageRequest) (*v1.RenameImageResponse, error)
+	GetKernel(context.Context, *v1.GetKernelRequest) (*v1.GetKernelResponse, error)
+	// ImportKernel makes a kernel of a package, of a file, or of what this host boots. It is undone when the client goes away.
+	ImportKernel(context.Context, *v1.ImportKernelRequest) (*connect.ServerStreamForClient[v1.ImportKernelResponse], error)
+	SetDefaultKernel(context.Context, *v1.SetDefaultKernelRequest) (*v1.SetDefaultKernelResponse, error)
+	DeleteKernel(context.Context, *v1.DeleteKernelRequest) (*v1.DeleteKernelResponse, error)
+	// CheckKernel compares a kernel's configuration with what banger and Docker need.
+	CheckKernel(context.Context, *v1.CheckKernelRequest) (*v1.CheckKernelResponse, error)
 }
 
 // NewImageServiceClient constructs a client for the banger.v1.ImageService service. By default, it
@@ -648,15 +687,78 @@ func NewImageServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(imageServiceMethods.ByName("Setup")),
 			connect.WithClientOptions(opts...),
 		),
+		importImage: connect.NewClient[v1.ImportImageRequest, v1.ImportImageResponse](
+			httpClient,
+			baseURL+ImageServiceImportImageProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("ImportImage")),
+			connect.WithClientOptions(opts...),
+		),
+		setDefaultImage: connect.NewClient[v1.SetDefaultImageRequest, v1.SetDefaultImageResponse](
+			httpClient,
+			baseURL+ImageServiceSetDefaultImageProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("SetDefaultImage")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteImage: connect.NewClient[v1.DeleteImageRequest, v1.DeleteImageResponse](
+			httpClient,
+			baseURL+ImageServiceDeleteImageProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("DeleteImage")),
+			connect.WithClientOptions(opts...),
+		),
+		renameImage: connect.NewClient[v1.RenameImageRequest, v1.RenameImageResponse](
+			httpClient,
+			baseURL+ImageServiceRenameImageProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("RenameImage")),
+			connect.WithClientOptions(opts...),
+		),
+		getKernel: connect.NewClient[v1.GetKernelRequest, v1.GetKernelResponse](
+			httpClient,
+			baseURL+ImageServiceGetKernelProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("GetKernel")),
+			connect.WithClientOptions(opts...),
+		),
+		importKernel: connect.NewClient[v1.ImportKernelRequest, v1.ImportKernelResponse](
+			httpClient,
+			baseURL+ImageServiceImportKernelProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("ImportKernel")),
+			connect.WithClientOptions(opts...),
+		),
+		setDefaultKernel: connect.NewClient[v1.SetDefaultKernelRequest, v1.SetDefaultKernelResponse](
+			httpClient,
+			baseURL+ImageServiceSetDefaultKernelProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("SetDefaultKernel")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteKernel: connect.NewClient[v1.DeleteKernelRequest, v1.DeleteKernelResponse](
+			httpClient,
+			baseURL+ImageServiceDeleteKernelProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("DeleteKernel")),
+			connect.WithClientOptions(opts...),
+		),
+		checkKernel: connect.NewClient[v1.CheckKernelRequest, v1.CheckKernelResponse](
+			httpClient,
+			baseURL+ImageServiceCheckKernelProcedure,
+			connect.WithSchema(imageServiceMethods.ByName("CheckKernel")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // imageServiceClient implements ImageServiceClient.
 type imageServiceClient struct {
-	listImages  *connect.Client[v1.ListImagesRequest, v1.ListImagesResponse]
-	getImage    *connect.Client[v1.GetImageRequest, v1.GetImageResponse]
-	listKernels *connect.Client[v1.ListKernelsRequest, v1.ListKernelsResponse]
-	setup       *connect.Client[v1.SetupRequest, v1.SetupResponse]
+	listImages       *connect.Client[v1.ListImagesRequest, v1.ListImagesResponse]
+	getImage         *connect.Client[v1.GetImageRequest, v1.GetImageResponse]
+	listKernels      *connect.Client[v1.ListKernelsRequest, v1.ListKernelsResponse]
+	setup            *connect.Client[v1.SetupRequest, v1.SetupResponse]
+	importImage      *connect.Client[v1.ImportImageRequest, v1.ImportImageResponse]
+	setDefaultImage  *connect.Client[v1.SetDefaultImageRequest, v1.SetDefaultImageResponse]
+	deleteImage      *connect.Client[v1.DeleteImageRequest, v1.DeleteImageResponse]
+	renameImage      *connect.Client[v1.RenameImageRequest, v1.RenameImageResponse]
+	getKernel        *connect.Client[v1.GetKernelRequest, v1.GetKernelResponse]
+	importKernel     *connect.Client[v1.ImportKernelRequest, v1.ImportKernelResponse]
+	setDefaultKernel *connect.Client[v1.SetDefaultKernelRequest, v1.SetDefaultKernelResponse]
+	deleteKernel     *connect.Client[v1.DeleteKernelRequest, v1.DeleteKernelResponse]
+	checkKernel      *connect.Client[v1.CheckKernelRequest, v1.CheckKernelResponse]
 }
 
 // ListImages calls banger.v1.ImageService.ListImages.
@@ -691,6 +793,79 @@ func (c *imageServiceClient) Setup(ctx context.Context, req *v1.SetupRequest) (*
 	return c.setup.CallServerStream(ctx, connect.NewRequest(req))
 }
 
+// ImportImage calls banger.v1.ImageService.ImportImage.
+func (c *imageServiceClient) ImportImage(ctx context.Context, req *v1.ImportImageRequest) (*connect.ServerStreamForClient[v1.ImportImageResponse], error) {
+	return c.importImage.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// SetDefaultImage calls banger.v1.ImageService.SetDefaultImage.
+func (c *imageServiceClient) SetDefaultImage(ctx context.Context, req *v1.SetDefaultImageRequest) (*v1.SetDefaultImageResponse, error) {
+	response, err := c.setDefaultImage.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DeleteImage calls banger.v1.ImageService.DeleteImage.
+func (c *imageServiceClient) DeleteImage(ctx context.Context, req *v1.DeleteImageRequest) (*v1.DeleteImageResponse, error) {
+	response, err := c.deleteImage.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RenameImage calls banger.v1.ImageService.RenameImage.
+func (c *imageServiceClient) RenameImage(ctx context.Context, req *v1.RenameImageRequest) (*v1.RenameImageResponse, error) {
+	response, err := c.renameImage.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// GetKernel calls banger.v1.ImageService.GetKernel.
+func (c *imageServiceClient) GetKernel(ctx context.Context, req *v1.GetKernelRequest) (*v1.GetKernelResponse, error) {
+	response, err := c.getKernel.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ImportKernel calls banger.v1.ImageService.ImportKernel.
+func (c *imageServiceClient) ImportKernel(ctx context.Context, req *v1.ImportKernelRequest) (*connect.ServerStreamForClient[v1.ImportKernelResponse], error) {
+	return c.importKernel.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// SetDefaultKernel calls banger.v1.ImageService.SetDefaultKernel.
+func (c *imageServiceClient) SetDefaultKernel(ctx context.Context, req *v1.SetDefaultKernelRequest) (*v1.SetDefaultKernelResponse, error) {
+	response, err := c.setDefaultKernel.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DeleteKernel calls banger.v1.ImageService.DeleteKernel.
+func (c *imageServiceClient) DeleteKernel(ctx context.Context, req *v1.DeleteKernelRequest) (*v1.DeleteKernelResponse, error) {
+	response, err := c.deleteKernel.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CheckKernel calls banger.v1.ImageService.CheckKernel.
+func (c *imageServiceClient) CheckKernel(ctx context.Context, req *v1.CheckKernelRequest) (*v1.CheckKernelResponse, error) {
+	response, err := c.checkKernel.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // ImageServiceHandler is an implementation of the banger.v1.ImageService service.
 type ImageServiceHandler interface {
 	ListImages(context.Context, *v1.ListImagesRequest) (*v1.ListImagesResponse, error)
@@ -698,6 +873,19 @@ type ImageServiceHandler interface {
 	ListKernels(context.Context, *v1.ListKernelsRequest) (*v1.ListKernelsResponse, error)
 	// Setup makes what a fresh machine needs: the default kernel and image. What is in place stays.
 	Setup(context.Context, *v1.SetupRequest, *connect.ServerStream[v1.SetupResponse]) error
+	// ImportImage makes an image of a file on this host or of an image in a registry. It is undone when the client goes away.
+	ImportImage(context.Context, *v1.ImportImageRequest, *connect.ServerStream[v1.ImportImageResponse]) error
+	SetDefaultImage(context.Context, *v1.SetDefaultImageRequest) (*v1.SetDefaultImageResponse, error)
+	// DeleteImage and RenameImage refuse while a VM uses the image.
+	DeleteImage(context.Context, *v1.DeleteImageRequest) (*v1.DeleteImageResponse, error)
+	RenameImage(context.Context, *v1.RenameImageRequest) (*v1.RenameImageResponse, error)
+	GetKernel(context.Context, *v1.GetKernelRequest) (*v1.GetKernelResponse, error)
+	// ImportKernel makes a kernel of a package, of a file, or of what this host boots. It is undone when the client goes away.
+	ImportKernel(context.Context, *v1.ImportKernelRequest, *connect.ServerStream[v1.ImportKernelResponse]) error
+	SetDefaultKernel(context.Context, *v1.SetDefaultKernelRequest) (*v1.SetDefaultKernelResponse, error)
+	DeleteKernel(context.Context, *v1.DeleteKernelRequest) (*v1.DeleteKernelResponse, error)
+	// CheckKernel compares a kernel's configuration with what banger and Docker need.
+	CheckKernel(context.Context, *v1.CheckKernelRequest) (*v1.CheckKernelResponse, error)
 }
 
 // NewImageServiceHandler builds an HTTP handler from the service implementation. It returns the
@@ -731,6 +919,60 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(imageServiceMethods.ByName("Setup")),
 		connect.WithHandlerOptions(opts...),
 	)
+	imageServiceImportImageHandler := connect.NewServerStreamHandlerSimple(
+		ImageServiceImportImageProcedure,
+		svc.ImportImage,
+		connect.WithSchema(imageServiceMethods.ByName("ImportImage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceSetDefaultImageHandler := connect.NewUnaryHandlerSimple(
+		ImageServiceSetDefaultImageProcedure,
+		svc.SetDefaultImage,
+		connect.WithSchema(imageServiceMethods.ByName("SetDefaultImage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceDeleteImageHandler := connect.NewUnaryHandlerSimple(
+		ImageServiceDeleteImageProcedure,
+		svc.DeleteImage,
+		connect.WithSchema(imageServiceMethods.ByName("DeleteImage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceRenameImageHandler := connect.NewUnaryHandlerSimple(
+		ImageServiceRenameImageProcedure,
+		svc.RenameImage,
+		connect.WithSchema(imageServiceMethods.ByName("RenameImage")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceGetKernelHandler := connect.NewUnaryHandlerSimple(
+		ImageServiceGetKernelProcedure,
+		svc.GetKernel,
+		connect.WithSchema(imageServiceMethods.ByName("GetKernel")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceImportKernelHandler := connect.NewServerStreamHandlerSimple(
+		ImageServiceImportKernelProcedure,
+		svc.ImportKernel,
+		connect.WithSchema(imageServiceMethods.ByName("ImportKernel")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceSetDefaultKernelHandler := connect.NewUnaryHandlerSimple(
+		ImageServiceSetDefaultKernelProcedure,
+		svc.SetDefaultKernel,
+		connect.WithSchema(imageServiceMethods.ByName("SetDefaultKernel")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceDeleteKernelHandler := connect.NewUnaryHandlerSimple(
+		ImageServiceDeleteKernelProcedure,
+		svc.DeleteKernel,
+		connect.WithSchema(imageServiceMethods.ByName("DeleteKernel")),
+		connect.WithHandlerOptions(opts...),
+	)
+	imageServiceCheckKernelHandler := connect.NewUnaryHandlerSimple(
+		ImageServiceCheckKernelProcedure,
+		svc.CheckKernel,
+		connect.WithSchema(imageServiceMethods.ByName("CheckKernel")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/banger.v1.ImageService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case ImageServiceListImagesProcedure:
@@ -741,6 +983,24 @@ func NewImageServiceHandler(svc ImageServiceHandler, opts ...connect.HandlerOpti
 			imageServiceListKernelsHandler.ServeHTTP(w, r)
 		case ImageServiceSetupProcedure:
 			imageServiceSetupHandler.ServeHTTP(w, r)
+		case ImageServiceImportImageProcedure:
+			imageServiceImportImageHandler.ServeHTTP(w, r)
+		case ImageServiceSetDefaultImageProcedure:
+			imageServiceSetDefaultImageHandler.ServeHTTP(w, r)
+		case ImageServiceDeleteImageProcedure:
+			imageServiceDeleteImageHandler.ServeHTTP(w, r)
+		case ImageServiceRenameImageProcedure:
+			imageServiceRenameImageHandler.ServeHTTP(w, r)
+		case ImageServiceGetKernelProcedure:
+			imageServiceGetKernelHandler.ServeHTTP(w, r)
+		case ImageServiceImportKernelProcedure:
+			imageServiceImportKernelHandler.ServeHTTP(w, r)
+		case ImageServiceSetDefaultKernelProcedure:
+			imageServiceSetDefaultKernelHandler.ServeHTTP(w, r)
+		case ImageServiceDeleteKernelProcedure:
+			imageServiceDeleteKernelHandler.ServeHTTP(w, r)
+		case ImageServiceCheckKernelProcedure:
+			imageServiceCheckKernelHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -764,6 +1024,42 @@ func (UnimplementedImageServiceHandler) ListKernels(context.Context, *v1.ListKer
 
 func (UnimplementedImageServiceHandler) Setup(context.Context, *v1.SetupRequest, *connect.ServerStream[v1.SetupResponse]) error {
 	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.Setup is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) ImportImage(context.Context, *v1.ImportImageRequest, *connect.ServerStream[v1.ImportImageResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.ImportImage is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) SetDefaultImage(context.Context, *v1.SetDefaultImageRequest) (*v1.SetDefaultImageResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.SetDefaultImage is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) DeleteImage(context.Context, *v1.DeleteImageRequest) (*v1.DeleteImageResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.DeleteImage is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) RenameImage(context.Context, *v1.RenameImageRequest) (*v1.RenameImageResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.RenameImage is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) GetKernel(context.Context, *v1.GetKernelRequest) (*v1.GetKernelResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.GetKernel is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) ImportKernel(context.Context, *v1.ImportKernelRequest, *connect.ServerStream[v1.ImportKernelResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.ImportKernel is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) SetDefaultKernel(context.Context, *v1.SetDefaultKernelRequest) (*v1.SetDefaultKernelResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.SetDefaultKernel is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) DeleteKernel(context.Context, *v1.DeleteKernelRequest) (*v1.DeleteKernelResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.DeleteKernel is not implemented"))
+}
+
+func (UnimplementedImageServiceHandler) CheckKernel(context.Context, *v1.CheckKernelRequest) (*v1.CheckKernelResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("banger.v1.ImageService.CheckKernel is not implemented"))
 }
 
 // TemplateServiceClient is a client for the banger.v1.TemplateService service.

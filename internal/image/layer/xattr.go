@@ -1,0 +1,43 @@
+package layer
+
+import (
+	"encoding/binary"
+	"strings"
+)
+
+// xattrRecord begins the PAX record of an extended attribute.
+const xattrRecord = "SCHILY.xattr."
+
+// keepXattr returns an extended attribute as ext4 stores it. Left out are those that mean something to the overlay
+// above the image, and those of other systems.
+func keepXattr(key, value string) (string, string, bool) {
+	name, ok := strings.CutPrefix(key, xattrRecord)
+	switch {
+	case !ok || strings.HasPrefix(name, "trusted.overlay."):
+		return "", "", false
+	case name == "system.posix_acl_access" || name == "system.posix_acl_default":
+		acl, ok := diskACL(value)
+		return key, acl, ok
+	case strings.HasPrefix(name, "user."), strings.HasPrefix(name, "trusted."), strings.HasPrefix(name, "security."):
+		return key, value, len(name) < 256
+	}
+	return "", "", false
+}
+
+// diskACL makes the form of an access list that ext4 has on disk (linux/fs/ext4/acl.h: version 1, no ids where
+// they mean nothing) of the one that programs see (linux/posix_acl_xattr.h: version 2, eight bytes each).
+func diskACL(value string) (string, bool) {
+	const named = 0x02 | 0x08 // ACL_USER, ACL_GROUP: the entries with an id
+	b := []byte(value)
+	if len(b) < 4 || (len(b)-4)%8 != 0 || binary.LittleEndian.Uint32(b) != 2 {
+		return "", false
+	}
+	out := binary.LittleEndian.AppendUint32(nil, 1)
+	for e := b[4:]; len(e) > 0; e = e[8:] {
+		out = append(out, e[:4]...)
+		if binary.LittleEndian.Uint16(e)&named != 0 {
+			out = append(out, e[4:8]...)
+		}
+	}
+	return string(out), true
+}

@@ -1,0 +1,212 @@
+package packaging
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"banger/internal/hosttest/need"
+)
+
+const commandLimit = 2 * time.Minute
+
+// run runs a program at the root of the tree and returns what it printed.
+func run(t *testing.T, env []string, program string, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), commandLimit)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Dir = "../.."
+	cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
+	cmd.Env = append(cmd.Env, env...)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s %q: %v\n%s", program, args, err, stderr.String())
+	}
+	return string(out)
+}
+
+// needPrograms needs what `make build` makes.
+func needPrograms(t *testing.T) {
+	t.Helper()
+	bin, err := filepath.Abs("../../bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"banger", "bangerd", "banger-agent", "banger-nethelper"} {
+		need.Binary(t, filepath.Join(bin, name))
+	}
+}
+
+// modes lists the files below dir with their permissions.
+func modes(t *testing.T, dir string) map[string]fs.FileMode {
+	t.Helper()
+	found := map[string]fs.FileMode{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		rel, _ := filepath.Rel(dir, path)
+		found[rel] = info.Mode()
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+var installed = map[string]fs.FileMode{
+	"bin/banger": 0o755, "bin/bangerd": 0o755, "lib/banger/banger-agent": 0o755, "lib/banger/banger-nethelper": 0o755,
+	"lib/banger/runtime-bundle.toml": 0o644, "lib/systemd/user/bangerd.service": 0o644, "share/doc/banger/README.md": 0o644,
+	"share/doc/banger/docs/runtime.md": 0o644, "share/bash-completion/completions/banger": 0o644,
+	"share/zsh/site-functions/_banger": 0o644, "share/fish/vendor_completions.d/banger.fish": 0o644,
+}
+
+func TestInstallAndUninstall(t *testing.T) {
+	needPrograms(t)
+	dest := t.TempDir()
+	env := []string{"PREFIX=/opt/banger", "DESTDIR=" + dest}
+	run(t, env, "scripts/install")
+	to := filepath.Join(dest, "opt/banger")
+	found := modes(t, to)
+	for name, mode := range installed {
+		if found[name] != mode {
+			t.Errorf("%s: mode %v, want %v", name, found[name], mode)
+		}
+	}
+	// The programs know that they are installed, and find what belongs to them.
+	home := t.TempDir()
+	private := []string{"XDG_STATE_HOME=" + home, "XDG_CONFIG_HOME=" + home, "XDG_CACHE_HOME=" + home, "XDG_RUNTIME_DIR=" + home, "BANGER_RUNTIME_DIR="}
+	var status struct {
+		Directory, Origin string
+		Parts             []struct{ Name string }
+	}
+	if err := json.Unmarshal([]byte(run(t, private, filepath.Join(to, "bin/banger"), "runtime", "status", "-o", "json")), &status); err != nil {
+		t.Fatal(err)
+	}
+	if status.Origin != "installed" || status.Directory != filepath.Join(to, "lib/banger") || len(status.Parts) != 2 {
+		t.Errorf("%+v", status)
+	}
+	unit, err := os.ReadFile(filepath.Join(to, "lib/systemd/user/bangerd.service"))
+	if err != nil || !strings.Contains(string(unit), "ExecStart=/opt/banger/bin/bangerd\n") || strings.Contains(string(unit), "@") {
+		t.Errorf("the unit: %v\n%s", err, unit)
+	}
+	run(t, env, "scripts/install") // again, over it
+	if len(modes(t, to)) != len(found) {
+		t.Errorf("a second install left %v", modes(t, to))
+	}
+	run(t, env, "scripts/install", "remove")
+	if left := modes(t, dest); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
+	}
+}
+
+func TestInstallSaysWhatIsWrong(t *testing.T) {
+	for _, prefix := range []string{"opt", "/", "."} {
+		cmd := exec.CommandContext(t.Context(), "../../scripts/install")
+		cmd.Env = append(os.Environ(), "PREFIX="+prefix, "DESTDIR="+t.TempDir())
+		out, err := cmd.CombinedOutput()
+		if err == nil || cmd.ProcessState.ExitCode() != 2 || !strings.Contains(string(out), "no absolute path") || !strings.Contains(string(out), "hint: ") {
+			t.Errorf("PREFIX=%s: %v\n%s", prefix, err, out)
+		}
+	}
+}
+
+func TestUnit(t *testing.T) {
+	needPrograms(t)
+	need.Binary(t, "systemd-analyze")
+	prefix := filepath.Join(t.TempDir(), "p")
+	run(t, []string{"PREFIX=" + prefix, "DESTDIR=/."}, "scripts/install")
+	run(t, []string{"XDG_RUNTIME_DIR=" + t.TempDir()}, "systemd-analyze", "--user", "verify", filepath.Join(prefix, "lib/systemd/user/bangerd.service"))
+}
+
+func TestDebianPackage(t *testing.T) {
+	needPrograms(t)
+	need.Binary(t, "dpkg-deb")
+	var packages []string
+	for range 2 {
+		packages = append(packages, strings.TrimSpace(run(t, []string{"COMPRESS=none"}, "scripts/deb", t.TempDir())))
+	}
+	first, err := os.ReadFile(packages[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if second, err := os.ReadFile(packages[1]); err != nil || !bytes.Equal(first, second) {
+		t.Errorf("the same sources gave another package (%v)", err)
+	}
+	deb := packages[0]
+	version, err := os.ReadFile("../../VERSION")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for field, want := range map[string]string{"Package": "banger", "Version": strings.TrimSpace(string(version)), "Architecture": runtime.GOARCH} {
+		if got := strings.TrimSpace(run(t, nil, "dpkg-deb", "--field", deb, field)); got != want {
+			t.Errorf("%s: %q, want %q", field, got, want)
+		}
+	}
+	if info := run(t, nil, "dpkg-deb", "--info", deb); !strings.Contains(info, "postinst") || strings.Contains(info, " @") {
+		t.Error(info)
+	}
+	for line := range strings.Lines(run(t, nil, "dpkg-deb", "--contents", deb)) {
+		fields := strings.Fields(line)
+		mode, owner, name := fields[0], fields[1], fields[5]
+		if owner != "root/root" || !slices.Contains([]string{"drwxr-xr-x", "-rwxr-xr-x", "-rw-r--r--"}, mode) || !strings.HasPrefix(name, "./") {
+			t.Errorf("%s", line)
+		}
+	}
+}
+
+// The package is installed below a root of its own, by the scripts in it, and purged again.
+func TestDebianPackageInstalls(t *testing.T) {
+	needPrograms(t)
+	need.Root(t)
+	need.Binary(t, "dpkg")
+	need.Binary(t, "setcap")
+	root := t.TempDir()
+	for _, dir := range []string{"info", "updates"} {
+		if err := os.MkdirAll(filepath.Join(root, "var/lib/dpkg", dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, "var/lib/dpkg/status"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	deb := strings.TrimSpace(run(t, []string{"COMPRESS=none"}, "scripts/deb", t.TempDir()))
+	dpkg := func(args ...string) {
+		t.Helper()
+		run(t, nil, "dpkg", append([]string{"--root=" + root, "--force-script-chrootless", "--force-depends"}, args...)...)
+	}
+	dpkg("--install", deb)
+	helper := filepath.Join(root, "usr/lib/banger/banger-nethelper")
+	capability := make([]byte, 64)
+	if n, err := unix.Getxattr(helper, "security.capability", capability); err != nil || n == 0 {
+		t.Errorf("the helper has no capability: %v", err)
+	}
+	fetched := filepath.Join(root, "usr/lib/banger/bundle.json")
+	if err := os.WriteFile(fetched, []byte(`{"schema": 1}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	dpkg("--remove", "banger")
+	if _, err := os.Stat(fetched); err != nil {
+		t.Errorf("removing the package took what it had not brought: %v", err)
+	}
+	dpkg("--purge", "banger")
+	if _, err := os.Stat(filepath.Dir(fetched)); err == nil {
+		t.Error("purging left the runtime directory")
+	}
+}
