@@ -2,7 +2,9 @@ package cli
 
 import (
 	"context"
+	"fmt"
 	"strings"
+	"sync"
 
 	"charm.land/lipgloss/v2"
 	"github.com/spf13/cobra"
@@ -26,7 +28,7 @@ func newDoctorCommand(e *Env) *cobra.Command {
 
 func runDoctor(ctx context.Context, output outputFormat, e *Env) error {
 	return e.within(ctx, quickLimit, func(ctx context.Context) error {
-		reports := doctor.Run(ctx, append(host.Checks(e.Paths), e.daemonCheck()))
+		reports := doctor.Run(ctx, append(host.Checks(e.Paths), e.daemonChecks(ctx)...))
 		v := doctorView{OK: doctor.OK(reports), Checks: views(reports, viewCheck)}
 		if err := e.print(output, v, func() string { return e.describeChecks(v) }); err != nil {
 			return err
@@ -38,32 +40,80 @@ func runDoctor(ctx context.Context, output outputFormat, e *Env) error {
 	})
 }
 
-// daemonCheck tells which drivers the daemon finds usable. It does not start one: doctor must work
-// where a daemon cannot.
-func (e *Env) daemonCheck() doctor.Check {
-	return doctor.Check{Name: "daemon", Hint: "start it with: banger daemon start", Run: func(ctx context.Context) doctor.Result {
-		if !listens(ctx, e.Paths.Socket()) {
-			return doctor.Note("not running: the next command starts it")
-		}
-		c, err := e.Dial(ctx, false)
-		if err != nil {
-			return doctor.Fail(err)
-		}
-		defer c.Close()
-		s, err := c.Daemon.GetStatus(ctx, &bangerv1.GetStatusRequest{})
-		if err != nil {
-			return doctor.Fail(err)
-		}
-		v := viewDaemon(s, "")
-		var text []string
-		for _, d := range v.Drivers {
-			text = append(text, d.Name+" "+describeDriver(d))
-		}
-		if v.DefaultVMM == "" {
-			return doctor.Missing("no driver can run VMs here: "+strings.Join(text, "; "), "")
-		}
-		return doctor.Good("VMs run on " + withReason(v.DefaultVMM, v.DefaultVMMReason) + "; drivers: " + strings.Join(text, "; "))
-	}}
+// daemonChecks tell what only a running daemon knows. They do not start one: doctor must work where a daemon cannot.
+func (e *Env) daemonChecks(ctx context.Context) []doctor.Check {
+	ask := sync.OnceValues(func() (*bangerv1.GetStatusResponse, error) { return e.daemonStatus(ctx) })
+	of := func(name string, judge func(daemonView) doctor.Result) doctor.Check {
+		return doctor.Check{Name: name, Hint: "banger daemon status tells more", Run: func(context.Context) doctor.Result {
+			s, err := ask()
+			switch {
+			case err != nil:
+				return doctor.Fail(err)
+			case s == nil:
+				return doctor.Note("the daemon is not running: the next command starts it")
+			}
+			return judge(viewDaemon(s, ""))
+		}}
+	}
+	return []doctor.Check{of("daemon", judgeDrivers), of("network", judgeNetwork), of("names", judgeNames)}
+}
+
+// daemonStatus returns nil when no daemon runs.
+func (e *Env) daemonStatus(ctx context.Context) (*bangerv1.GetStatusResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, doctor.Limit)
+	defer cancel()
+	if !listens(ctx, e.Paths.Socket()) {
+		return nil, nil
+	}
+	c, err := e.Dial(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	return c.Daemon.GetStatus(ctx, &bangerv1.GetStatusRequest{})
+}
+
+// judgeDrivers tells which drivers the daemon finds usable.
+func judgeDrivers(v daemonView) doctor.Result {
+	var text []string
+	for _, d := range v.Drivers {
+		text = append(text, d.Name+" "+describeDriver(d))
+	}
+	if v.DefaultVMM == "" {
+		return doctor.Missing("no driver can run VMs here: "+strings.Join(text, "; "), "")
+	}
+	return doctor.Good("VMs run on " + withReason(v.DefaultVMM, v.DefaultVMMReason) + "; drivers: " + strings.Join(text, "; "))
+}
+
+// judgeNetwork tells of clashes with other networks, and of what other firewalls keep from working. TAP devices that
+// wait are capacity, and nothing to warn of.
+func judgeNetwork(v daemonView) doctor.Result {
+	wrong := v.Network.Notices
+	if p := v.Network.SubnetProblem; p != "" {
+		wrong = append([]string{p}, wrong...)
+	}
+	if len(wrong) > 0 {
+		return doctor.Warn(strings.Join(wrong, "; "), "see docs/network.md")
+	}
+	if v.Subnet == "" {
+		return doctor.Note("the first VM makes it")
+	}
+	text := fmt.Sprintf("bridge %s, %s; %d of %d TAP devices wait for VMs", v.Bridge, v.Subnet, v.Network.TAPsReady, v.Network.TAPsWanted)
+	if chains := v.Network.OpenedChains; len(chains) > 0 {
+		text += "; VMs' packets are let through " + strings.Join(chains, ", ")
+	}
+	return doctor.Good(text)
+}
+
+// judgeNames tells whether names of VMs are served.
+func judgeNames(v daemonView) doctor.Result {
+	if v.DNS.Problem != "" {
+		return doctor.Warn(v.DNS.Problem, "")
+	}
+	if v.DNS.Listener == "" && v.DNS.Forwarder == "" {
+		return doctor.Note("served nowhere (config.toml: [dns] listen)")
+	}
+	return doctor.Good(describeNames(v.DNS))
 }
 
 func viewCheck(r doctor.Report) checkView {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"connectrpc.com/connect"
@@ -74,7 +75,7 @@ func (e *Env) reach(ctx context.Context, c *client.Client, name string, port uin
 	begin := time.Now()
 	told := false
 	for {
-		conn, err := dialVM(ctx, c, name, port)
+		conn, err := e.dialVM(ctx, c, name, port)
 		if err == nil || !comes(err) || time.Since(begin) > limit || ctx.Err() != nil {
 			return conn, err
 		}
@@ -100,8 +101,9 @@ func comes(err error) bool {
 }
 
 // dialVM connects over the bridge, which is fast and outlives the daemon, or else over the guest channel, which also
-// works without a network.
-func dialVM(ctx context.Context, c *client.Client, name string, port uint16) (pipe, error) {
+// works without a network, and then says so. A port that refuses is no failure of the bridge: the guest may show it to
+// its localhost alone.
+func (e *Env) dialVM(ctx context.Context, c *client.Client, name string, port uint16) (pipe, error) {
 	res, err := c.VMs.GetVM(ctx, &bangerv1.GetVMRequest{Vm: name})
 	if err != nil {
 		return nil, err
@@ -114,6 +116,13 @@ func dialVM(ctx context.Context, c *client.Client, name string, port uint16) (pi
 		conn, err := (&net.Dialer{Timeout: bridgeTimeout}).DialContext(ctx, "tcp", netip.AddrPortFrom(ip, port).String())
 		if err == nil {
 			return conn.(*net.TCPConn), nil
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			channel, channelErr := dialChannel(ctx, c, name, port)
+			if channelErr == nil {
+				e.notice("VM " + name + " is not reached over the bridge (" + err.Error() + "): the slower guest channel is used")
+			}
+			return channel, channelErr
 		}
 	}
 	return dialChannel(ctx, c, name, port)

@@ -56,6 +56,8 @@ type house struct {
 	ports   *forward.Forwarder
 	builder *builder.Builder
 
+	offBridge sync.Map // vm.ID: VMs of which the log says that the bridge does not reach them
+
 	mu         sync.Mutex   // never held while something is waited for: the daemon's status needs it
 	reconciled []string     // guarded by mu
 	subnet     netip.Prefix // of the bridge, once known; guarded by mu

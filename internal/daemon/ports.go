@@ -2,8 +2,10 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
+	"syscall"
 	"time"
 
 	"banger/internal/forward"
@@ -24,9 +26,15 @@ func (h *house) dialGuest(ctx context.Context, id vm.ID, port uint16) (forward.C
 	if !h.options.FakeVMM && v.IP.IsValid() {
 		conn, err := (&net.Dialer{Timeout: bridgeTimeout}).DialContext(ctx, "tcp", netip.AddrPortFrom(v.IP, port).String())
 		if err == nil {
+			h.offBridge.Delete(id)
 			return conn.(*net.TCPConn), nil
 		}
-		h.logger.Debug("not over the bridge", "vm", v.Spec.Name, "port", port, "error", err)
+		// A port that refuses is no failure of the bridge: the guest may show it to its localhost alone.
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			h.logger.Debug("not over the bridge", "vm", v.Spec.Name, "port", port, "error", err)
+		} else if _, told := h.offBridge.LoadOrStore(id, true); !told {
+			h.logger.Warn("a VM is not reached over the bridge: its forwarded ports use the slower guest channel", "vm", v.Spec.Name, "port", port, "error", err)
+		}
 	}
 	agent, err := h.engine.Agent(ctx, string(id))
 	if err != nil {

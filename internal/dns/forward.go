@@ -16,6 +16,7 @@ import (
 // Bounds of the forwarder.
 const (
 	maxForwards     = 256             // questions of guests under way; further ones are told to try again
+	maxForwardsEach = 64              // of one guest, so that one cannot keep its siblings from asking
 	upstreamTimeout = 2 * time.Second // for one answer of one server
 	forwardTimeout  = 4 * time.Second // for all of them: a guest's resolver waits 5 s (resolv.conf(5))
 	rereadPause     = time.Second     // between two looks at resolv.conf
@@ -29,7 +30,7 @@ type Forwarder struct {
 	server    *Server
 	log       *slog.Logger
 	upstreams *upstreams
-	slots     chan struct{}
+	slots     slots
 	under     sync.WaitGroup // questions under way
 	life      context.Context
 	end       context.CancelFunc
@@ -39,7 +40,7 @@ type Forwarder struct {
 // Forward takes over sockets on the address that guests ask. resolvConf is the path of the host's resolv.conf.
 func (s *Server) Forward(udp *net.UDPConn, tcp net.Listener, resolvConf string) *Forwarder {
 	f := &Forwarder{
-		server: s, log: s.log, upstreams: &upstreams{path: resolvConf, dial: (&net.Dialer{Timeout: upstreamTimeout}).DialContext}, slots: make(chan struct{}, maxForwards),
+		server: s, log: s.log, upstreams: &upstreams{path: resolvConf, dial: (&net.Dialer{Timeout: upstreamTimeout}).DialContext}, slots: slots{each: map[netip.Addr]int{}},
 	}
 	f.life, f.end = context.WithCancel(context.Background())
 	own := tcp.Addr().(*net.TCPAddr).AddrPort()
@@ -103,9 +104,7 @@ func remote(w writer) netip.Addr {
 
 // forward passes on the answer of the host's servers, without holding up whoever asks next over UDP.
 func (f *Forwarder) forward(w writer, m, reply *dns.Msg) {
-	select {
-	case f.slots <- struct{}{}:
-	default:
+	if !f.slots.take(remote(w)) {
 		reply.Rcode = dns.RcodeServerFailure
 		send(w, m, reply)
 		return
@@ -117,9 +116,37 @@ func (f *Forwarder) forward(w writer, m, reply *dns.Msg) {
 	f.passOn("tcp", w, m, reply)
 }
 
+// slots bound the questions under way.
+type slots struct {
+	mu   sync.Mutex
+	all  int
+	each map[netip.Addr]int
+}
+
+// take tells whether a guest may have one more question under way.
+func (s *slots) take(guest netip.Addr) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.all >= maxForwards || s.each[guest] >= maxForwardsEach {
+		return false
+	}
+	s.all++
+	s.each[guest]++
+	return true
+}
+
+func (s *slots) give(guest netip.Addr) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.all--
+	if s.each[guest]--; s.each[guest] <= 0 {
+		delete(s.each, guest)
+	}
+}
+
 // passOn asks the host's servers and answers with what they say; it gives the slot back.
 func (f *Forwarder) passOn(network string, w writer, m, reply *dns.Msg) {
-	defer func() { <-f.slots }()
+	defer f.slots.give(remote(w))
 	ctx, cancel := context.WithTimeout(f.life, forwardTimeout)
 	defer cancel()
 	asked := m.Copy()

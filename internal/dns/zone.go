@@ -36,6 +36,7 @@ type Zone struct {
 type table struct {
 	names   map[string]Host     // by name in lower case, "web.vm."
 	pointer map[string]string   // "2.0.30.172.in-addr.arpa." to "web.vm."
+	between map[string]bool     // names of no record of their own that have some below them
 	forward map[netip.Addr]bool // who may ask the forwarder for anything
 	origins []string            // of the zones: vm. and the reverse ones
 	serial  uint32
@@ -43,7 +44,7 @@ type table struct {
 
 func newTable(z Zone, serial uint32) *table {
 	t := &table{
-		names: map[string]Host{}, pointer: map[string]string{}, forward: map[netip.Addr]bool{},
+		names: map[string]Host{}, pointer: map[string]string{}, between: map[string]bool{}, forward: map[netip.Addr]bool{},
 		origins: []string{Origin}, serial: serial,
 	}
 	for _, subnet := range z.Subnets {
@@ -55,6 +56,7 @@ func newTable(z Zone, serial uint32) *table {
 		for _, a := range h.Addresses {
 			if reverse, err := dns.ReverseAddr(a.String()); err == nil {
 				t.pointer[reverse] = name
+				t.addBetween(reverse)
 			}
 			t.forward[a.Unmap()] = h.Forward
 		}
@@ -138,20 +140,22 @@ func (t *table) answer(m *dns.Msg, q dns.Question, origin string) {
 	if len(m.Answer) > 0 {
 		return
 	}
-	if name != origin && !isHost && !isPointer && !t.within(name) {
+	if name != origin && !isHost && !isPointer && !t.between[name] {
 		m.Rcode = dns.RcodeNameError
 	}
 	m.Ns = append(m.Ns, t.soa(origin, negativeTTL))
 }
 
-// within tells whether there are names below this one, which then exists, though without records (RFC 8020).
-func (t *table) within(name string) bool {
-	for reverse := range t.pointer {
-		if strings.HasSuffix(reverse, "."+name) {
-			return true
+// addBetween notes the names above this one, which then exist, though without records (RFC 8020).
+func (t *table) addBetween(name string) {
+	for {
+		_, above, ok := strings.Cut(name, ".")
+		if !ok || above == "" || t.between[above] {
+			return
 		}
+		t.between[above] = true
+		name = above
 	}
-	return false
 }
 
 func (t *table) soa(name string, lifetime uint32) dns.RR {

@@ -78,11 +78,11 @@ func (e *Engine) Fork(ctx context.Context, ref string, w ForkOptions, sink progr
 	if err == nil {
 		err = f.bringUp(work)
 	}
-	if err == nil {
-		err = os.RemoveAll(f.memory())
-	}
 	if err != nil {
 		return Forked{}, errors.Join(err, f.takeBack(work))
+	}
+	if err := os.RemoveAll(f.memory()); err != nil { // they run all the same; the next daemon tries again
+		sink.Notice(fmt.Sprintf("the memory that the forks were made of is left: %v", err))
 	}
 	done.Paused = f.paused
 	for _, c := range f.children {

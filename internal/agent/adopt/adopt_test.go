@@ -179,7 +179,7 @@ func TestNoProgramIsStartedWhileAllStandStill(t *testing.T) {
 			t.Errorf("got %v", err)
 		}
 		starting.Lock() // for good, if one of them had kept it
-		starting.Unlock()
+		defer starting.Unlock()
 	})
 }
 
@@ -197,7 +197,7 @@ func TestProgramsRunOnByThemselves(t *testing.T) {
 		if s.frozen != 2 || s.thawed != 1 {
 			t.Errorf("frozen %d times, thawed %d times", s.frozen, s.thawed)
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		synctest.Wait()
 		if s.thawed != 1 {
 			t.Error("the first one's time let go what the second one holds")

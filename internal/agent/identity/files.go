@@ -61,17 +61,21 @@ func each(steps ...func() error) error {
 // for nothing. A symlink is replaced, not followed.
 func File(root, name, text string, mode fs.FileMode) error {
 	path := filepath.Join(root, name)
-	info, err := os.Lstat(path)
-	if err == nil && info.Mode() == mode {
-		old, err := os.ReadFile(path)
-		if err == nil && string(old) == text {
-			return nil
-		}
-		if err == nil && overwrite(path, text) == nil {
-			return nil
-		}
+	alike, same := holds(path, text, mode)
+	if same || alike && overwrite(path, text) == nil {
+		return nil
 	}
 	return replace(path, text, mode)
+}
+
+// holds tells whether there is a file of that mode, and whether that is its text.
+func holds(path, text string, mode fs.FileMode) (alike, same bool) {
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode() != mode {
+		return false, false
+	}
+	old, err := os.ReadFile(path)
+	return err == nil, err == nil && string(old) == text
 }
 
 // overwrite changes a file in place, which takes the kernel a third of the work of another file in its place. One that
@@ -110,7 +114,14 @@ func writeBlock(root, name string, lines []string, mode fs.FileMode) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return File(root, name, withBlock(string(old), lines), mode)
+	text := withBlock(string(old), lines)
+	path := filepath.Join(root, name)
+	_, same := holds(path, text, mode)
+	alone := strings.HasPrefix(text, blockBegin+"\n") && strings.HasSuffix(text, "\n"+blockEnd+"\n")
+	if same || alone {
+		return File(root, name, text, mode)
+	}
+	return replace(path, text, mode) // nobody could write the user's lines again
 }
 
 // withBlock returns text with banger's block made of lines: in place of the one that is there, or at the end. A

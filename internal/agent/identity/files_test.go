@@ -203,3 +203,35 @@ func TestBlockHasNoForeignLines(t *testing.T) {
 		t.Errorf("a key with a line break got out of the block: %q", got)
 	}
 }
+
+// What banger alone has written may be changed in place, which is quick; a file with lines of the user's is whole at any
+// time.
+func TestUsersLinesAreNeverHalfWritten(t *testing.T) {
+	for text, inPlace := range map[string]bool{
+		"":                    true,
+		"ssh-rsa CCCC mine\n": false,
+		blockBegin + "\n" + blockEnd + "\nssh-rsa CCCC mine\n": false,
+	} {
+		root := tree(t, map[string]string{"keys": ""})
+		if err := os.WriteFile(filepath.Join(root, "keys"), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		var seen [3]fs.FileInfo
+		for i, lines := range [][]string{nil, {"a", "b"}, {"a", "b"}} {
+			if err := writeBlock(root, "keys", lines, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			info, err := os.Lstat(filepath.Join(root, "keys"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen[i] = info
+		}
+		if os.SameFile(seen[0], seen[1]) != inPlace {
+			t.Errorf("%q: changed in place %v, want %v", text, !inPlace, inPlace)
+		}
+		if !os.SameFile(seen[1], seen[2]) {
+			t.Errorf("%q: written again for nothing", text)
+		}
+	}
+}

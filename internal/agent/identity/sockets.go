@@ -46,7 +46,7 @@ func ReadyToHangUp() { _, _ = netlink.SocketDiagTCP(unix.AF_INET) }
 
 func allConnections() ([]connection, error) {
 	var all []connection
-	for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
+	for _, table := range []string{"/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"} {
 		b, err := os.ReadFile(table)
 		if errors.Is(err, fs.ErrNotExist) { // a kernel without IPv6
 			continue
@@ -61,29 +61,55 @@ func allConnections() ([]connection, error) {
 
 type connection struct{ local, remote *net.TCPAddr }
 
+// onLink tells whether its addresses hold on one link only.
+func (c connection) onLink() bool { return c.local.IP.To4() == nil && c.local.IP.IsLinkLocalUnicast() }
+
 // destroy has the kernel reset the connection.
 func (c connection) destroy() error {
-	r := nl.NewNetlinkRequest(nl.SOCK_DESTROY, unix.NLM_F_ACK)
-	r.AddData(c)
-	_, err := r.Execute(unix.NETLINK_INET_DIAG, 0)
+	if !c.onLink() {
+		return destroyRequest{c, 0}.execute()
+	}
+	links, err := net.Interfaces() // the table does not tell on which
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		if err = (destroyRequest{c, l.Index}).execute(); err == nil {
+			return nil
+		}
+	}
 	return err
 }
 
-// Len is the size of struct inet_diag_req_v2 (include/uapi/linux/inet_diag.h).
-func (c connection) Len() int { return 56 }
+// destroyRequest is a struct inet_diag_req_v2 (include/uapi/linux/inet_diag.h).
+type destroyRequest struct {
+	connection
+	link int // 0: it is bound to none
+}
 
-// Serialize makes the connection one.
-func (c connection) Serialize() []byte {
-	family, local, remote := byte(unix.AF_INET), c.local.IP.To4(), c.remote.IP.To4()
+func (r destroyRequest) execute() error {
+	n := nl.NewNetlinkRequest(nl.SOCK_DESTROY, unix.NLM_F_ACK)
+	n.AddData(r)
+	_, err := n.Execute(unix.NETLINK_INET_DIAG, 0)
+	return err
+}
+
+// Len is the size of the struct.
+func (r destroyRequest) Len() int { return 56 }
+
+// Serialize is the struct.
+func (r destroyRequest) Serialize() []byte {
+	family, local, remote := byte(unix.AF_INET), r.local.IP.To4(), r.remote.IP.To4()
 	if local == nil || remote == nil {
-		family, local, remote = unix.AF_INET6, c.local.IP.To16(), c.remote.IP.To16()
+		family, local, remote = unix.AF_INET6, r.local.IP.To16(), r.remote.IP.To16()
 	}
-	b := make([]byte, c.Len())
+	b := make([]byte, r.Len())
 	b[0], b[1] = family, unix.IPPROTO_TCP
-	binary.BigEndian.PutUint16(b[8:], uint16(c.local.Port))
-	binary.BigEndian.PutUint16(b[10:], uint16(c.remote.Port))
+	binary.BigEndian.PutUint16(b[8:], uint16(r.local.Port))
+	binary.BigEndian.PutUint16(b[10:], uint16(r.remote.Port))
 	copy(b[12:28], local)
 	copy(b[28:44], remote)
+	binary.NativeEndian.PutUint32(b[44:], uint32(r.link))
 	for i := 48; i < 56; i++ { // no cookie: whichever it is
 		b[i] = 0xff
 	}
@@ -97,8 +123,7 @@ const (
 	tcpListen   = "0A"
 )
 
-// connections reads a table of sockets (Documentation/networking/proc_net_tcp.rst). IPv6 ones that hold on the link only
-// are left out: the kernel ends them with it.
+// connections reads a table of sockets (Documentation/networking/proc_net_tcp.rst).
 func connections(table string) []connection {
 	var all []connection
 	for lines := bufio.NewScanner(strings.NewReader(table)); lines.Scan(); {
@@ -107,7 +132,7 @@ func connections(table string) []connection {
 			continue
 		}
 		local, remote := address(f[1]), address(f[2])
-		if local == nil || remote == nil || local.IP.IsLoopback() || local.IP.IsLinkLocalUnicast() && local.IP.To4() == nil {
+		if local == nil || remote == nil || local.IP.IsLoopback() {
 			continue
 		}
 		all = append(all, connection{local, remote})

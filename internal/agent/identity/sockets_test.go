@@ -1,8 +1,19 @@
 package identity
 
 import (
+	"errors"
 	"fmt"
+	"net"
+	"os"
+	"strings"
+	"syscall"
 	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+
+	"banger/internal/hosttest"
+	"banger/internal/hosttest/need"
 )
 
 func TestConnections(t *testing.T) {
@@ -20,8 +31,74 @@ func TestConnections(t *testing.T) {
 	for _, c := range connections(table) {
 		got += fmt.Sprintln(c.local, c.remote)
 	}
-	const want = "172.30.0.2:22 172.30.0.1:54321\n172.30.0.2:54322 8.8.8.8:80\n172.30.0.2:22 172.30.0.1:23\n"
+	const want = "172.30.0.2:22 172.30.0.1:54321\n172.30.0.2:54322 8.8.8.8:80\n172.30.0.2:22 172.30.0.1:23\n[fe80::1]:22 [fe80::2]:23\n"
 	if got != want {
 		t.Errorf("got\n%swant\n%s", got, want)
+	}
+}
+
+// Connections over the network end, whichever their addresses; what is within the guest goes on, and who listens does.
+func TestHangUp(t *testing.T) {
+	need.Root(t)
+	need.Binary(t, "ip")
+	ns := hosttest.NetNS(t)
+	for _, command := range []string{
+		"link set lo up", "link add va type veth peer name vb", "addr add 10.9.0.1/24 dev va", "addr add fd09::1/64 dev va nodad",
+		"link set va addrgenmode none", "link set vb addrgenmode none", "link set va up", "link set vb up",
+		"addr add fe80::a/64 dev va nodad", "addr add fe80::b/64 dev vb nodad",
+	} {
+		ns.Run(t, "ip", strings.Fields(command)...)
+	}
+	ends := map[string]bool{"10.9.0.1": true, "fd09::1": true, "fe80::b": true, "127.0.0.1": false, "::1": false}
+	connected := map[string]net.Conn{}
+	err := ns.Do(func() error {
+		va, err1 := netlink.LinkByName("va")
+		vb, err2 := netlink.LinkByName("vb")
+		if err := errors.Join(err1, err2); err != nil {
+			return err
+		}
+		for host := range ends {
+			from, to := host, host
+			if host == "fe80::b" { // which is reached by the other end
+				from, to = fmt.Sprint(host, "%", vb.Attrs().Index), fmt.Sprint(host, "%", va.Attrs().Index)
+			}
+			l, err := net.Listen("tcp", net.JoinHostPort(from, "0"))
+			if err != nil {
+				return err
+			}
+			defer l.Close()
+			to = net.JoinHostPort(to, fmt.Sprint(l.Addr().(*net.TCPAddr).Port))
+			c, err := net.DialTimeout("tcp", to, 5*time.Second)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			connected[to] = c
+		}
+		if err := HangUp(); err != nil {
+			return err
+		}
+		for to, c := range connected {
+			host, _, _ := net.SplitHostPort(to)
+			host, _, _ = strings.Cut(host, "%")
+			_ = c.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+			_, err := c.Read(make([]byte, 1))
+			if ended := !errors.Is(err, os.ErrDeadlineExceeded); ended != ends[host] {
+				t.Errorf("%s: %v", to, err)
+			}
+			again, err := net.DialTimeout("tcp", to, 5*time.Second)
+			if err != nil {
+				t.Errorf("%s does not listen any more: %v", to, err)
+				continue
+			}
+			again.Close()
+		}
+		return nil
+	})
+	if errors.Is(err, syscall.EOPNOTSUPP) {
+		t.Skip("this kernel cannot end connections")
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 }

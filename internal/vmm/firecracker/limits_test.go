@@ -74,11 +74,11 @@ func keeps(t *testing.T, m vmm.Machine) {
 	}
 	var is struct {
 		Drives []struct {
-			Limiter limiter `json:"rate_limiter"`
+			Limiter *limiter `json:"rate_limiter"`
 		} `json:"drives"`
 		Networks []struct {
-			RX limiter `json:"rx_rate_limiter"`
-			TX limiter `json:"tx_rate_limiter"`
+			RX *limiter `json:"rx_rate_limiter"`
+			TX *limiter `json:"tx_rate_limiter"`
 		} `json:"network-interfaces"`
 		Balloon *struct {
 			Reporting bool `json:"free_page_reporting"`
@@ -96,9 +96,9 @@ func keeps(t *testing.T, m vmm.Machine) {
 	if err := json.NewDecoder(answer.Body).Decode(&is); err != nil {
 		t.Fatal(err)
 	}
-	same := func(what string, l limiter, rate int64) {
+	same := func(what string, l *limiter, rate int64) {
 		t.Helper()
-		if l.Bandwidth.Size != rate || rate != 0 && l.Bandwidth.Refill != 1000 {
+		if (l != nil) != (rate != 0) || l != nil && (l.Bandwidth.Size != rate || l.Bandwidth.Refill != 1000) {
 			t.Errorf("%s has the limit %+v, not %d", what, l, rate)
 		}
 	}

@@ -131,6 +131,7 @@ func TestRestoredDevices(t *testing.T) {
 
 	second := machine("second", ownMAC, 3<<20)
 	second.Kernel, second.Initramfs = "/no/longer/there", "/no/longer/there"
+	second.DiskRate = 50 << 20 // which the first one had not
 	r, err = d.Restore(t.Context(), second, saved)
 	if err != nil {
 		t.Fatal(err)

@@ -144,7 +144,8 @@ func (m *machine) patchDrive(q *query) (any, error) {
 	return nil, nil
 }
 
-// merged leaves buckets that are not named as they were.
+// merged leaves buckets that are not named as they were. One of nothing takes a bucket away, and no limiter is left
+// without any: seen of 1.16.1.
 func merged(old, update *rateLimiter) *rateLimiter {
 	r := rateLimiter{}
 	if old != nil {
@@ -155,6 +156,14 @@ func merged(old, update *rateLimiter) *rateLimiter {
 	}
 	if update.Ops != nil {
 		r.Ops = update.Ops
+	}
+	for _, b := range []**tokenBucket{&r.Bandwidth, &r.Ops} {
+		if *b != nil && ((*b).Size == 0 || (*b).RefillM == 0) {
+			*b = nil
+		}
+	}
+	if r == (rateLimiter{}) {
+		return nil
 	}
 	return &r
 }
