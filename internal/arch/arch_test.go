@@ -95,7 +95,7 @@ var rooms = map[string][]string{
 		"internal/snapshot", "internal/store", "internal/template", "internal/vm", "internal/vmm",
 	},
 	"internal/builder": {
-		"api/agent/v1", "api/agent/v1/agentv1connect", "images", "internal/fault", "internal/image", "internal/paths", "internal/progress",
+		"images", "internal/fault", "internal/image", "internal/paths", "internal/progress",
 		"internal/undo", "internal/vm",
 	},
 	"internal/server": {
