@@ -46,7 +46,7 @@ func Main(args []string) int {
 	flags.StringVar(&b.bin, "bin", "bin", "directory of the programs")
 	flags.StringVar(&b.docs, "docs", "", "directory of benchmarks.md and benchmarks.json; empty: print only")
 	flags.IntVar(&b.rounds, "rounds", 3, "boots of each kind; the median counts")
-	flags.StringVar(&b.parts, "parts", "", "what to measure beside the baseline, separated by commas: boot, restore, fake; empty: all")
+	flags.StringVar(&b.parts, "parts", "", "what to measure beside the baseline, separated by commas: boot, restore, fake, images; empty: all")
 	flags.StringVar(&b.state, "state", "", "state directory with the kernel and image to use")
 	flags.StringVar(&b.cache, "cache", "", "directory for the baseline, kept between runs")
 	only := flags.Bool("only-baseline", false, "make the baseline and end")
@@ -96,6 +96,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 		{"boot", []func(context.Context) error{b.commands, b.two}},
 		{"restore", []func(context.Context) error{b.restores, b.fiveAtOnce, b.idleClones, b.suspends, b.forks}},
 		{"fake", []func(context.Context) error{b.many, b.idle}},
+		{"images", []func(context.Context) error{b.imports}},
 	} {
 		if b.parts != "" && !slices.Contains(strings.Split(b.parts, ","), part.name) {
 			continue
