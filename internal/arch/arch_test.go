@@ -140,7 +140,7 @@ var rooms = map[string][]string{
 
 	// Tests.
 	"internal/arch":          {},
-	"internal/bench":         {"internal/build", "internal/disk", "internal/system"},
+	"internal/bench":         {"internal/build", "internal/debian", "internal/disk", "internal/image", "internal/system"},
 	"internal/e2e":           {},
 	"internal/packaging":     {},
 	"internal/hosttest":      {"internal/hosttest/need"},

@@ -49,13 +49,19 @@ func Main(args []string) int {
 	flags.StringVar(&b.parts, "parts", "", "what to measure beside the baseline, separated by commas: boot, restore, fake, images; empty: all")
 	flags.StringVar(&b.state, "state", "", "state directory with the kernel and image to use")
 	flags.StringVar(&b.cache, "cache", "", "directory for the baseline, kept between runs")
-	only := flags.Bool("only-baseline", false, "make the baseline and end")
+	only := flags.Bool("only-baseline", false, "measure what needs the network, make the baseline, and end")
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}
 	run := b.run
 	if *only {
-		run = func(ctx context.Context) error { _, err := makeStock(ctx, b.cache); return err }
+		run = func(ctx context.Context) error {
+			_, err := makeStock(ctx, b.cache)
+			if err == nil && b.state != "" {
+				err = b.bootstraps(ctx)
+			}
+			return err
+		}
 	}
 	if err := run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "banger-bench:", err)
@@ -96,7 +102,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 		{"boot", []func(context.Context) error{b.commands, b.two}},
 		{"restore", []func(context.Context) error{b.restores, b.fiveAtOnce, b.idleClones, b.suspends, b.forks}},
 		{"fake", []func(context.Context) error{b.many, b.idle}},
-		{"images", []func(context.Context) error{b.imports}},
+		{"images", []func(context.Context) error{b.imports, b.builds}},
 	} {
 		if b.parts != "" && !slices.Contains(strings.Split(b.parts, ","), part.name) {
 			continue

@@ -62,6 +62,9 @@ func (s *Store) BootstrapBase(ctx context.Context, o BaseOptions, sink progress.
 	return s.Get(ctx, made)
 }
 
+// BasePackages are what is in the default image beside Debian's required packages.
+func BasePackages() []string { return append([]string{}, packages...) }
+
 // Free is nil while no image has the name; "" stands for a name that is made up later.
 func (s *Store) Free(name string) error {
 	if name == "" {
