@@ -38,7 +38,6 @@ const (
 type Machines interface {
 	Create(ctx context.Context, spec vm.Spec, start bool, sink progress.Sink) (vm.VM, error)
 	Delete(ctx context.Context, ref string, force bool, sink progress.Sink) error
-	Get(ctx context.Context, ref string) (vm.VM, error)
 }
 
 // Images is what it needs of the image store.
