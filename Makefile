@@ -13,7 +13,7 @@ BUILD    = CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)'
 BINARIES = banger bangerd banger-agent banger-nethelper
 
 .DEFAULT_GOAL := help
-.PHONY: help up deps build test test-short check fmt fmt-check vet lint generate generate-diff arch bench install uninstall deb runtime-bundle runtime-fetch clean
+.PHONY: help up image-dev deps build test test-short check fmt fmt-check vet lint generate generate-diff arch bench install uninstall deb runtime-bundle runtime-fetch clean
 
 help: ## what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,10 @@ test: deps build ## unit, integration and end-to-end tests, with real VMs booted
 
 test-short: ## what needs no VM; seconds
 	$(GO) test -short ./...
+
+image-dev: build ## the development image, from the recipe images/dev, and its tests; long without KVM
+	bin/banger setup --image dev
+	bin/banger image test dev
 
 check: fmt-check vet lint generate-diff arch ## format, vet, lint, generated code, floor plan
 

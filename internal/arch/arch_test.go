@@ -103,7 +103,7 @@ var rooms = map[string][]string{
 		"internal/snapshot", "internal/store", "internal/template", "internal/vm", "internal/vmm",
 	},
 	"internal/builder": {
-		"api/agent/v1", "api/agent/v1/agentv1connect", "images", "internal/fault", "internal/image", "internal/paths", "internal/progress",
+		"images", "internal/fault", "internal/image", "internal/paths", "internal/progress",
 		"internal/undo", "internal/vm",
 	},
 	"internal/server": {
@@ -149,7 +149,7 @@ var rooms = map[string][]string{
 	// Tests.
 	"internal/arch": {},
 	"internal/bench": {
-		"internal/build", "internal/disk", "internal/dns", "internal/hostnet", "internal/paths", "internal/system", "internal/vm", "internal/vmm",
+		"internal/build", "internal/debian", "internal/disk", "internal/dns", "internal/hostnet", "internal/image", "internal/paths", "internal/system", "internal/vm", "internal/vmm",
 		"internal/vmm/firecracker", "internal/vmm/kvm",
 	},
 	"internal/e2e":           {},

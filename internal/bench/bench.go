@@ -47,17 +47,23 @@ func Main(args []string) int {
 	flags.StringVar(&b.bin, "bin", "bin", "directory of the programs")
 	flags.StringVar(&b.docs, "docs", "", "directory of benchmarks.md and benchmarks.json; empty: print only")
 	flags.IntVar(&b.rounds, "rounds", 3, "boots of each kind; the median counts")
-	flags.StringVar(&b.parts, "parts", "", "what to measure beside the baseline, separated by commas: boot, restore, network, names, fake, firecracker; empty: all")
+	flags.StringVar(&b.parts, "parts", "", "what to measure beside the baseline, separated by commas: boot, restore, network, names, fake, firecracker, images; empty: all")
 	flags.StringVar(&b.firecracker, "firecracker", os.Getenv("BANGER_FIRECRACKER"), "a real Firecracker, to measure its memory")
 	flags.StringVar(&b.state, "state", "", "state directory with the kernel and image to use")
 	flags.StringVar(&b.cache, "cache", "", "directory for the baseline, kept between runs")
-	only := flags.Bool("only-baseline", false, "make the baseline and end")
+	only := flags.Bool("only-baseline", false, "measure what needs the network, make the baseline, and end")
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}
 	run := b.run
 	if *only {
-		run = func(ctx context.Context) error { _, err := makeStock(ctx, b.cache); return err }
+		run = func(ctx context.Context) error {
+			_, err := makeStock(ctx, b.cache)
+			if err == nil && b.state != "" {
+				err = b.bootstraps(ctx)
+			}
+			return err
+		}
 	}
 	if err := run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "banger-bench:", err)
@@ -101,6 +107,7 @@ func (b *bench) run(ctx context.Context) (err error) {
 		{"names", []func(context.Context) error{b.names}},
 		{"fake", []func(context.Context) error{b.daemonMemory, b.many, b.idle}},
 		{"firecracker", []func(context.Context) error{b.drivers, b.overhead}},
+		{"images", []func(context.Context) error{b.imports, b.builds}},
 	} {
 		if b.parts != "" && !slices.Contains(strings.Split(b.parts, ","), part.name) {
 			continue

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"time"
 
-	"banger/api/agent/v1/agentv1connect"
 	"banger/internal/fault"
 	"banger/internal/image"
 	"banger/internal/paths"
@@ -22,6 +21,7 @@ import (
 
 // The stages of a build, beside those of the VM's creation.
 const (
+	StageSSH       = "ssh"       // until the VM's server answers
 	StageProvision = "provision" // packages, files, modules and steps
 	StageScrub     = "scrub"
 	StageTest      = "test"
@@ -38,9 +38,6 @@ const (
 type Machines interface {
 	Create(ctx context.Context, spec vm.Spec, start bool, sink progress.Sink) (vm.VM, error)
 	Delete(ctx context.Context, ref string, force bool, sink progress.Sink) error
-	Get(ctx context.Context, ref string) (vm.VM, error)
-	// Agent returns the client of a running VM's agent; the caller does not close it.
-	Agent(ctx context.Context, ref string) (agentv1connect.AgentServiceClient, error)
 }
 
 // Images is what it needs of the image store.
@@ -288,7 +285,7 @@ func (b *Builder) removeVM(ctx context.Context, name string) error {
 
 // inVM does what needs a running system, and makes the image of the result.
 func (j *job) inVM(ctx context.Context, v vm.VM, base image.Image, kernel string) (made image.Image, err error) {
-	g, err := j.b.connect(ctx, v, j.log)
+	g, err := j.connect(ctx, v)
 	if err != nil {
 		return made, err
 	}
@@ -300,21 +297,25 @@ func (j *job) inVM(ctx context.Context, v vm.VM, base image.Image, kernel string
 		return made, err
 	}
 	err = j.stage(image.StageExport, func() (err error) {
-		made, err = j.export(ctx, v, base, kernel)
+		made, err = j.export(ctx, g, base, kernel)
 		return err
 	})
 	return made, err
 }
 
-// export streams the root file system through the guest channel into a new image.
-func (j *job) export(ctx context.Context, v vm.VM, base image.Image, kernel string) (image.Image, error) {
+func (j *job) connect(ctx context.Context, v vm.VM) (g *guest, err error) {
+	err = j.stage(StageSSH, func() error {
+		g, err = j.b.connect(ctx, v, j.log)
+		return err
+	})
+	return g, err
+}
+
+// export streams the root file system into a new image.
+func (j *job) export(ctx context.Context, g *guest, base image.Image, kernel string) (image.Image, error) {
 	ctx, cancel := context.WithTimeout(ctx, exportTimeout)
 	defer cancel()
-	agent, err := j.b.o.Machines.Agent(ctx, string(v.ID))
-	if err != nil {
-		return image.Image{}, err
-	}
-	size, err := treeSize(ctx, agent)
+	size, err := treeSize(ctx, g)
 	if err != nil {
 		return image.Image{}, err
 	}
@@ -327,7 +328,7 @@ func (j *job) export(ctx context.Context, v vm.VM, base image.Image, kernel stri
 	return j.b.o.Images.Build(ctx, image.BuildOptions{
 		Name: j.request.Name, Alias: r.Name, Description: r.Description, RecipeHash: j.hash(), Parent: base, Room: size,
 		Export: func(ctx context.Context, w io.Writer) error {
-			return exportTree(ctx, agent, &meter{w: w, told: func(n int64) {
+			return exportTree(ctx, g, &meter{w: w, told: func(n int64) {
 				j.sink.Update(image.StageExport, "taking the file system out of the VM", 0.9*min(1, float64(n)/float64(max(size, 1))))
 			}})
 		},

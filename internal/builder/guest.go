@@ -27,16 +27,19 @@ const (
 	endPause   = 5 * time.Second // for a killed script's end to be told
 )
 
+// ciphers begin with the one that a processor has instructions for, which also software emulation is quick with.
+var ciphers = []string{"aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "chacha20-poly1305@openssh.com", "aes128-ctr", "aes256-ctr"}
+
 // guest is the temporary VM as seen over SSH.
 type guest struct {
 	client *ssh.Client
-	log    io.Writer
+	log    *buildLog
 	name   string
 	env    string // assignments in front of each step that needs the internet
 }
 
 // connect waits for the VM's SSH server. Only the host key that the VM was given is accepted.
-func (b *Builder) connect(ctx context.Context, v vm.VM, log io.Writer) (*guest, error) {
+func (b *Builder) connect(ctx context.Context, v vm.VM, log *buildLog) (*guest, error) {
 	config, err := b.sshConfig(v)
 	if err != nil {
 		return nil, err
@@ -81,7 +84,7 @@ func (b *Builder) sshConfig(v vm.VM) (*ssh.ClientConfig, error) {
 	}
 	return &ssh.ClientConfig{
 		User: "root", Auth: []ssh.AuthMethod{ssh.PublicKeys(signer)}, HostKeyCallback: ssh.FixedHostKey(host),
-		HostKeyAlgorithms: []string{host.Type()},
+		HostKeyAlgorithms: []string{host.Type()}, Config: ssh.Config{Ciphers: ciphers},
 	}, nil
 }
 
@@ -114,12 +117,16 @@ func (g *guest) runTo(ctx context.Context, line string, stdin io.Reader, out io.
 		return fault.Wrap(fault.Unexpected, err, "the SSH connection to VM %s broke", g.name)
 	}
 	defer func() { _ = session.Close() }()
-	session.Stdin, session.Stdout, session.Stderr = stdin, out, g.log
+	full := make(chan error, 1)
+	session.Stdin, session.Stdout, session.Stderr = stdin, &telling{out, full}, g.log
 	done := make(chan error, 1)
 	go func() { done <- session.Run(line) }()
+	why := ctx.Err
 	select {
 	case err := <-done:
 		return err
+	case err := <-full: // nobody reads on: the program would wait for ever
+		why = func() error { return err }
 	case <-ctx.Done():
 	}
 	_ = session.Signal(ssh.SIGKILL) // the connection's end does the rest
@@ -128,7 +135,24 @@ func (g *guest) runTo(ctx context.Context, line string, stdin io.Reader, out io.
 	case <-done:
 	case <-time.After(endPause):
 	}
-	return ctx.Err()
+	return why()
+}
+
+// telling passes on why a write failed, the first time.
+type telling struct {
+	w    io.Writer
+	full chan<- error
+}
+
+func (t *telling) Write(p []byte) (int, error) {
+	n, err := t.w.Write(p)
+	if err != nil {
+		select {
+		case t.full <- err:
+		default:
+		}
+	}
+	return n, err
 }
 
 // output runs a shell line and returns what it wrote.

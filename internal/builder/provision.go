@@ -137,18 +137,41 @@ func filed(name string, err error) error {
 	return fault.Wrap(fault.Precondition, err, "file %s could not be put into the image", name)
 }
 
+// modulesUnit loads modules at boot. systemd's own service for that is one of those that VMs are without.
+const modulesUnit = `[Unit]
+Description=Kernel modules of the image's recipe
+DefaultDependencies=no
+Before=sysinit.target
+After=systemd-journald.socket
+
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=/sbin/modprobe --all %s
+
+[Install]
+WantedBy=sysinit.target
+`
+
 // loadModules has kernel modules loaded at each boot, and looks whether the kernel has them.
 func (j *job) loadModules(ctx context.Context, g *guest, names []string) error {
 	if len(names) == 0 {
 		return nil
 	}
-	s := Step{Name: "kernel modules", Timeout: fileTimeout.String(), Run: "for m in " + strings.Join(names, " ") + "; do modprobe \"$m\"; done\n"}
-	if err := j.step(ctx, g, s); err != nil {
-		return err
+	const list, unit = "/etc/modules-load.d/recipe.conf", "/etc/systemd/system/recipe-modules.service"
+	for file, text := range map[string]string{
+		list: "# Written by the recipe.\n" + strings.Join(names, "\n") + "\n",
+		unit: fmt.Sprintf(modulesUnit, strings.Join(names, " ")),
+	} {
+		if err := filed(file, g.put(ctx, file, "0644", "root:root", strings.NewReader(text))); err != nil {
+			return err
+		}
 	}
-	text := "# Written by the recipe.\n" + strings.Join(names, "\n") + "\n"
-	const file = "/etc/modules-load.d/recipe.conf"
-	return filed(file, g.put(ctx, file, "0644", "root:root", strings.NewReader(text)))
+	return j.step(ctx, g, Step{
+		Name: "kernel modules", Timeout: fileTimeout.String(),
+		Run: "for m in " + strings.Join(names, " ") + "; do modprobe \"$m\"; done\n" +
+			"if command -v systemctl >/dev/null; then systemctl enable recipe-modules.service; fi\n",
+	})
 }
 
 // step runs a step. One that is optional and fails is left out, which is told and written down.

@@ -79,10 +79,10 @@ type File struct {
 type Step struct {
 	Name     string `toml:"name" json:"name"`
 	Run      string `toml:"run" json:"run"`
-	Script   string `toml:"script" json:"-"`                     // a file of the recipe, instead of Run
-	Needs    string `toml:"needs" json:"needs,omitempty"`        // "internet" or nothing
-	Optional bool   `toml:"optional" json:"optional,omitempty"`  // the build goes on without it
-	Timeout  string `toml:"timeout" json:"timeout,omitempty"`    // "10m"
+	Script   string `toml:"script" json:"-"`                    // a file of the recipe, instead of Run
+	Needs    string `toml:"needs" json:"needs,omitempty"`       // "internet" or nothing
+	Optional bool   `toml:"optional" json:"optional,omitempty"` // the build goes on without it
+	Timeout  string `toml:"timeout" json:"timeout,omitempty"`   // "10m"
 }
 
 func (s Step) limit() time.Duration {
@@ -428,6 +428,7 @@ func (r *Recipe) tests() json.RawMessage {
 	}
 	return b
 }
+
 // cutDigest takes "NAME@sha256:DIGEST" apart; the digest may be missing.
 func cutDigest(ref string) (name, digest string) {
 	name, rest, found := strings.Cut(ref, "@sha256:")

@@ -65,7 +65,7 @@ func (b *Builder) Test(ctx context.Context, name string, keepFailed bool, sink p
 	if err != nil {
 		return report, j.explain(ctx, err)
 	}
-	g, err := b.connect(ctx, v, j.log)
+	g, err := j.connect(ctx, v)
 	if err != nil {
 		return report, j.explain(ctx, err)
 	}

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -28,7 +29,8 @@ func newDoctorCommand(e *Env) *cobra.Command {
 
 func runDoctor(ctx context.Context, output outputFormat, e *Env) error {
 	return e.within(ctx, quickLimit, func(ctx context.Context) error {
-		reports := doctor.Run(ctx, append(host.Checks(e.Paths), e.daemonChecks(ctx)...))
+		checks := append(host.Checks(e.Paths), e.daemonChecks(ctx)...)
+		reports := doctor.Run(ctx, append(checks, e.imagesCheck()))
 		v := doctorView{OK: doctor.OK(reports), Checks: views(reports, viewCheck)}
 		if err := e.print(output, v, func() string { return e.describeChecks(v) }); err != nil {
 			return err
@@ -114,6 +116,34 @@ func judgeNames(v daemonView) doctor.Result {
 		return doctor.Note("served nowhere (config.toml: [dns] listen)")
 	}
 	return doctor.Good(describeNames(v.DNS))
+}
+
+// imagesCheck tells of images that are damaged, old or stale. It starts no daemon.
+func (e *Env) imagesCheck() doctor.Check {
+	return doctor.Check{Name: "images", Run: func(ctx context.Context) doctor.Result {
+		if !listens(ctx, e.Paths.Socket()) {
+			return doctor.Note("not looked at: the daemon is not running")
+		}
+		c, err := e.Dial(ctx, false)
+		if err != nil {
+			return doctor.Fail(err)
+		}
+		defer c.Close()
+		res, err := c.Images.ListImages(ctx, &bangerv1.ListImagesRequest{})
+		if err != nil {
+			return doctor.Fail(err)
+		}
+		var told []string
+		for _, i := range res.GetImages() {
+			if what := cmp.Or(i.GetProblem(), i.GetNotice()); what != "" {
+				told = append(told, i.GetName()+": "+what)
+			}
+		}
+		if len(told) > 0 {
+			return doctor.Note(strings.Join(told, "; "))
+		}
+		return doctor.Good(fmt.Sprintf("%d, all of them sound", len(res.GetImages())))
+	}}
 }
 
 func viewCheck(r doctor.Report) checkView {

@@ -55,7 +55,13 @@ func (e *Env) imageTable(images []imageView) string {
 		}
 		problems[i] = v.Problem
 	}
-	return table(columns, rows) + inFull(problems)
+	text := table(columns, rows) + inFull(problems)
+	for _, v := range images {
+		if v.Notice != "" {
+			text += "notice: image " + v.Name + ": " + printable(v.Notice) + "\n"
+		}
+	}
+	return text
 }
 
 func problemMark(problem string) string {

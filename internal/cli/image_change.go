@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -124,20 +125,26 @@ func (e *Env) spool() (path string, remove func(), err error) {
 	if err := os.MkdirAll(e.Paths.Cache, 0o700); err != nil {
 		return "", func() {}, fault.Wrap(fault.Precondition, err, "cannot make directory %s", e.Paths.Cache)
 	}
-	f, err := os.CreateTemp(e.Paths.Cache, "stdin-*.tar")
+	dir, err := os.MkdirTemp(e.Paths.Cache, "import-")
 	if err != nil {
 		return "", func() {}, fault.Wrap(fault.Precondition, err, "cannot keep what comes on stdin")
 	}
-	remove = func() { _ = os.Remove(f.Name()) } // it lies in the cache
-	_, err = io.Copy(f, e.Stdin)
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err != nil {
+	remove = func() { _ = os.RemoveAll(dir) } // it lies in the cache
+	path = filepath.Join(dir, "stdin.tar")
+	if err := writeAll(path, e.Stdin); err != nil {
 		remove()
 		return "", func() {}, fault.Wrap(fault.Precondition, err, "cannot keep what comes on stdin").WithHint("free some space in %s", e.Paths.Cache)
 	}
-	return f.Name(), remove, nil
+	return path, remove, nil
+}
+
+func writeAll(path string, r io.Reader) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(f, r)
+	return errors.Join(err, f.Close())
 }
 
 func newImageDefaultCommand(e *Env) *cobra.Command {

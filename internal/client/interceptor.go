@@ -134,6 +134,8 @@ func lost(procedure, name, socket string) error {
 			"it was putting back VM " + name, next + "finishes that when it had begun; see: banger vm show " + name,
 		},
 		bangerv1connect.TemplateServiceWarmTemplateProcedure: {"it was making a template", next + "takes back what was made; then try again"},
+		bangerv1connect.ImageServiceImportImageProcedure:     {"it was importing an image", next + "removes what was made; then try again"},
+		bangerv1connect.ImageServiceImportKernelProcedure:    {"it was importing a kernel", next + "removes what was made; then try again"},
 		bangerv1connect.ImageServiceSetupProcedure:           {"it was setting up", "what was finished stays; go on with: banger setup"},
 	}
 	s, ok := stories[procedure]

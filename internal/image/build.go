@@ -23,13 +23,13 @@ const StageExport = "export"
 
 // Built is what a manifest tells of an image that was built from a recipe.
 type Built struct {
-	Recipe       string          `json:"recipe"`              // its name, or the directory it lies in
-	Parent       string          `json:"parent,omitempty"`    // name of the image that the temporary VM booted from
-	ParentDigest string          `json:"parent_digest"`       // of that image
-	Kernel       string          `json:"kernel"`              // that the VM booted
-	ListHash     string          `json:"package_list_hash"`   // of the packages that the recipe asks for
-	Seconds      []StageTime     `json:"seconds"`             // how long each stage took
-	Definition   json.RawMessage `json:"definition"`          // the tests of the recipe, as package builder knows them
+	Recipe       string          `json:"recipe"`               // its name, or the directory it lies in
+	Parent       string          `json:"parent,omitempty"`     // name of the image that the temporary VM booted from
+	ParentDigest string          `json:"parent_digest"`        // of that image
+	Kernel       string          `json:"kernel"`               // that the VM booted
+	ListHash     string          `json:"package_list_hash"`    // of the packages that the recipe asks for
+	Seconds      []StageTime     `json:"seconds"`              // how long each stage took
+	Definition   json.RawMessage `json:"definition"`           // the tests of the recipe, as package builder knows them
 	Incomplete   []string        `json:"incomplete,omitempty"` // steps that were left out, a line each
 }
 
@@ -61,6 +61,9 @@ func (s *Store) BootstrapBase(ctx context.Context, o BaseOptions, sink progress.
 	}
 	return s.Get(ctx, made)
 }
+
+// BasePackages are what is in the default image beside Debian's required packages.
+func BasePackages() []string { return append([]string{}, packages...) }
 
 // Free is nil while no image has the name; "" stands for a name that is made up later.
 func (s *Store) Free(name string) error {

@@ -33,6 +33,7 @@ import (
 
 	"banger/internal/artifact"
 	"banger/internal/fault"
+	"banger/internal/hosttest"
 	"banger/internal/hosttest/need"
 )
 
@@ -618,5 +619,17 @@ func TestOldLayout(t *testing.T) {
 	list, err := s.List(t.Context())
 	if err != nil || len(list) != 3 || slices.ContainsFunc(list, func(i Image) bool { return i.Problem != "" }) {
 		t.Errorf("list %+v, %v", list, err)
+	}
+}
+
+// TestNoRoom: that there is no room is said before anything large is written.
+func TestNoRoom(t *testing.T) {
+	dir := hosttest.SmallDisk(t, 4<<20)
+	_, err := Open(filepath.Join(dir, "images")).Import(t.Context(), ImportOptions{Source: writeTemp(t, "box.tar", boxTar(t))}, nil)
+	if fault.KindOf(err) != fault.Precondition || fault.HintOf(err) == "" {
+		t.Errorf("error %v, hint %q", err, fault.HintOf(err))
+	}
+	if left, _ := filepath.Glob(filepath.Join(dir, "images/.new-*")); len(left) > 0 {
+		t.Errorf("left behind: %v", left)
 	}
 }

@@ -17,6 +17,20 @@ import (
 type Builds interface {
 	Build(ctx context.Context, r builder.Request, sink progress.Sink) (image.Image, error)
 	Test(ctx context.Context, name string, keepFailed bool, sink progress.Sink) (builder.Report, error)
+	// Stale tells what one should know of an image that was built from a recipe, or "".
+	Stale(i image.Image) string
+}
+
+// imageForm makes the API's form of an image, with what is to be known of one that was built.
+func (s *service) imageForm(i image.Image, isDefault bool, usedBy []string) *bangerv1.Image {
+	if s.Builds != nil && i.Notice == "" {
+		i.Notice = s.Builds.Stale(i)
+	}
+	m := wire.Image(i, isDefault, usedBy)
+	if b := i.Manifest.Build; b != nil {
+		m.Skipped = append(m.Skipped, b.Incomplete...)
+	}
+	return m
 }
 
 type buildService struct{ *service }
@@ -43,7 +57,7 @@ func (s buildService) BuildImage(ctx context.Context, req *bangerv1.BuildImageRe
 	if err != nil {
 		return err
 	}
-	built := &bangerv1.BuiltImage{Image: wire.Image(made, made.Name == s.defaultImage(ctx), nil)}
+	built := &bangerv1.BuiltImage{Image: s.imageForm(made, made.Name == s.defaultImage(ctx), nil)}
 	if b := made.Manifest.Build; b != nil {
 		built.LeftOut = b.Incomplete
 		for _, t := range b.Seconds {

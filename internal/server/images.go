@@ -71,7 +71,7 @@ func (s *imageService) ListImages(ctx context.Context, _ *bangerv1.ListImagesReq
 	def := s.defaultImage(ctx)
 	res := &bangerv1.ListImagesResponse{}
 	for _, i := range list {
-		res.Images = append(res.Images, wire.Image(i, i.Name == def, users[i.Name]))
+		res.Images = append(res.Images, s.imageForm(i, i.Name == def, users[i.Name]))
 	}
 	return res, nil
 }
@@ -85,7 +85,7 @@ func (s *imageService) GetImage(ctx context.Context, req *bangerv1.GetImageReque
 	if err != nil {
 		return nil, err
 	}
-	return &bangerv1.GetImageResponse{Image: wire.Image(i, i.Name == s.defaultImage(ctx), users[i.Name])}, nil
+	return &bangerv1.GetImageResponse{Image: s.imageForm(i, i.Name == s.defaultImage(ctx), users[i.Name])}, nil
 }
 
 func (s *imageService) ListKernels(ctx context.Context, _ *bangerv1.ListKernelsRequest) (*bangerv1.ListKernelsResponse, error) {

@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -94,6 +95,33 @@ func TestFindInit(t *testing.T) {
 	}
 	if got := findInit(root, "/bin/mine"); got != "/bin/mine" {
 		t.Errorf("got %q, not the one asked for", got)
+	}
+}
+
+// TestIdleBusyBox: the init of Alpine's container images has nothing to start; of an installed Alpine it has.
+func TestIdleBusyBox(t *testing.T) {
+	root := t.TempDir()
+	table := "# /etc/inittab\n::sysinit:/sbin/openrc sysinit\n::wait:/sbin/openrc default\n"
+	if err := errors.Join(
+		identity.File(root, "bin/busybox", "x", 0o755), identity.Link(root, "sbin/init", "../bin/busybox"),
+		identity.File(root, "etc/inittab", table, 0o644),
+	); err != nil {
+		t.Fatal(err)
+	}
+	if got := findInit(root, ""); got != "" {
+		t.Errorf("got %q, which has nothing to start", got)
+	}
+	if err := identity.File(root, "sbin/openrc", "x", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if got := findInit(root, ""); got != "/sbin/init" {
+		t.Errorf("got %q with OpenRC installed", got)
+	}
+	if err := errors.Join(os.Remove(filepath.Join(root, "etc/inittab")), os.Remove(filepath.Join(root, "sbin/openrc"))); err != nil {
+		t.Fatal(err)
+	}
+	if got := findInit(root, ""); got != "" {
+		t.Errorf("got %q without any table", got)
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 
 // dir, file and link make headers; what is told of a file is its content.
 func dir(name string) tar.Header { return tar.Header{Typeflag: tar.TypeDir, Name: name, Mode: 0o755} }
+
 func link(name, target string) tar.Header {
 	return tar.Header{Typeflag: tar.TypeLink, Name: name, Linkname: target}
 }

@@ -149,7 +149,7 @@ const (
 
 var (
 	savedFile = regexp.MustCompile(`^(sha256:)?[0-9a-f]{64}(\.json|\.tar|\.tar\.gz|/.*)?$`)
-	savedBlob   = regexp.MustCompile(`^blobs(/sha256(/[0-9a-f]{64})?)?$`)
+	savedBlob = regexp.MustCompile(`^blobs(/sha256(/[0-9a-f]{64})?)?$`)
 )
 
 // KindOfArchive looks at the names in an archive until they tell what it is.
