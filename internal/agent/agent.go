@@ -73,8 +73,9 @@ func serveOn(name string) error {
 		Systemd: func() bool { return firstProcess() == systemd },
 		Freeze:  cgroup.Freeze,
 	}
+	runner := run.Runner{Root: "/", Group: cgroup.Programs, Starting: guest.Starting()}
 	handler := serve.New(serve.Options{
-		Runner: run.Runner{Root: "/", Group: cgroup.Programs, Starting: guest.Starting()}, Shutdown: shutdown, SetTime: adopt.SetTime, StepTime: adopt.StepTime, Status: status,
+		Runner: runner, Shutdown: shutdown, SetTime: adopt.SetTime, StepTime: adopt.StepTime, Status: status,
 		Quiesce: guest.Quiesce, Adopt: guest.Adopt, Ready: awaitInit,
 		Dial: serve.DialLoopback,
 	})
@@ -92,7 +93,7 @@ func serveOn(name string) error {
 	if firstProcess() == supervisor {
 		haltOnSignal()
 	}
-	go serveSSH(ctx) // ends with ctx, and so with us
+	go serveSSH(ctx, runner) // ends with ctx, and so with us
 	return serve.Serve(ctx, l, handler)
 }
 

@@ -28,7 +28,7 @@ const (
 var sshServers = []string{"/usr/sbin/sshd", "/usr/bin/sshd", "/usr/local/sbin/sshd", "/usr/sbin/dropbear"}
 
 // serveSSH serves SSH where the image has nobody who does, until ctx ends.
-func serveSSH(ctx context.Context) {
+func serveSSH(ctx context.Context, runner run.Runner) {
 	if !awaitOwnSSH(ctx) {
 		return
 	}
@@ -39,7 +39,6 @@ func serveSSH(ctx context.Context) {
 		}
 		return
 	}
-	runner := run.Runner{Root: "/"}
 	err = sshd.Serve(ctx, l, sshd.Options{
 		Root: "/", Runner: runner, SFTP: []string{boot.AgentPath, "sftp"},
 		Account: func(user string) (sshd.Account, error) {
