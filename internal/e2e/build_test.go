@@ -215,7 +215,7 @@ func TestBuildEndsEarly(t *testing.T) {
 	cmd = begin()
 	w.killDaemon()
 	_ = cmd.Wait() // the daemon that it spoke with is gone
-	w.list() // a new daemon answers when it has reconciled
+	w.list()       // a new daemon answers when it has reconciled
 	if left := w.leftOfBuilds(); len(left) > 0 {
 		t.Errorf("left after the daemon's death: %v", left)
 	}
