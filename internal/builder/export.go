@@ -12,8 +12,8 @@ import (
 
 // exportScript writes the root file system as a tar stream. It goes through the SSH connection: in software emulation
 // that carries some 13 MB/s, and the guest channel, made for small messages, 0.7.
-// A bind mount shows it without what is mounted on it; the
-// disks of ours that belong to it (the work disk, directories that must not lie on the overlay) are added. Sockets cannot be in a tar.
+// A bind mount shows it without what is mounted on it; the work
+// disk is added. Sockets cannot be in a tar.
 const exportScript = `set -eu
 command -v tar >/dev/null && tar --version 2>/dev/null | grep -q GNU || { echo "the image has no GNU tar" >&2; exit 3; }
 view=` + workDir + `/view
@@ -21,9 +21,7 @@ mkdir -p "$view"
 mount --bind / "$view"
 trap 'umount "$view"' EXIT
 more=
-for dir in root var/lib/docker var/lib/containerd; do
-  if mountpoint -q "/$dir"; then more="$more ./$dir"; fi
-done
+if mountpoint -q /root; then more=./root; fi
 tar -cf - --format=pax --numeric-owner --xattrs '--xattrs-include=*' --one-file-system --warning=no-file-ignored -C "$view" . -C / $more
 `
 

@@ -199,7 +199,9 @@ func writeSeedFrom(ctx context.Context, home, seed string) (skipped []string, er
 var ownTraces = []string{
 	"etc/machine-id", "etc/resolv.conf", "etc/hostname", "etc/ssh/sshd_config.d/00-banger.conf",
 	"run/", "tmp/", "var/tmp/", "var/log/*", "var/cache/apt/*", "var/cache/apk/*", "var/cache/ldconfig/*", "var/lib/apt/lists/*",
-	"var/lib/systemd/random-seed", "var/lib/systemd/timers/", "var/lib/dhcp/*", "var/lib/dbus/machine-id", "var/lib/docker/network/*",
+	"var/lib/systemd/random-seed", "var/lib/systemd/timers/", "var/lib/dhcp/*", "var/lib/dbus/machine-id",
+	// Each VM has these on its overlay disk's own ext4, and only while they are empty in the image.
+	"var/lib/docker/", "var/lib/containerd/",
 }
 
 // exportRules leave out what belongs to the machine that was made ready. An image of Debian is without the

@@ -32,7 +32,7 @@ func machineTar(w io.Writer) error {
 		{"./etc/hostname", "build-1\n"},
 		{"./var/log/old.log", "old"},
 		{"./tmp/x", "x"},
-		{"./srv/made", "made"},
+		{"./srv/made", "made"}, {"./var/lib/docker/", ""}, {"./var/lib/docker/engine-id", "1"},
 		{"./root/", ""},
 		{"./root/kept", "kept"},
 	} {
@@ -76,7 +76,7 @@ func TestBuild(t *testing.T) {
 		t.Errorf("machine id %q", got)
 	}
 	for path, gone := range map[string]string{
-		"/etc/ssh": "ssh_host", "/var/log": "old.log", "/tmp": " x ", "/root": "kept", "/usr/share": "man",
+		"/etc/ssh": "ssh_host", "/var/log": "old.log", "/tmp": " x ", "/root": "kept", "/var/lib/docker": "engine", "/usr/share": "man",
 	} {
 		if got := debugfs(t, i.Root, "ls "+path); strings.Contains(got, gone) {
 			t.Errorf("%s has %s: %s", path, gone, got)
