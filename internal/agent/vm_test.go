@@ -274,7 +274,7 @@ func TestRealGuest(t *testing.T) {
 	if s := m.settled(ctx); s.GetSystemState() != "none" {
 		t.Errorf("without an init the system is %q", s.GetSystemState())
 	}
-	if got := m.shell(ctx, "(sleep 0.2 & ) ; sleep 1; grep -l '^State:.Z' /proc/[0-9]*/status || echo none"); got != "none\n" {
+	if got := m.shell(ctx, "(sleep 0.2 & ) ; sleep 1; grep -ls '^State:.Z' /proc/[0-9]*/status || echo none"); got != "none\n" {
 		t.Errorf("nobody buries the dead: %s", got)
 	}
 	m.shutdown(ctx, agentv1.ShutdownRequest_MODE_POWEROFF, vmm.ExitPowerOff)

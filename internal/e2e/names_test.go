@@ -97,15 +97,18 @@ func sshByName(t *testing.T, w *world) {
 		t.Fatal(err)
 	}
 	w.banger("ssh-config", "install")
+	var notices strings.Builder // of the last one
 	ssh := func(program string, args ...string) string {
 		t.Helper()
 		ctx, cancel := context.WithTimeout(context.Background(), commandLimit)
 		defer cancel()
 		cmd := exec.CommandContext(ctx, program, append([]string{"-F", config, "-o", "BatchMode=yes"}, args...)...)
 		cmd.Env = w.env
-		out, err := cmd.CombinedOutput()
+		notices.Reset()
+		cmd.Stderr = &notices
+		out, err := cmd.Output()
 		if err != nil {
-			t.Errorf("%s %v: %v\n%s", program, args, err, out)
+			t.Errorf("%s %v: %v\n%s%s", program, args, err, out, notices.String())
 		}
 		return strings.TrimSpace(string(out))
 	}
@@ -121,8 +124,8 @@ func sshByName(t *testing.T, w *world) {
 		t.Errorf("scp wrote %s bytes", out)
 	}
 	w.guest("web", "ip link set eth0 down")
-	if out := ssh("ssh", "web.vm", "hostname"); out != "web" {
-		t.Errorf("without a network ssh web.vm says %q", out)
+	if out := ssh("ssh", "web.vm", "hostname"); out != "web" || !strings.Contains(notices.String(), "guest channel") {
+		t.Errorf("without a network ssh web.vm says %q, and %q", out, notices.String())
 	}
 	w.guest("web", "ip link set eth0 up && ip route add default via 172.30.0.1")
 	w.banger("ssh-config", "uninstall")

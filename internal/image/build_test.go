@@ -32,7 +32,9 @@ func machineTar(w io.Writer) error {
 		{"./etc/hostname", "build-1\n"},
 		{"./var/log/old.log", "old"},
 		{"./tmp/x", "x"},
-		{"./srv/made", "made"}, {"./var/lib/docker/", ""}, {"./var/lib/docker/engine-id", "1"},
+		{"./srv/made", "made"},
+		{"./var/lib/docker/", ""},
+		{"./var/lib/docker/engine-id", "1"},
 		{"./root/", ""},
 		{"./root/kept", "kept"},
 	} {
