@@ -7,11 +7,13 @@ import (
 	"crypto/rand"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -288,18 +290,15 @@ func TestClientGoes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	alive := filepath.Join(g.root, "alive")
-	if err := s.Start("trap 'rm " + alive + "; exit' HUP; touch " + alive + "; echo ready; while :; do sleep 0.05; done"); err != nil {
+	if err := s.Start("echo $$; while :; do sleep 0.05; done"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := io.ReadFull(out, make([]byte, 6)); err != nil {
+	var pid int
+	if _, err := fmt.Fscanln(out, &pid); err != nil {
 		t.Fatal(err)
 	}
 	_ = c.Close()
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if _, err := os.Stat(alive); err != nil {
-			return
-		}
+	for end := time.Now().Add(10 * time.Second); !errors.Is(syscall.Kill(pid, 0), syscall.ESRCH); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("the program lives on")
 		}
