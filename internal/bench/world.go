@@ -46,14 +46,13 @@ func newWorld(bin, state string, k kind) (*world, error) {
 	if k == fakes {
 		w.env = append(w.env, "BANGER_FAKE_VMM=1")
 	}
-	if k != restored {
-		config := filepath.Join(root, "config", "banger")
-		if err := os.Mkdir(config, 0o700); err != nil {
-			return nil, err
-		}
-		if err := os.WriteFile(filepath.Join(config, "config.toml"), []byte("templates = false\n"), 0o600); err != nil {
-			return nil, err
-		}
+	config := filepath.Join(root, "config", "banger")
+	if err := os.Mkdir(config, 0o700); err != nil {
+		return nil, err
+	}
+	text := fmt.Sprintf("templates = %v\n[network]\nbridge = \"banger%d\"\n", k == restored, k) // all worlds are in one network namespace
+	if err := os.WriteFile(filepath.Join(config, "config.toml"), []byte(text), 0o600); err != nil {
+		return nil, err
 	}
 	own := filepath.Join(root, "state", "banger")
 	if err := os.Mkdir(own, 0o700); err != nil {
