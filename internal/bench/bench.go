@@ -55,6 +55,10 @@ func Main(args []string) int {
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}
+	// Programs that are started elsewhere are to find each other.
+	if dir, err := filepath.Abs(b.bin); err == nil {
+		b.bin = dir
+	}
 	run := b.run
 	if *only {
 		run = func(ctx context.Context) error {
