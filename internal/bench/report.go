@@ -60,11 +60,17 @@ func percentile(samples []float64, p int) float64 {
 	return s[(len(s)*p+99)/100-1]
 }
 
-// against makes a result whose limit is on the ratio to a baseline of the same run; with a p95, on its ratio as well.
+// against makes a result whose limit is on the ratio to a baseline of the same run.
 func (r Result) against(of Result, limit float64) Result {
 	r.Of, r.Baseline, r.Limit = of.Name, of.Value, limit
 	r.Ratio = r.Value / of.Value
-	r.Holds = max(r.Value, r.P95)/of.Value <= limit
+	r.Holds = r.Ratio <= limit
+	return r
+}
+
+// p95Too makes the limit one on the p95 as well.
+func (r Result) p95Too() Result {
+	r.Holds = r.Holds && r.P95/r.Baseline <= r.Limit
 	return r
 }
 

@@ -46,8 +46,8 @@ func (b *bench) restores(ctx context.Context) error {
 			return err
 		}
 	}
-	b.add(measured("restored create until the agent answers", "s", 0, agents...).against(b.stock, 1./80))
-	b.add(measured("restored create until an SSH command is done", "s", 0, commands...).against(b.stock, 1./15))
+	b.add(measured("restored create until the agent answers", "s", 0, agents...).against(b.stock, 1./80).p95Too())
+	b.add(measured("restored create until an SSH command is done", "s", 0, commands...).against(b.stock, 1./15).p95Too())
 	return nil
 }
 
@@ -148,8 +148,8 @@ func (b *bench) suspends(ctx context.Context) error {
 		}
 		suspended, resumed = append(suspended, s), append(resumed, r)
 	}
-	b.add(measured("suspend", "s", 0, suspended...).against(b.stock, 1./20))
-	b.add(measured("resume", "s", 0, resumed...).against(b.stock, 1./20))
+	b.add(measured("suspend", "s", 0, suspended...).against(b.stock, 1./20).p95Too())
+	b.add(measured("resume", "s", 0, resumed...).against(b.stock, 1./20).p95Too())
 	return b.restored.remove(ctx, "sleeper")
 }
 
@@ -175,7 +175,7 @@ func (b *bench) forks(ctx context.Context) error {
 			return err
 		}
 	}
-	b.add(measured("pause of the source of a fork", "s", 0, pauses...).against(b.stock, 1./40))
+	b.add(measured("pause of the source of a fork", "s", 0, pauses...).against(b.stock, 1./40).p95Too())
 	return b.restored.remove(ctx, "source")
 }
 
