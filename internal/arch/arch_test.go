@@ -104,7 +104,7 @@ var rooms = map[string][]string{
 	},
 	"internal/builder": {
 		"images", "internal/fault", "internal/image", "internal/paths", "internal/progress",
-		"internal/undo", "internal/vm",
+		"internal/tomlfile", "internal/undo", "internal/vm",
 	},
 	"internal/server": {
 		"internal/builder",

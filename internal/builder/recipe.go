@@ -23,10 +23,9 @@ import (
 	"strings"
 	"time"
 
-	"github.com/pelletier/go-toml/v2"
-
 	"banger/images"
 	"banger/internal/fault"
+	"banger/internal/tomlfile"
 	"banger/internal/vm"
 )
 
@@ -159,7 +158,7 @@ func (r *Recipe) read() error {
 	if err != nil {
 		return err
 	}
-	if err := decode(text, r); err != nil {
+	if err := tomlfile.Decode(RecipeFile, []byte(text), r); err != nil {
 		return fault.Wrap(fault.Usage, err, "recipe %s", r.Origin)
 	}
 	if err := r.readPackages(); err != nil {
@@ -173,27 +172,6 @@ func (r *Recipe) read() error {
 		}
 	}
 	r.Hash, err = r.sum()
-	return err
-}
-
-// decode refuses unknown keys: a misspelt one would be a wish that is silently not granted.
-func decode(text string, r *Recipe) error {
-	d := toml.NewDecoder(strings.NewReader(text)).DisallowUnknownFields()
-	err := d.Decode(r)
-	var strict *toml.StrictMissingError
-	var at *toml.DecodeError
-	switch {
-	case errors.As(err, &strict):
-		var keys []string
-		for _, e := range strict.Errors {
-			row, _ := e.Position()
-			keys = append(keys, fmt.Sprintf("%s (line %d)", strings.Join(e.Key(), "."), row))
-		}
-		return fmt.Errorf("unknown keys: %s", strings.Join(keys, ", "))
-	case errors.As(err, &at):
-		row, column := at.Position()
-		return fmt.Errorf("line %d, column %d: %w", row, column, at)
-	}
 	return err
 }
 

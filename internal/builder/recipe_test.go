@@ -117,10 +117,10 @@ func TestBadRecipesAreRefused(t *testing.T) {
 	const head = "from = \"debian\"\n"
 	step := func(lines string) string { return head + "[[step]]\nname = \"a\"\n" + lines }
 	for name, c := range map[string]struct{ text, want string }{
-		"unknown key":       {head + "pakages = [\"git\"]\n", "unknown keys: pakages (line 2)"},
-		"unknown step key":  {step("run = \"true\"\nretry = 3\n"), "unknown keys: step.retry (line 5)"},
-		"no toml":           {"from = \n", "line 1"},
-		"wrong type":        {head + "packages = 3\n", "line 2"},
+		"unknown key":       {head + "pakages = [\"git\"]\n", `recipe.toml:2: unknown key "pakages"`},
+		"unknown step key":  {step("run = \"true\"\nretry = 3\n"), `recipe.toml:5: unknown key "step.retry"`},
+		"no toml":           {"from = \n", "recipe.toml:1:8:"},
+		"wrong type":        {head + "packages = 3\n", "recipe.toml:2:12:"},
 		"no base":           {"description = \"x\"\n", "from is missing"},
 		"strange base":      {"from = \"ubuntu\"\n", "write debian"},
 		"base without name": {"from = \"image:\"\n", "names nothing"},
