@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/hosttest/need"
 )
 
 // shellFiles is what a shell of the host and its programs are made of.
@@ -47,9 +49,7 @@ func file(t *testing.T, dir, name string) string {
 }
 
 func TestConfinedToItsFiles(t *testing.T) {
-	if !Confines() {
-		t.Skip("this kernel has no Landlock")
-	}
+	need.Kernel(t, "Landlock", Confines())
 	own, other := t.TempDir(), t.TempDir()
 	file(t, own, "own")
 	read, hidden := file(t, other, "read"), file(t, other, "hidden")

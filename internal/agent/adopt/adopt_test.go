@@ -13,7 +13,9 @@ import (
 	"time"
 
 	agentv1 "banger/api/agent/v1"
+	"banger/internal/agent/identity"
 	"banger/internal/disk"
+	"banger/internal/hosttest/need"
 )
 
 func TestJournalOfATemplateIsRemoved(t *testing.T) {
@@ -43,19 +45,21 @@ func TestJournalOfATemplateIsRemoved(t *testing.T) {
 
 // The file with the boot id is mounted: it must stay the same one.
 func TestBootIDIsChangedInPlace(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "boot_id")
+	need.Root(t) // it is read-only
+	dir := t.TempDir()
+	path := filepath.Join(dir, "boot_id")
 	first, second := newUUID()+"\n", newUUID()+"\n"
 	if first == second || !regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}\n$`).MatchString(first) {
 		t.Fatalf("uuids %q, %q", first, second)
 	}
-	if err := overwrite(path, first); err != nil {
+	if err := identity.File(dir, "boot_id", first, 0o444); err != nil {
 		t.Fatal(err)
 	}
 	before, err := os.Stat(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := overwrite(path, second); err != nil {
+	if err := identity.File(dir, "boot_id", second, 0o444); err != nil {
 		t.Fatal(err)
 	}
 	after, err := os.Stat(path)

@@ -12,6 +12,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"banger/internal/agent/identity"
 )
 
 // SetTime steps the wall clock and tells by how much; positive when it was behind. The monotonic clock goes on.
@@ -82,7 +84,8 @@ const kernelBootID = "/proc/sys/kernel/random/boot_id"
 // propagates into the name spaces of services.
 func newBootID(dir string) error {
 	path := filepath.Join(dir, "boot_id")
-	if err := overwrite(path, newUUID()+"\n"); err != nil {
+	// In place: it may be mounted. Texts of one length are never seen half written.
+	if err := identity.File(dir, "boot_id", newUUID()+"\n", 0o444); err != nil {
 		return err
 	}
 	mounted, err := sameFile(path, kernelBootID)
@@ -93,16 +96,6 @@ func newBootID(dir string) error {
 		return fmt.Errorf("mount the new boot id: %w", err)
 	}
 	return nil
-}
-
-// overwrite changes a file in place, because it may be mounted. Texts of one length are never seen half written.
-func overwrite(path, text string) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o444)
-	if err != nil {
-		return err
-	}
-	_, err = f.WriteAt([]byte(text), 0)
-	return errors.Join(err, f.Close())
 }
 
 func sameFile(a, b string) (bool, error) {

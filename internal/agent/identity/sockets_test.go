@@ -95,9 +95,7 @@ func TestHangUp(t *testing.T) {
 		}
 		return nil
 	})
-	if errors.Is(err, syscall.EOPNOTSUPP) {
-		t.Skip("this kernel cannot end connections")
-	}
+	need.Kernel(t, "way to end connections (INET_DIAG_DESTROY)", !errors.Is(err, syscall.EOPNOTSUPP))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"banger/internal/agent/serve"
 	"banger/internal/fault"
 	"banger/internal/guest"
+	"banger/internal/hosttest/need"
 )
 
 // echoer listens on an address of this machine and sends back what it got when its client has ended.
@@ -17,7 +18,7 @@ func echoer(t *testing.T, address string) uint16 {
 	t.Helper()
 	l, err := net.Listen("tcp", address)
 	if err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	done := make(chan struct{})
 	go func() {
@@ -40,6 +41,7 @@ func echoer(t *testing.T, address string) uint16 {
 
 // Bytes go both ways over the guest channel, and the end of one side leaves the other open.
 func TestDial(t *testing.T) {
+	need.IPv6(t)
 	client, _ := start(t, serve.Options{Dial: serve.DialLoopback})
 	for _, address := range []string{"127.0.0.1:0", "[::1]:0"} { // both are "localhost" to programs
 		conn, err := guest.Dial(within(t), client, echoer(t, address))

@@ -48,9 +48,8 @@ func probe() {
 
 func TestConfinement(t *testing.T) {
 	need.Root(t)
-	if v, err := landlocksys.LandlockGetABIVersion(); err != nil || v < 1 {
-		t.Skip("this kernel has no Landlock")
-	}
+	v, err := landlocksys.LandlockGetABIVersion()
+	need.Kernel(t, "Landlock", err == nil && v >= 1)
 	hosttest.NetNS(t)
 	dir := t.TempDir()
 	own, name := filepath.Join(dir, "own"), filepath.Join(dir, "confined")

@@ -1,9 +1,11 @@
 // Package need says what a test needs of the machine. Where it is missing the test is skipped,
 // unless the environment variable BANGER_REQUIRE names it: then the test fails, so that a skip
-// never looks like a pass. BANGER_REQUIRE is a list with commas: root, binary, kvm, vm, network, firecracker.
+// never looks like a pass. BANGER_REQUIRE is a list with commas: root, binary, kvm, vm, network, firecracker,
+// kernel, ipv6, cgroup2; or all.
 package need
 
 import (
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -46,6 +48,25 @@ func Binary(t testing.TB, name string) string {
 	}
 	Missing(t, "binary", "program "+name+" is not installed")
 	return ""
+}
+
+// Kernel needs a feature of the running kernel; has tells whether it is there.
+func Kernel(t testing.TB, feature string, has bool) {
+	t.Helper()
+	if !has {
+		Missing(t, "kernel", "this kernel has no "+feature)
+	}
+}
+
+// IPv6 needs the loopback address of IPv6.
+func IPv6(t testing.TB) {
+	t.Helper()
+	l, err := net.Listen("tcp", "[::1]:0")
+	if err != nil {
+		Missing(t, "ipv6", err.Error())
+		return
+	}
+	_ = l.Close()
 }
 
 // KVM needs hardware virtualisation that this user may use.
@@ -113,7 +134,8 @@ func ask(mirror string) error {
 // Missing says that the test needs what is not there: it is skipped, or fails where BANGER_REQUIRE names it.
 func Missing(t testing.TB, what, why string) {
 	t.Helper()
-	if slices.Contains(strings.Split(os.Getenv(RequireVariable), ","), what) {
+	required := strings.Split(os.Getenv(RequireVariable), ",")
+	if slices.Contains(required, what) || slices.Contains(required, "all") {
 		t.Fatalf("%s requires %s: %s", RequireVariable, what, why)
 		return
 	}

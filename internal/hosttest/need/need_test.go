@@ -28,6 +28,7 @@ func TestMissing(t *testing.T) {
 		{"binary", false, true},
 		{"root,binary", false, true},
 		{"binaryx", true, false},
+		{"all", false, true},
 	}
 	for _, c := range cases {
 		t.Setenv(RequireVariable, c.require)
@@ -51,6 +52,16 @@ func TestPresent(t *testing.T) {
 	Root(r)
 	if r.failed != (os.Geteuid() != 0) {
 		t.Errorf("root: failed is %v for user %d", r.failed, os.Geteuid())
+	}
+}
+
+func TestKernel(t *testing.T) {
+	t.Setenv(RequireVariable, "kernel")
+	had, lacked := &recorder{}, &recorder{}
+	Kernel(had, "feature", true)
+	Kernel(lacked, "feature", false)
+	if had.failed || had.skipped || !lacked.failed {
+		t.Errorf("one that is there: %+v; one that is not: %+v", had, lacked)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"banger/internal/hosttest/need"
 	"banger/internal/system"
 	"banger/internal/vmm"
 	"banger/internal/vmm/firecracker/fctest"
@@ -41,9 +42,7 @@ func startFake(t *testing.T, dir string) *running {
 
 // A machine's process opens its own disk and no other machine's, whatever it is asked to do.
 func TestOtherMachinesDisksAreOutOfReach(t *testing.T) {
-	if !system.Confines() {
-		t.Skip("this kernel has no Landlock")
-	}
+	need.Kernel(t, "Landlock", system.Confines())
 	own, other := t.TempDir(), t.TempDir()
 	r := startFake(t, own)
 	theirs := filepath.Join(other, "work.img")
