@@ -254,7 +254,12 @@ func (o *operation) saveTemplate(ctx context.Context, m *machine, dir string) er
 		stage string
 		f     func(context.Context) error
 	}{
-		{stageQuiesce, func(ctx context.Context) error { return o.settle(ctx, m) }},
+		{stageQuiesce, func(ctx context.Context) error {
+			if err := o.settle(ctx, m); err != nil {
+				return err
+			}
+			return rest(ctx)
+		}},
 		{stagePause, pauser.Pause},
 		{stageSave, func(ctx context.Context) error { return saver.Save(ctx, dir) }},
 		{stageRelease, m.stop},
@@ -278,4 +283,16 @@ func (o *operation) settle(ctx context.Context, m *machine) error {
 		return fault.Wrap(fault.Unexpected, err, "the guest of a template did not come to rest").WithHint("%s", o.consoleHint())
 	}
 	return nil
+}
+
+// restTime is for what a guest does behind its last answer, and each of its clones would do again.
+const restTime = 500 * time.Millisecond
+
+func rest(ctx context.Context) error {
+	select {
+	case <-time.After(restTime):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }

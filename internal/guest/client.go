@@ -25,6 +25,7 @@ type Client struct {
 	agentv1connect.AgentServiceClient
 
 	transport *http.Transport
+	open      func(context.Context) (net.Conn, error)
 }
 
 // NewClient returns a client that opens its streams with open, usually a Running's DialGuest.
@@ -45,6 +46,7 @@ func NewClient(open func(context.Context) (net.Conn, error)) *Client {
 		AgentServiceClient: agentv1connect.NewAgentServiceClient(&http.Client{Transport: t}, "http://agent",
 			connect.WithReadMaxBytes(maxMessage), connect.WithAcceptCompression("gzip", nil, nil)),
 		transport: t,
+		open:      open,
 	}
 }
 

@@ -50,6 +50,12 @@ func (o Offset) middle() time.Duration { return o.Least + (o.Most-o.Least)/2 }
 // way, as a time does. On a host that has too much to do an answer takes long and tells little; then it is asked again,
 // some times. known is what an earlier answer tells, or Unknown.
 func (c *Client) SetClock(ctx context.Context, now func() time.Time, known Offset) (Offset, error) {
+	return setClock(ctx, c.SetTime, now, known)
+}
+
+func setClock(ctx context.Context, ask func(context.Context, *agentv1.SetTimeRequest) (*agentv1.SetTimeResponse, error),
+	now func() time.Time, known Offset,
+) (Offset, error) {
 	for range clockTries {
 		if known.Worst() <= clockAim {
 			return known, nil
@@ -59,7 +65,7 @@ func (c *Client) SetClock(ctx context.Context, now func() time.Time, known Offse
 			step = -known.middle() // else there is more to learn first: programs need not see it go to and fro
 		}
 		asked := now()
-		r, err := c.SetTime(ctx, &agentv1.SetTimeRequest{StepNanos: int64(step)})
+		r, err := ask(ctx, &agentv1.SetTimeRequest{StepNanos: int64(step)})
 		if err != nil {
 			return known, err
 		}

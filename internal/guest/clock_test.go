@@ -9,14 +9,11 @@ import (
 	"pgregory.net/rapid"
 
 	agentv1 "banger/api/agent/v1"
-	"banger/api/agent/v1/agentv1connect"
 	"banger/internal/fault"
 )
 
 // slowClock is a guest whose clock is off, and whose questions and answers take their time.
 type slowClock struct {
-	agentv1connect.AgentServiceClient
-
 	time  time.Time // the host's
 	ahead time.Duration
 	ways  []time.Duration // there, back, there, back...; the last two again and again
@@ -37,7 +34,7 @@ func (c *slowClock) SetTime(_ context.Context, r *agentv1.SetTimeRequest) (*agen
 }
 
 func (c *slowClock) set(known Offset) (Offset, error) {
-	return (&Client{AgentServiceClient: c}).SetClock(context.Background(), func() time.Time { return c.time }, known)
+	return setClock(context.Background(), c.SetTime, func() time.Time { return c.time }, known)
 }
 
 // However slow the ways are: as soon as some questions are answered in time the clock is right, and what is said of

@@ -98,18 +98,17 @@ func (g *Guest) adopt(ctx context.Context, r *agentv1.AdoptRequest) error {
 // become makes the guest another VM. Until the last step nobody reaches it over the network. One step follows the
 // other: they have one processor's work to do, and wait for nobody but sshd.
 func (g *Guest) become(ctx context.Context, t *times, id *agentv1.GuestConfig) error {
-	if g.was == nil {
-		old, err := machineID()
-		if err != nil {
-			return err
-		}
-		g.was = &old
-	}
 	var network *identity.Network
 	var sshd *restart
 	fromTemplate := g.held != nil && g.held.template
 	if fromTemplate {
 		network = g.held.network
+	} else if g.was == nil {
+		old, err := machineID()
+		if err != nil {
+			return err
+		}
+		g.was = &old
 	}
 	for _, step := range []struct {
 		name  string

@@ -110,19 +110,24 @@ func replace(path, text string, mode fs.FileMode) error {
 
 // writeBlock puts lines into the file as banger's block and leaves the rest of it alone.
 func writeBlock(root, name string, lines []string, mode fs.FileMode) error {
-	old, err := os.ReadFile(filepath.Join(root, name))
+	path := filepath.Join(root, name)
+	old, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	text := withBlock(string(old), lines)
-	path := filepath.Join(root, name)
-	_, same := holds(path, text, mode)
 	alone := strings.HasPrefix(text, blockBegin+"\n") && strings.HasSuffix(text, "\n"+blockEnd+"\n")
-	if same || alone {
+	if alone || max(len(old), len(text)) <= blockSize {
 		return File(root, name, text, mode)
+	}
+	if _, same := holds(path, text, mode); same {
+		return nil
 	}
 	return replace(path, text, mode) // nobody could write the user's lines again
 }
+
+// blockSize is what a disk takes at once: of a file that is no longer no line gets lost when it is changed in place.
+const blockSize = 4096
 
 // withBlock returns text with banger's block made of lines: in place of the one that is there, or at the end. A
 // begin without an end is a plain line.

@@ -204,13 +204,15 @@ func TestBlockHasNoForeignLines(t *testing.T) {
 	}
 }
 
-// What banger alone has written may be changed in place, which is quick; a file with lines of the user's is whole at any
-// time.
+// What banger alone has written, or a disk takes at once, may be changed in place, which is quick; a long file with lines of
+// the user's is whole at any time.
 func TestUsersLinesAreNeverHalfWritten(t *testing.T) {
+	many := strings.Repeat("ssh-rsa CCCC mine\n", blockSize/10)
 	for text, inPlace := range map[string]bool{
 		"":                    true,
-		"ssh-rsa CCCC mine\n": false,
-		blockBegin + "\n" + blockEnd + "\nssh-rsa CCCC mine\n": false,
+		"ssh-rsa CCCC mine\n": true,
+		many:                  false,
+		blockBegin + "\n" + blockEnd + "\n" + many: false,
 	} {
 		root := tree(t, map[string]string{"keys": ""})
 		if err := os.WriteFile(filepath.Join(root, "keys"), []byte(text), 0o644); err != nil {
@@ -228,10 +230,10 @@ func TestUsersLinesAreNeverHalfWritten(t *testing.T) {
 			seen[i] = info
 		}
 		if os.SameFile(seen[0], seen[1]) != inPlace {
-			t.Errorf("%q: changed in place %v, want %v", text, !inPlace, inPlace)
+			t.Errorf("%.80q: changed in place %v, want %v", text, !inPlace, inPlace)
 		}
 		if !os.SameFile(seen[1], seen[2]) {
-			t.Errorf("%q: written again for nothing", text)
+			t.Errorf("%.80q: written again for nothing", text)
 		}
 	}
 }
