@@ -8,7 +8,9 @@ import (
 	"sync"
 
 	"banger/internal/dns"
+	"banger/internal/template"
 	"banger/internal/vm"
+	"banger/internal/vmm"
 )
 
 // Names is where the names of VMs are served.
@@ -33,20 +35,39 @@ func (*names) Name() string                       { return "names" }
 func (*names) Wants(vm.Spec) bool                 { return true }
 func (*names) Check(context.Context, vm.VM) error { return nil }
 
-// Up comes after the network's. A guest whose bridge nobody serves names on keeps the servers that the network gave it.
+// Up tells the guest whom to ask, and others its name.
 func (c *names) Up(ctx context.Context, v vm.VM, b *Build) (Note, error) {
-	if b.Making {
-		return nil, nil
+	servers, err := c.servers(ctx)
+	if err != nil {
+		return nil, err
 	}
+	b.Guest.Nameservers = servers
+	if !b.Making { // a template has no name
+		c.add(v)
+	}
+	return nil, nil
+}
+
+// servers are those that a guest asks for names: ours on the bridge, or those of the host's that guests can ask.
+func (c *names) servers(ctx context.Context) ([]string, error) {
 	gateway, err := c.o.Network.EnsureBridge(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if c.o.Names.ServeGuests(ctx, gateway) {
-		b.Guest.Nameservers = []string{gateway.Addr().String()}
+		return []string{gateway.Addr().String()}, nil
 	}
-	c.add(v)
-	return nil, nil
+	var servers []string
+	for _, a := range c.o.Nameservers() {
+		servers = append(servers, a.String())
+	}
+	return servers, nil
+}
+
+// Shape tells the name servers: a template has them in its resolv.conf, which its clones need not write then.
+func (c *names) Shape(ctx context.Context, _ vm.VM, _ vmm.Caps, s *template.Shape) (err error) {
+	s.Nameservers, err = c.servers(ctx)
+	return err
 }
 
 func (c *names) Down(_ context.Context, v vm.VM) error {

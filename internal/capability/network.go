@@ -67,9 +67,6 @@ func (c *network) Up(ctx context.Context, v vm.VM, b *Build) (_ Note, err error)
 			vm.IPv6Prefix(netip.PrefixFrom(v.IP, gateway.Bits())).String(),
 		},
 	})
-	for _, a := range c.o.Nameservers() {
-		b.Guest.Nameservers = append(b.Guest.Nameservers, a.String())
-	}
 	return json.Marshal(networkNote{TAP: tap})
 }
 

@@ -45,6 +45,7 @@ type Shape struct {
 	PlainDirs     []string `json:"plain_dirs"`
 	Cmdline       []string `json:"cmdline"`
 	Interfaces    int      `json:"interfaces"`
+	Nameservers   []string `json:"nameservers"`
 }
 
 // keyBytes of the hash make the key: sixteen hex digits.

@@ -61,32 +61,35 @@ func each(steps ...func() error) error {
 // for nothing. A symlink is replaced, not followed.
 func File(root, name, text string, mode fs.FileMode) error {
 	path := filepath.Join(root, name)
-	alike, same := holds(path, text, mode)
-	if same || alike && overwrite(path, text) == nil {
+	old, alike := read(path, mode)
+	if alike && (old == text || overwrite(path, text, len(old)) == nil) {
 		return nil
 	}
 	return replace(path, text, mode)
 }
 
-// holds tells whether there is a file of that mode, and whether that is its text.
-func holds(path, text string, mode fs.FileMode) (alike, same bool) {
+// read returns the text of a file, when there is one of that mode.
+func read(path string, mode fs.FileMode) (text string, ok bool) {
 	info, err := os.Lstat(path)
 	if err != nil || info.Mode() != mode {
-		return false, false
+		return "", false
 	}
-	old, err := os.ReadFile(path)
-	return err == nil, err == nil && string(old) == text
+	b, err := os.ReadFile(path)
+	return string(b), err == nil
 }
 
-// overwrite changes a file in place, which takes the kernel a third of the work of another file in its place. One that
-// was half written when the machine ended is written again at the next boot.
-func overwrite(path, text string) error {
+// overwrite changes a file in place, which takes the kernel a third of the work of another file in its place; to cut
+// it off is half of the rest. One that was half written when the machine ended is written again at the next boot.
+func overwrite(path, text string, before int) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return err
 	}
 	_, err = f.WriteString(text)
-	return errors.Join(err, f.Truncate(int64(len(text))), f.Close())
+	if len(text) < before {
+		err = errors.Join(err, f.Truncate(int64(len(text))))
+	}
+	return errors.Join(err, f.Close())
 }
 
 // replace puts a new file in the place of whatever is there.
@@ -120,7 +123,7 @@ func writeBlock(root, name string, lines []string, mode fs.FileMode) error {
 	if alone || max(len(old), len(text)) <= blockSize {
 		return File(root, name, text, mode)
 	}
-	if _, same := holds(path, text, mode); same {
+	if whole, ok := read(path, mode); ok && whole == text {
 		return nil
 	}
 	return replace(path, text, mode) // nobody could write the user's lines again

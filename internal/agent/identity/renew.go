@@ -10,12 +10,14 @@ import (
 	"slices"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	agentv1 "banger/api/agent/v1"
 )
 
 // Network is the guest's network on its way from one identity to another.
 type Network struct {
+	handle     *netlink.Handle // open all the time: a clone of a template need not open it
 	links      []netlink.Link
 	interfaces []*agentv1.Interface
 }
@@ -23,31 +25,40 @@ type Network struct {
 // Silence takes the machine's interfaces down, and with them their routes and neighbours, and removes their
 // addresses: until Raise nobody reaches the guest.
 func Silence() (*Network, error) {
-	links, err := hardware()
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, err
 	}
-	for _, l := range links {
-		if err := silence(l); err != nil {
+	n := &Network{handle: h}
+	if n.links, err = hardware(h); err != nil {
+		n.Close()
+		return nil, err
+	}
+	for _, l := range n.links {
+		if err := silence(h, l); err != nil {
+			n.Close()
 			return nil, fmt.Errorf("network interface %s: %w", l.Attrs().Name, err)
 		}
 	}
-	return &Network{links: links}, nil
+	return n, nil
 }
 
-func silence(l netlink.Link) error {
+// Close lets go of what it takes to change the network.
+func (n *Network) Close() { n.handle.Close() }
+
+func silence(h *netlink.Handle, l netlink.Link) error {
 	if l.Attrs().Flags&net.FlagUp != 0 {
-		if err := netlink.LinkSetDown(l); err != nil {
+		if err := h.LinkSetDown(l); err != nil {
 			return fmt.Errorf("set it down: %w", err)
 		}
 	}
 	// IPv6 addresses go with the link, IPv4 ones stay.
-	addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+	addrs, err := h.AddrList(l, netlink.FAMILY_ALL)
 	if err != nil {
 		return fmt.Errorf("list its addresses: %w", err)
 	}
 	for _, a := range addrs {
-		if err := netlink.AddrDel(l, &a); err != nil {
+		if err := h.AddrDel(l, &a); err != nil {
 			return fmt.Errorf("remove the address %s: %w", a.IPNet, err)
 		}
 	}
@@ -61,29 +72,29 @@ func (n *Network) Prepare(interfaces []*agentv1.Interface) error {
 	}
 	n.interfaces = interfaces
 	for k, i := range interfaces {
-		if err := rename(n.links[k], i); err != nil {
+		if err := rename(n.handle, n.links[k], i); err != nil {
 			return fmt.Errorf("network interface %s: %w", i.GetMac(), err)
 		}
 	}
 	return nil
 }
 
-func rename(link netlink.Link, i *agentv1.Interface) error {
+func rename(h *netlink.Handle, link netlink.Link, i *agentv1.Interface) error {
 	mac, err := net.ParseMAC(i.GetMac())
 	if err != nil {
 		return err
 	}
 	// Set also when it is the same: a VMM restores the filter of the device it saved.
-	if err := netlink.LinkSetHardwareAddr(link, mac); err != nil {
+	if err := h.LinkSetHardwareAddr(link, mac); err != nil {
 		return fmt.Errorf("set the MAC: %w", err)
 	}
-	return prepare(link, i)
+	return prepare(h, link, i)
 }
 
 // Raise sets the interfaces up, which announces them.
 func (n *Network) Raise() error {
 	for k, i := range n.interfaces {
-		if err := raise(n.links[k], i); err != nil {
+		if err := raise(n.handle, n.links[k], i); err != nil {
 			return fmt.Errorf("network interface %s: %w", i.GetMac(), err)
 		}
 	}
@@ -92,8 +103,8 @@ func (n *Network) Raise() error {
 
 // hardware lists the interfaces that are devices of the machine, in the order of the VMM. Bridges, tunnels and
 // the like are the user's.
-func hardware() ([]netlink.Link, error) {
-	all, err := netlink.LinkList()
+func hardware(h *netlink.Handle) ([]netlink.Link, error) {
+	all, err := h.LinkList()
 	if err != nil {
 		return nil, fmt.Errorf("list the network interfaces: %w", err)
 	}
@@ -108,7 +119,12 @@ func hardware() ([]netlink.Link, error) {
 // Announce tells the neighbours of all interfaces that are up where their addresses are, and bridges behind
 // which port: a restored guest is at another one. The kernel does so when a MAC is set, be it the same.
 func Announce() error {
-	links, err := hardware()
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	links, err := hardware(h)
 	if err != nil {
 		return err
 	}
@@ -116,7 +132,7 @@ func Announce() error {
 		if l.Attrs().Flags&net.FlagUp == 0 {
 			continue
 		}
-		if err := netlink.LinkSetHardwareAddr(l, l.Attrs().HardwareAddr); err != nil {
+		if err := h.LinkSetHardwareAddr(l, l.Attrs().HardwareAddr); err != nil {
 			return fmt.Errorf("announce the network interface %s: %w", l.Attrs().Name, err)
 		}
 	}
