@@ -282,7 +282,12 @@ func (o *operation) remember(running vmm.Running) error {
 // awaitGuest waits for the agent of a guest that boots; one that was restored is told what it has to know.
 func (o *operation) awaitGuest(ctx context.Context, m *machine, b *capability.Build, from origin) error {
 	if from.restored() {
-		return o.stage(ctx, stageIdentity, func(ctx context.Context) error { return o.identify(ctx, m, b, from) })
+		return o.stage(ctx, stageIdentity, func(ctx context.Context) error {
+			if err := o.identify(ctx, m, b, from); err != nil || from.verdict == nil {
+				return err
+			}
+			return from.verdict(ctx)
+		})
 	}
 	return o.stage(ctx, stageAgent, func(ctx context.Context) error {
 		return o.ask(ctx, m, o.e.c.BootTimeout, func(ctx context.Context) (bool, error) {
