@@ -372,14 +372,18 @@ func consoleEnd(path string) string {
 	if err != nil {
 		return ""
 	}
-	printable := func(r rune) rune {
+	lines := strings.FieldsFunc(printable(string(text)), func(r rune) bool { return r == '\n' })
+	return strings.Join(lines[max(0, len(lines)-consoleLines):], "\n")
+}
+
+// printable is a guest's text without what could do something to a terminal.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
 		if r == '\n' || unicode.IsPrint(r) && r != unicode.ReplacementChar {
 			return r
 		}
 		return -1
-	}
-	lines := strings.FieldsFunc(strings.Map(printable, string(text)), func(r rune) bool { return r == '\n' })
-	return strings.Join(lines[max(0, len(lines)-consoleLines):], "\n")
+	}, text)
 }
 
 // ready lets capabilities do their part in the guest and says in the row that the VM runs.

@@ -26,8 +26,14 @@ type Guest struct {
 	Disks []string
 	// Systemd tells whether the first process is systemd.
 	Systemd func() bool
-	// Freeze lets all programs stand still until thaw; see cgroup.Freeze.
-	Freeze func(context.Context) (thaw func() error, err error)
+	// Freeze lets all programs stand still until thaw, and notes each group of them before; see cgroup.Freeze.
+	Freeze func(ctx context.Context, note func(group string) error) (thaw func() error, err error)
+	// Thaw lets groups that were noted run on; see cgroup.Thaw.
+	Thaw func(groups []string) error
+	// Machine tells this machine from others that are restored from its memory; see Serials.
+	Machine func() string
+	// StartGuard starts a process that calls Guard should this one die before end; nil: there is none.
+	StartGuard func(context.Context) (end func(), err error)
 
 	turn     sync.Mutex
 	starting sync.RWMutex // locked while programs stand still
@@ -43,8 +49,12 @@ type Guest struct {
 
 // held is a guest whose programs stand still.
 type held struct {
-	thaw  func() error
-	since time.Time
+	thaw    func() error // nil: they could not be stopped
+	disks   []*os.File   // on file systems that stand still
+	end     func()       // of the guard
+	since   time.Time
+	machine string   // Machine when it began
+	lacking []string // what could not be had, sentences about the guest
 
 	template bool              // nobody has used it
 	network  *identity.Network // of a template: silent
@@ -72,7 +82,10 @@ func (g *Guest) Adopt(ctx context.Context, r *agentv1.AdoptRequest) (*agentv1.Ad
 
 func (g *Guest) adopt(ctx context.Context, r *agentv1.AdoptRequest) error {
 	t := &times{begin: time.Now()}
-	err := t.run("entropy", func() error { return addEntropy(r.GetEntropy()) })
+	err := t.run("thaw disks", g.held.thawDisks)
+	if err == nil {
+		err = t.run("entropy", func() error { return addEntropy(r.GetEntropy()) })
+	}
 	if err != nil {
 		return err
 	}
