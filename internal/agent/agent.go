@@ -25,7 +25,7 @@ import (
 	"banger/internal/channel"
 )
 
-const usage = "usage: banger-agent serve|adopt|supervise PORT, sftp, or version"
+const usage = "usage: banger-agent serve|adopt|supervise PORT, sftp, guard, or version"
 
 // Main runs the agent with the arguments after the program's name and returns the exit code.
 func Main(args []string, stdout, stderr io.Writer) int {
@@ -48,6 +48,9 @@ func dispatch(args []string, stdout io.Writer) error {
 	if len(args) == 1 && args[0] == "sftp" {
 		return serveSFTP()
 	}
+	if len(args) == 1 && args[0] == "guard" {
+		return guard(os.Stdin, stdout)
+	}
 	if len(args) != 2 {
 		return errors.New(usage)
 	}
@@ -68,11 +71,8 @@ func serveOn(name string) error {
 	defer stop()
 	// Caught and dropped: a signal that is ignored stays ignored in the programs that are started.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
-	guest := &adopt.Guest{
-		Dir: boot.Dir, Disks: []string{boot.OverlayDir, "/root", "/"},
-		Systemd: func() bool { return firstProcess() == systemd },
-		Freeze:  cgroup.Freeze,
-	}
+	guest := newGuest()
+	guest.StartGuard, guest.Later = startGuard, serve.Later
 	runner := run.Runner{Root: "/", Group: cgroup.Programs, Starting: guest.Starting()}
 	handler := serve.New(serve.Options{
 		Runner: runner, Shutdown: shutdown, SetTime: adopt.SetTime, StepTime: adopt.StepTime, Status: status,
@@ -86,6 +86,9 @@ func serveOn(name string) error {
 	if err := boot.AwaitRelease(); err != nil {
 		return err
 	}
+	if err := guest.TakeOver(); err != nil {
+		fmt.Fprintf(os.Stderr, "banger: agent: let go what was held: %v\n", err) // whoever asks next tries again
+	}
 	l, err := listen()
 	if err != nil {
 		return err
@@ -95,6 +98,14 @@ func serveOn(name string) error {
 	}
 	go serveSSH(ctx, runner) // ends with ctx, and so with us
 	return serve.Serve(ctx, l, handler)
+}
+
+func newGuest() *adopt.Guest {
+	return &adopt.Guest{
+		Dir: boot.Dir, Disks: []string{boot.OverlayDir, "/root", "/"},
+		Systemd: func() bool { return firstProcess() == systemd },
+		Freeze:  cgroup.Freeze, Thaw: cgroup.Thaw, Machine: adopt.Serials,
+	}
 }
 
 // listener gets the guest channel of that name ready; what it returns begins to answer. On a vsock port each of the

@@ -67,7 +67,7 @@ var rooms = map[string][]string{
 	"internal/image":       {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/image/layer", "internal/image/oci", "internal/paths", "internal/progress", "internal/system"},
 	"internal/image/layer": {"internal/fault"},
 	"internal/image/oci":   {"internal/debian", "internal/fault", "internal/image/layer"},
-	"internal/guest":       {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/fault", "internal/paths", "internal/vm"},
+	"internal/guest":       {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/channel", "internal/fault", "internal/paths", "internal/vm"},
 	"internal/snapshot":    {"internal/disk", "internal/fault", "internal/vm"},
 	"internal/template":    {"internal/disk", "internal/fault", "internal/vmm"},
 	"internal/vmm":         {"internal/fault", "internal/vm"},
@@ -144,7 +144,7 @@ var rooms = map[string][]string{
 	"internal/agent/cgroup":   {},
 	"internal/agent/identity": {"api/agent/v1"},
 	"internal/agent/run":      {"internal/agent/serve"},
-	"internal/agent/serve":    {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/build"},
+	"internal/agent/serve":    {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/build", "internal/channel"},
 
 	// Tests.
 	"internal/arch": {},

@@ -35,9 +35,9 @@ func (*names) Name() string                       { return "names" }
 func (*names) Wants(vm.Spec) bool                 { return true }
 func (*names) Check(context.Context, vm.VM) error { return nil }
 
-// Up tells the guest whom to ask, and others its name.
+// Up comes after the network's. A guest whose bridge nobody serves names on keeps the servers that the network gave it.
 func (c *names) Up(ctx context.Context, v vm.VM, b *Build) (Note, error) {
-	servers, err := c.servers(ctx)
+	servers, err := c.servers(ctx, b.Guest.GetNameservers())
 	if err != nil {
 		return nil, err
 	}
@@ -48,8 +48,14 @@ func (c *names) Up(ctx context.Context, v vm.VM, b *Build) (Note, error) {
 	return nil, nil
 }
 
-// servers are those that a guest asks for names: ours on the bridge, or those of the host's that guests can ask.
-func (c *names) servers(ctx context.Context) ([]string, error) {
+// Shape comes after the network's, too.
+func (c *names) Shape(ctx context.Context, _ vm.VM, _ vmm.Caps, s *template.Shape) (err error) {
+	s.Nameservers, err = c.servers(ctx, s.Nameservers)
+	return err
+}
+
+// servers are ours on the bridge, or else those.
+func (c *names) servers(ctx context.Context, those []string) ([]string, error) {
 	gateway, err := c.o.Network.EnsureBridge(ctx)
 	if err != nil {
 		return nil, err
@@ -57,17 +63,7 @@ func (c *names) servers(ctx context.Context) ([]string, error) {
 	if c.o.Names.ServeGuests(ctx, gateway) {
 		return []string{gateway.Addr().String()}, nil
 	}
-	var servers []string
-	for _, a := range c.o.Nameservers() {
-		servers = append(servers, a.String())
-	}
-	return servers, nil
-}
-
-// Shape tells the name servers: a template has them in its resolv.conf, which its clones need not write then.
-func (c *names) Shape(ctx context.Context, _ vm.VM, _ vmm.Caps, s *template.Shape) (err error) {
-	s.Nameservers, err = c.servers(ctx)
-	return err
+	return those, nil
 }
 
 func (c *names) Down(_ context.Context, v vm.VM) error {

@@ -122,7 +122,7 @@ func TestNoNameForATemplateAndNoStartWithATakenPort(t *testing.T) {
 	v := f.vm(t, "0a0b0c0d", "web")
 	b := f.build(v)
 	b.Making = true
-	if _, err := newNames(f.Options).Up(t.Context(), v, b); err != nil || r.String() != "" || len(b.Guest.Nameservers) > 0 {
+	if _, err := newNames(f.Options).Up(t.Context(), v, b); err != nil || r.String() != "" || len(b.Guest.Nameservers) != 1 {
 		t.Errorf("published %s, %v, %v", r, b.Guest.Nameservers, err)
 	}
 	port, err := vm.ParsePort("8080:80")

@@ -30,6 +30,9 @@ type origin struct {
 	template  string // key of the template that the saved memory is of; empty: the VM's own
 	identity  bool   // the saved guest was another VM and becomes this one
 	growDisks bool   // its disks may be larger than they were
+
+	// verdict waits for whether the files it comes from are whole; nil: nobody looks into them meanwhile.
+	verdict func(context.Context) error
 }
 
 func (f origin) restored() bool { return f.saved != "" }

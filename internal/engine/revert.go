@@ -129,6 +129,11 @@ func (o *operation) checkReviver(ctx context.Context, from snapshot.Snapshot) er
 	if err != nil {
 		return cannot("%v", err)
 	}
+	if err := from.CheckMemory(ctx); ctx.Err() != nil {
+		return err
+	} else if err != nil {
+		return cannot("%v", err)
+	}
 	if caps.Build != from.DriverBuild {
 		return cannot("it was saved by another version of %s, %s; this is %s", from.Driver, or(from.DriverBuild, from.DriverVersion), or(caps.Build, caps.Version))
 	}

@@ -104,8 +104,8 @@ func (o *operation) snapshot(ctx context.Context, w SnapshotOptions) (made snaps
 	if err != nil {
 		return made, err
 	}
-	err = o.stage(ctx, stageKeep, func(context.Context) error {
-		made, err = all.Keep(dir, manifest)
+	err = o.stage(ctx, stageKeep, func(ctx context.Context) error {
+		made, err = all.Keep(ctx, dir, manifest)
 		return err
 	})
 	return made, err

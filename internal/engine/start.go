@@ -282,7 +282,12 @@ func (o *operation) remember(running vmm.Running) error {
 // awaitGuest waits for the agent of a guest that boots; one that was restored is told what it has to know.
 func (o *operation) awaitGuest(ctx context.Context, m *machine, b *capability.Build, from origin) error {
 	if from.restored() {
-		return o.stage(ctx, stageIdentity, func(ctx context.Context) error { return o.identify(ctx, m, b, from) })
+		return o.stage(ctx, stageIdentity, func(ctx context.Context) error {
+			if err := o.identify(ctx, m, b, from); err != nil || from.verdict == nil {
+				return err
+			}
+			return from.verdict(ctx)
+		})
 	}
 	return o.stage(ctx, stageAgent, func(ctx context.Context) error {
 		return o.ask(ctx, m, o.e.c.BootTimeout, func(ctx context.Context) (bool, error) {
@@ -367,14 +372,18 @@ func consoleEnd(path string) string {
 	if err != nil {
 		return ""
 	}
-	printable := func(r rune) rune {
+	lines := strings.FieldsFunc(printable(string(text)), func(r rune) bool { return r == '\n' })
+	return strings.Join(lines[max(0, len(lines)-consoleLines):], "\n")
+}
+
+// printable is a guest's text without what could do something to a terminal.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
 		if r == '\n' || unicode.IsPrint(r) && r != unicode.ReplacementChar {
 			return r
 		}
 		return -1
-	}
-	lines := strings.FieldsFunc(strings.Map(printable, string(text)), func(r rune) bool { return r == '\n' })
-	return strings.Join(lines[max(0, len(lines)-consoleLines):], "\n")
+	}, text)
 }
 
 // ready lets capabilities do their part in the guest and says in the row that the VM runs.

@@ -23,6 +23,8 @@ const (
 
 	// saveMargin is what saved memory may take beyond the memory itself: the devices.
 	saveMargin = 64 << 20
+
+	maxLacking = 4 // of a guest's sentences that are passed on
 )
 
 // A guest's life is in the hands of its VMM while it is suspended.
@@ -128,6 +130,9 @@ func (o *operation) quiesce(ctx context.Context, m *machine, hold bool) (held ti
 	defer cancel()
 	response, err := m.agent.Quiesce(asking, &agentv1.QuiesceRequest{Hold: hold})
 	if err == nil {
+		for _, what := range response.GetLacking()[:min(len(response.GetLacking()), maxLacking)] {
+			o.sink.Notice(fmt.Sprintf("VM %s: %s", o.v.Spec.Name, clip(printable(what))))
+		}
 		return min(max(0, time.Duration(response.GetHeldNanos())), o.e.c.QuiesceTimeout), nil // what a guest says may be nonsense
 	}
 	return 0, o.notQuiesced(ctx, asking, m, err)

@@ -116,7 +116,7 @@ func (o *operation) fromTemplate(ctx context.Context, driver vmm.Driver, caps vm
 		growDisks: o.v.Spec.DiskBytes != w.spec.DiskBytes || o.v.Spec.WorkDiskBytes != w.spec.WorkDiskBytes,
 	}
 	o.failed = ""
-	err := o.bringUp(ctx, driver, caps, from)
+	damage, err := o.bringUpVerified(ctx, driver, caps, t, from)
 	if err == nil {
 		if err := o.e.c.Templates.Store.Used(t.Key, o.e.c.Now()); err != nil {
 			o.log.Warn("the use of a template could not be counted", "template", t.Key, "error", err)
@@ -124,7 +124,7 @@ func (o *operation) fromTemplate(ctx context.Context, driver vmm.Driver, caps vm
 		return true, nil
 	}
 	// Whatever else fails would fail a boot as well.
-	atFault := o.failed == stageLoad || o.failed == stageIdentity
+	atFault := damage || o.failed == stageLoad || o.failed == stageIdentity
 	vanished := fault.KindOf(err) == fault.NotFound
 	if ctx.Err() != nil || !atFault && !vanished {
 		return false, err
@@ -140,6 +140,33 @@ func (o *operation) fromTemplate(ctx context.Context, driver vmm.Driver, caps vm
 		o.log.Info("a template vanished while a VM was made of it", "template", t.Key, "error", err)
 	}
 	return false, nil
+}
+
+// bringUpVerified brings up a VM from a template, whose files are looked into meanwhile: the VM does not run before they are
+// known to be whole, and ends when they are not. damaged tells that this is why it failed.
+func (o *operation) bringUpVerified(ctx context.Context, driver vmm.Driver, caps vmm.Caps, t template.Template, from origin) (damaged bool, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	verified := make(chan struct{})
+	var verdict error
+	go func() {
+		defer close(verified)
+		if verdict = o.e.c.Templates.Store.Verify(ctx, t); verdict != nil {
+			cancel(verdict)
+		}
+	}()
+	from.verdict = func(ctx context.Context) error {
+		select {
+		case <-verified:
+			return verdict
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	err = o.bringUp(ctx, driver, caps, from)
+	cancel(nil)
+	<-verified
+	return err != nil && fault.KindOf(verdict) == fault.Precondition, err
 }
 
 // dropTemplate removes a template that cannot be used, and tells so: the next create finds none. VMs that run on

@@ -165,10 +165,17 @@ func (e *Engine) ensureTemplate(ctx context.Context, w *wish, gently bool, sink 
 	case <-ctx.Done():
 		return template.Template{}, context.Cause(ctx)
 	}
-	if t, err := e.c.Templates.Store.Get(w.key); err == nil {
-		return t, nil
+	t, err := e.c.Templates.Store.Get(w.key)
+	if err == nil {
+		err = e.c.Templates.Store.Verify(ctx, t)
 	}
-	t, err := e.makeTemplate(ctx, w, gently, sink)
+	switch {
+	case err == nil:
+		return t, nil
+	case ctx.Err() != nil:
+		return t, context.Cause(ctx)
+	}
+	t, err = e.makeTemplate(ctx, w, gently, sink)
 	if err != nil {
 		return t, err
 	}
@@ -225,7 +232,7 @@ func (e *Engine) makeTemplate(ctx context.Context, w *wish, gently bool, sink pr
 		if err := w.driver.(vmm.Restorer).CheckSaved(ctx, *b.Machine, making.Dir); err != nil { // what nobody can use is not kept
 			return err
 		}
-		t, err = making.Commit(e.c.Now(), paths.OverlayDisk, paths.WorkDisk)
+		t, err = making.Commit(ctx, e.c.Now(), paths.OverlayDisk, paths.WorkDisk)
 		return err
 	})
 	return t, err

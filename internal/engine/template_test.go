@@ -309,16 +309,25 @@ func TestRaceForTheFirstTemplate(t *testing.T) {
 // A template that cannot be used is told of once, and the VM boots.
 func TestBadTemplates(t *testing.T) {
 	for what, harm := range map[string]func(dir string) error{
-		"memory cut":   func(d string) error { return os.Truncate(filepath.Join(d, vmm.SavedMemory), 1) },
-		"no state":     func(d string) error { return os.Remove(filepath.Join(d, vmm.SavedState)) },
-		"no manifest":  func(d string) error { return os.Remove(filepath.Join(d, template.ManifestFile)) },
-		"other driver": func(d string) error { return rewrite(filepath.Join(d, vmm.SavedManifest), "fake", "mock") },
-		"disk gone":    func(d string) error { return os.Remove(filepath.Join(d, paths.WorkDisk)) },
-		"state bytes":  func(d string) error { return rewrite(filepath.Join(d, vmm.SavedState), "", "") },
+		"memory cut":            func(d string) error { return os.Truncate(filepath.Join(d, vmm.SavedMemory), 1) },
+		"no state":              func(d string) error { return os.Remove(filepath.Join(d, vmm.SavedState)) },
+		"no manifest":           func(d string) error { return os.Remove(filepath.Join(d, template.ManifestFile)) },
+		"other driver":          func(d string) error { return rewrite(filepath.Join(d, vmm.SavedManifest), "fake", "mock") },
+		"disk gone":             func(d string) error { return os.Remove(filepath.Join(d, paths.WorkDisk)) },
+		"state bytes":           func(d string) error { return rewrite(filepath.Join(d, vmm.SavedState), "", "") },
+		"a bit of the manifest": func(d string) error { return rewrite(filepath.Join(d, vmm.SavedManifest), `"`, "'") },
+		"a bit of the memory":   func(d string) error { return rewrite(filepath.Join(d, vmm.SavedMemory), "", "") },
+		"a bit of the overlay":  func(d string) error { return rewrite(filepath.Join(d, paths.OverlayDisk), "", "") },
+		"a bit of the work disk, after a use": func(d string) error {
+			return rewrite(filepath.Join(d, paths.WorkDisk), "", "")
+		},
 	} {
 		t.Run(what, func(t *testing.T) {
 			h := newTemplateHouse(t)
 			made := h.warm()
+			if strings.Contains(what, "after a use") {
+				h.create("first")
+			}
 			if err := harm(made.Dir); err != nil {
 				t.Fatal(err)
 			}

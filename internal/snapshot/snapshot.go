@@ -61,6 +61,9 @@ type Manifest struct {
 
 	// Files are all files but the manifest, by path below the directory, with their sizes.
 	Files map[string]int64 `json:"files"`
+
+	// MemoryCRC32C are disk.Sum of the files of the memory, by path; nil in snapshots of earlier versions.
+	MemoryCRC32C map[string]uint32 `json:"memory_crc32c,omitempty"`
 }
 
 // Snapshot is a snapshot in its place.

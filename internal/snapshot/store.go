@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -109,6 +110,26 @@ func (one *Snapshot) measure() error {
 	return nil
 }
 
+// CheckMemory reads the memory of a snapshot, of kind Memory, and compares it with the manifest. What is damaged is a
+// Precondition fault.
+func (one *Snapshot) CheckMemory(ctx context.Context) error {
+	for name, want := range one.MemoryCRC32C {
+		if !filepath.IsLocal(name) {
+			return fault.New(fault.Precondition, "snapshot %s is damaged: its manifest names %q", one.Tag, name)
+		}
+		sum, err := disk.Sum(ctx, filepath.Join(one.Dir, name))
+		switch {
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case err != nil:
+			return fault.Wrap(fault.Precondition, err, "snapshot %s is damaged", one.Tag)
+		case sum != want:
+			return fault.New(fault.Precondition, "snapshot %s is damaged: the content of %s has changed", one.Tag, name)
+		}
+	}
+	return nil
+}
+
 func readManifest(path string, m *Manifest) error {
 	f, err := os.Open(path)
 	if err != nil {
@@ -180,19 +201,30 @@ func (s Store) Discard(dir string) error {
 }
 
 // Keep makes what is in dir the snapshot of that manifest, on stable storage.
-func (s Store) Keep(dir string, m Manifest) (Snapshot, error) {
-	if err := s.keep(dir, m); err != nil {
+func (s Store) Keep(ctx context.Context, dir string, m Manifest) (Snapshot, error) {
+	if err := s.keep(ctx, dir, m); err != nil {
+		if ctx.Err() != nil {
+			return Snapshot{}, context.Cause(ctx)
+		}
 		return Snapshot{}, fault.Wrap(fault.Precondition, err, "cannot keep snapshot %s of VM %s", m.Tag, s.vm)
 	}
 	return s.Get(m.Tag)
 }
 
-func (s Store) keep(dir string, m Manifest) error {
+func (s Store) keep(ctx context.Context, dir string, m Manifest) error {
 	files, err := flushTree(dir)
 	if err != nil {
 		return err
 	}
-	m.Files = files
+	m.Files, m.MemoryCRC32C = files, map[string]uint32{}
+	for name := range files {
+		if filepath.Dir(name) != MemoryDir {
+			continue
+		}
+		if m.MemoryCRC32C[name], err = disk.Sum(ctx, filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
 	text, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return err

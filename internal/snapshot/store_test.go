@@ -1,6 +1,7 @@
 package snapshot
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,7 +21,7 @@ func keep(t *testing.T, s Store, tag string) Snapshot {
 	if err := os.WriteFile(filepath.Join(dir, "work.ext4"), []byte("disk"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	made, err := s.Keep(dir, Manifest{Tag: tag, Kind: Disk})
+	made, err := s.Keep(t.Context(), dir, Manifest{Tag: tag, Kind: Disk})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -84,6 +85,39 @@ func TestDamage(t *testing.T) {
 		if all, err := s.List(); err != nil || len(all) != 1 || all[0].Problem == "" || all[0].Tag != "v1" {
 			t.Errorf("%s: %+v, %v", what, all, err)
 		}
+	}
+}
+
+// A bit of the memory that flips is found before anybody goes back to it, whatever the file's time says.
+func TestDamagedMemory(t *testing.T) {
+	s := Open(t.TempDir(), "web")
+	dir, err := s.Make("v1")
+	if err == nil {
+		err = errors.Join(os.Mkdir(filepath.Join(dir, MemoryDir), 0o700), os.WriteFile(filepath.Join(dir, MemoryDir, "state"), []byte("memory"), 0o600))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, err := s.Keep(t.Context(), dir, Manifest{Tag: "v1", Kind: Memory})
+	if err == nil {
+		err = one.CheckMemory(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(one.Dir, MemoryDir, "state")
+	info, err := os.Stat(path)
+	if err == nil {
+		err = errors.Join(os.WriteFile(path, []byte("mem0ry"), 0o600), os.Chtimes(path, info.ModTime(), info.ModTime()))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if one, err = s.Get("v1"); err != nil {
+		t.Fatal(err)
+	}
+	if err := one.CheckMemory(t.Context()); fault.KindOf(err) != fault.Precondition || !strings.Contains(err.Error(), "memory/state") {
+		t.Errorf("got %v", err)
 	}
 }
 

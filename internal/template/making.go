@@ -1,6 +1,7 @@
 package template
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -69,7 +70,7 @@ func (s *Store) takeLock() (*os.File, error) {
 
 // Commit flushes the files to the disk, writes the manifest and gives the template its name. disks are the names
 // of the disks beside what the driver saved; every other file is removed.
-func (m *Making) Commit(now time.Time, disks ...string) (Template, error) {
+func (m *Making) Commit(ctx context.Context, now time.Time, disks ...string) (Template, error) {
 	names := append(append([]string{}, required...), disks...)
 	if err := removeOthers(m.Dir, names); err != nil {
 		return Template{}, fault.Wrap(fault.Precondition, err, "cannot tidy up template %s", m.Key)
@@ -77,7 +78,7 @@ func (m *Making) Commit(now time.Time, disks ...string) (Template, error) {
 	if err := flushAll(m.Dir, names); err != nil { // before they are measured: space is given out late
 		return Template{}, fault.Wrap(fault.Precondition, err, "cannot write template %s", m.Key)
 	}
-	files, bytes, err := describe(m.Dir, names)
+	files, bytes, err := describe(ctx, m.Dir, names)
 	if err != nil {
 		return Template{}, fault.Wrap(fault.Unexpected, err, "template %s is not complete", m.Key)
 	}

@@ -1,6 +1,7 @@
 package template
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"io"
@@ -29,12 +30,15 @@ var keyPattern = regexp.MustCompile(`^[0-9a-f]{16}$`)
 
 // Store holds templates in a directory. Its methods may be called from several goroutines.
 type Store struct {
-	dir string
-	mu  sync.Mutex // for use.json
+	dir       string
+	verifying chan struct{} // holds one token while Verify reads
+
+	mu    sync.Mutex           // for use.json and marks
+	marks map[string]disk.Mark // of files, by path, whose content was found to be right
 }
 
 // Open returns the store in dir, which need not be there yet.
-func Open(dir string) *Store { return &Store{dir: dir} }
+func Open(dir string) *Store { return &Store{dir: dir, verifying: make(chan struct{}, 1)} }
 
 // Dir returns the directory of the template with a key.
 func (s *Store) Dir(key string) string { return filepath.Join(s.dir, key) }
@@ -70,8 +74,9 @@ func (s *Store) List() ([]Template, error) {
 	return all, nil
 }
 
-// Get returns the template with a key, whose files are all there and as they were made. NotFound says that
-// there is none; a damaged one is a Precondition fault, and what could be read of it is returned.
+// Get returns the template with a key, whose files are all there, with the sizes and times they were made with; Verify
+// looks into them. NotFound says that there is none; a damaged one is a Precondition fault, and what could be read of it is
+// returned.
 func (s *Store) Get(key string) (Template, error) {
 	dir := s.Dir(key)
 	if !keyPattern.MatchString(key) {
@@ -167,6 +172,7 @@ func (s *Store) Delete(key string) error {
 	if !keyPattern.MatchString(key) {
 		return missing(key)
 	}
+	s.forget(key)
 	// First its name goes, so that nobody finds a half of it.
 	going := filepath.Join(s.dir, goingPrefix+key)
 	if err := os.RemoveAll(going); err != nil {
@@ -263,7 +269,7 @@ func writeJSON(path string, v any) error {
 }
 
 // describe returns what a manifest says about the named files below dir, and what they take on disk.
-func describe(dir string, names []string) (files []File, bytes int64, err error) {
+func describe(ctx context.Context, dir string, names []string) (files []File, bytes int64, err error) {
 	for _, name := range names {
 		path := filepath.Join(dir, name)
 		info, err := os.Lstat(path)
@@ -275,7 +281,11 @@ func describe(dir string, names []string) (files []File, bytes int64, err error)
 			return nil, 0, err
 		}
 		bytes += n
-		files = append(files, File{Name: name, Size: info.Size(), ModTime: info.ModTime().UnixNano()})
+		sum, err := disk.Sum(ctx, path)
+		if err != nil {
+			return nil, 0, err
+		}
+		files = append(files, File{Name: name, Size: info.Size(), ModTime: info.ModTime().UnixNano(), CRC32C: sum})
 	}
 	return files, bytes, nil
 }

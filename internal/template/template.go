@@ -20,8 +20,8 @@ const (
 )
 
 // format is part of the key: raise it when a template of an earlier banger must not be used any more for a
-// reason that no other field of Shape tells.
-const format = 1
+// reason that no other field of Shape tells. 2: checksums in the manifest.
+const format = 2
 
 // Shape is everything that goes into a template: VMs of equal shape are restored from the same one. What a
 // restored guest can be told afterwards (its name, keys, address) is no part of it.
@@ -65,8 +65,9 @@ func (s Shape) Key() string {
 // File is one file of a template as it was when the template was made.
 type File struct {
 	Name    string `json:"name"`
-	Size    int64  `json:"size"`  // bytes, holes included
-	ModTime int64  `json:"mtime"` // nanoseconds since the Unix epoch
+	Size    int64  `json:"size"`   // bytes, holes included
+	ModTime int64  `json:"mtime"`  // nanoseconds since the Unix epoch
+	CRC32C  uint32 `json:"crc32c"` // disk.Sum
 }
 
 // Manifest is the content of template.json.

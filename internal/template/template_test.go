@@ -1,14 +1,17 @@
 package template
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"banger/internal/disk"
 	"banger/internal/fault"
 	"banger/internal/vmm"
 )
@@ -31,7 +34,7 @@ func made(t *testing.T, s *Store, shape Shape, at time.Time) Template {
 		}
 	}()
 	fill(t, m.Dir, append(slices.Clone(required), "overlay.ext4", "serial.log")...)
-	made, err := m.Commit(at, "overlay.ext4")
+	made, err := m.Commit(t.Context(), at, "overlay.ext4")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,6 +182,84 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+// flip changes one bit of a file and sets its time back.
+func flip(t *testing.T, path string) {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text[len(text)/2] ^= 4
+	if err := errors.Join(os.WriteFile(path, text, 0o600), os.Chtimes(path, info.ModTime(), info.ModTime())); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A bit that flips is found by the next who looks, whatever the file's time says; bits that stay are read once.
+func TestVerify(t *testing.T) {
+	for _, name := range append(slices.Clone(required), "overlay.ext4") {
+		for _, used := range []bool{false, true} {
+			s := Open(t.TempDir())
+			one := made(t, s, shape, noon)
+			if used {
+				if err := s.Verify(t.Context(), one); err != nil {
+					t.Fatal(err)
+				}
+			}
+			flip(t, filepath.Join(one.Dir, name))
+			one, err := s.Get(shape.Key())
+			if err != nil {
+				t.Fatalf("%s: its time tells: %v", name, err)
+			}
+			if err := s.Verify(t.Context(), one); fault.KindOf(err) != fault.Precondition || !strings.Contains(err.Error(), name) || fault.HintOf(err) == "" {
+				t.Errorf("%s, used before %v: %v", name, used, err)
+			}
+		}
+	}
+}
+
+func TestVerifyReadsLargeFilesOnce(t *testing.T) {
+	s := Open(t.TempDir())
+	one := made(t, s, shape, noon)
+	large := filepath.Join(one.Dir, "memory")
+	if err := os.Truncate(large, 2*smallFile); err != nil {
+		t.Fatal(err)
+	}
+	sum, err := disk.Sum(t.Context(), large)
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := slices.IndexFunc(one.Files, func(f File) bool { return f.Name == "memory" })
+	one.Files[i].Size, one.Files[i].CRC32C = 2*smallFile, sum
+	if err := s.Verify(t.Context(), one); err != nil {
+		t.Fatal(err)
+	}
+	one.Files[i].CRC32C++ // as if it were damaged: nobody reads it
+	if err := s.Verify(t.Context(), one); err != nil {
+		t.Errorf("read again: %v", err)
+	}
+	flip(t, large)
+	one.Files[i].CRC32C--
+	if err := s.Verify(t.Context(), one); fault.KindOf(err) != fault.Precondition {
+		t.Errorf("after a change: %v", err)
+	}
+	if err := s.Delete(one.Key); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Verify(t.Context(), one); fault.KindOf(err) != fault.NotFound || len(s.marks) > 0 {
+		t.Errorf("after it is gone: %v, remembered %v", err, s.marks)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.Verify(ctx, made(t, s, shape, noon)); !errors.Is(err, context.Canceled) {
+		t.Errorf("given up: %v", err)
+	}
+}
+
 func TestAHarmlessLoss(t *testing.T) {
 	s := Open(t.TempDir())
 	dir := made(t, s, shape, noon).Dir
@@ -222,7 +303,7 @@ func TestCommitOfHalfATemplate(t *testing.T) {
 		t.Fatal(err)
 	}
 	fill(t, m.Dir, vmm.SavedState)
-	if _, err := m.Commit(noon); err == nil {
+	if _, err := m.Commit(t.Context(), noon); err == nil {
 		t.Error("no memory, no driver's manifest, and no complaint")
 	}
 	if err := m.Abandon(); err != nil {

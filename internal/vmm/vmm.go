@@ -180,7 +180,8 @@ type Restorer interface {
 	CheckSaved(ctx context.Context, m Machine, dir string) error
 	// Restore is Start from saved state; the guest runs when it returns. A state with a memory file is mapped
 	// privately: the files stay as they are, many machines share them, and they must not change while one
-	// lives. Only TAP devices, MACs, rates and the paths of disks of m may differ from the saved machine, and writable
+	// lives. Only ID, TAP devices, MACs, rates and the paths of disks of m may differ from the saved machine. A writable
+	// disk that a guest asks for its serial number answers as m's: by that a copy knows that it is one. Writable
 	// disks may have grown, which the guest is told as for a disk that grows while it runs. Kernel, Initramfs and
 	// Cmdline are not looked at: they are in the memory. The network device still has the saved machine's MAC,
 	// and has announced nothing: the guest sets its own (virtio-net's CTRL_MAC_ADDR, that is, RTM_SETLINK with

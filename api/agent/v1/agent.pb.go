@@ -784,8 +784,9 @@ type QuiesceRequest struct {
 	// The guest will be restored as other VMs: caches are dropped, the journal is rotated, and what
 	// would tell one clone from another is not kept. Its programs stand still until Adopt.
 	ForTemplate bool `protobuf:"varint,1,opt,name=for_template,json=forTemplate,proto3" json:"for_template,omitempty"`
-	// Programs stand still until Adopt: what is restored as another VM must not run on as this one. A guest that
-	// hears nothing for some seconds lets them go on.
+	// Programs and file systems stand still until Adopt: what is restored as another VM must not run on as this one, and
+	// what is copied of its disks is whole. A guest that hears nothing for some seconds lets them go on, unless it
+	// finds itself restored as another VM.
 	Hold          bool `protobuf:"varint,2,opt,name=hold,proto3" json:"hold,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -838,7 +839,9 @@ func (x *QuiesceRequest) GetHold() bool {
 type QuiesceResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How long programs had been told to stand still when this was answered.
-	HeldNanos     int64 `protobuf:"varint,1,opt,name=held_nanos,json=heldNanos,proto3" json:"held_nanos,omitempty"`
+	HeldNanos int64 `protobuf:"varint,1,opt,name=held_nanos,json=heldNanos,proto3" json:"held_nanos,omitempty"`
+	// What of that could not be had, each a sentence about the guest without its subject's name.
+	Lacking       []string `protobuf:"bytes,2,rep,name=lacking,proto3" json:"lacking,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -878,6 +881,13 @@ func (x *QuiesceResponse) GetHeldNanos() int64 {
 		return x.HeldNanos
 	}
 	return 0
+}
+
+func (x *QuiesceResponse) GetLacking() []string {
+	if x != nil {
+		return x.Lacking
+	}
+	return nil
 }
 
 type AdoptRequest struct {
@@ -2049,10 +2059,11 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\"G\n" +
 	"\x0eQuiesceRequest\x12!\n" +
 	"\ffor_template\x18\x01 \x01(\bR\vforTemplate\x12\x12\n" +
-	"\x04hold\x18\x02 \x01(\bR\x04hold\"0\n" +
+	"\x04hold\x18\x02 \x01(\bR\x04hold\"J\n" +
 	"\x0fQuiesceResponse\x12\x1d\n" +
 	"\n" +
-	"held_nanos\x18\x01 \x01(\x03R\theldNanos\"z\n" +
+	"held_nanos\x18\x01 \x01(\x03R\theldNanos\x12\x18\n" +
+	"\alacking\x18\x02 \x03(\tR\alacking\"z\n" +
 	"\fAdoptRequest\x12\x18\n" +
 	"\aentropy\x18\x01 \x01(\fR\aentropy\x121\n" +
 	"\bidentity\x18\x02 \x01(\v2\x15.agent.v1.GuestConfigR\bidentity\x12\x1d\n" +

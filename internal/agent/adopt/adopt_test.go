@@ -3,9 +3,11 @@ package adopt
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -148,28 +150,47 @@ func TestSyncThatHangs(t *testing.T) {
 type still struct {
 	frozen, thawed int
 	err            error
+	noted          []string // by an agent that died
+	guards         int      // that wait for its death
+	machine        string
 }
 
-func (s *still) freeze(context.Context) (func() error, error) {
+func (s *still) freeze(_ context.Context, note func(string) error) (func() error, error) {
 	if s.err != nil {
 		return nil, s.err
 	}
 	s.frozen++
-	return func() error { s.thawed++; return nil }, nil
+	return func() error { s.thawed++; return nil }, note("/user.slice")
+}
+
+func (s *still) thaw(groups []string) error {
+	s.noted, s.thawed = groups, s.thawed+1
+	return nil
+}
+
+// guest is a Guest whose programs are s.
+func (s *still) guest(t *testing.T) *Guest {
+	return &Guest{
+		Dir: t.TempDir(), Freeze: s.freeze, Thaw: s.thaw, Machine: func() string { return s.machine },
+		StartGuard: func(context.Context) (func(), error) {
+			s.guards++
+			return func() { s.guards-- }, nil
+		},
+	}
 }
 
 // A program that is started while all stand still would hold up the agent itself.
 func TestNoProgramIsStartedWhileAllStandStill(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s still
-		g := &Guest{Freeze: s.freeze}
+		g := s.guest(t)
 		starting := g.Starting()
 		starting.Lock()
-		if err := g.hold(t.Context()); !errors.Is(err, context.DeadlineExceeded) || s.frozen != 0 {
+		if err := g.hold(t.Context(), forCopy); !errors.Is(err, context.DeadlineExceeded) || s.frozen != 0 {
 			t.Fatalf("frozen %d times while a program was being started, %v", s.frozen, err)
 		}
 		starting.Unlock()
-		if err := g.hold(t.Context()); err != nil {
+		if err := g.hold(t.Context(), forCopy); err != nil {
 			t.Fatal(err)
 		}
 		if g.starting.TryRLock() {
@@ -179,7 +200,7 @@ func TestNoProgramIsStartedWhileAllStandStill(t *testing.T) {
 			t.Errorf("thawed %d times, %v", s.thawed, err)
 		}
 		s.err = errors.New("no")
-		if err := g.hold(t.Context()); !errors.Is(err, s.err) {
+		if err := g.hold(t.Context(), forCopy); !errors.Is(err, s.err) {
 			t.Errorf("got %v", err)
 		}
 		starting.Lock() // for good, if one of them had kept it
@@ -191,9 +212,9 @@ func TestNoProgramIsStartedWhileAllStandStill(t *testing.T) {
 func TestProgramsRunOnByThemselves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s still
-		g := &Guest{Freeze: s.freeze}
+		g := s.guest(t)
 		for range 2 {
-			if err := g.hold(t.Context()); err != nil {
+			if err := g.hold(t.Context(), forCopy); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(holdMost / 2)
@@ -211,13 +232,94 @@ func TestProgramsRunOnByThemselves(t *testing.T) {
 		if s.thawed != 2 || g.held != nil || !g.late {
 			t.Errorf("thawed %d times", s.thawed)
 		}
-		if err := g.hold(t.Context()); err != nil {
+		if err := g.hold(t.Context(), forTemplate); err != nil { // it waits for its clones
 			t.Fatal(err)
 		}
-		g.held.template = true // it waits for its clones
 		time.Sleep(2 * holdMost)
 		if s.thawed != 2 {
 			t.Error("a template let its programs go")
 		}
+		if err := g.hold(t.Context(), forCopy); err != nil {
+			t.Fatal(err)
+		}
+		s.machine = "the copy's" // and here it goes on
+		time.Sleep(2 * holdMost)
+		if s.thawed != 3 || g.late {
+			t.Errorf("a copy let its programs go before it was told who it is: %d", s.thawed)
+		}
+		if err := g.release(); err != nil || s.thawed != 4 || s.guards != 0 {
+			t.Errorf("told, and thawed %d times, %d guards, %v", s.thawed, s.guards, err)
+		}
 	})
+}
+
+// An agent that dies leaves a guest that goes on: at once, or, when it might be somebody else by now, when it is told.
+func TestTheNextAgentTakesOver(t *testing.T) {
+	for _, c := range []struct {
+		what, purpose, machine string
+		goesOn                 bool
+	}{
+		{"the source of a copy", forCopy, "same", true},
+		{"a copy", forCopy, "other", false},
+		{"a template", forTemplate, "same", false},
+	} {
+		s := still{machine: "same"}
+		dead := s.guest(t)
+		if err := dead.hold(t.Context(), c.purpose); err != nil {
+			t.Fatal(err)
+		}
+		s.machine = c.machine
+		for _, who := range []string{"guard", "agent"} {
+			s.thawed, s.noted = 0, nil
+			next := s.guest(t)
+			next.Dir = dead.Dir
+			err := next.Guard()
+			if who == "agent" {
+				err = next.TakeOver()
+			}
+			first := c.goesOn && who == "guard"
+			if err != nil || (s.thawed == 1) != first || first && !slices.Equal(s.noted, []string{"/user.slice"}) {
+				t.Errorf("%s, the %s: thawed %d times, %v, %v", c.what, who, s.thawed, s.noted, err)
+			}
+			if who == "guard" {
+				continue
+			}
+			if held := !next.starting.TryRLock(); held == c.goesOn {
+				t.Errorf("%s: programs may start: %v", c.what, !held)
+			}
+			if err := next.release(); err != nil || (s.thawed == 1) == c.goesOn {
+				t.Errorf("%s, told who it is: thawed %d times, %v", c.what, s.thawed, err)
+			}
+			if left, err := next.left(); left != nil || err != nil {
+				t.Errorf("%s: the record is left: %+v, %v", c.what, left, err)
+			}
+		}
+	}
+}
+
+func TestAnAgentThatDiedEarly(t *testing.T) {
+	var s still
+	g := s.guest(t)
+	if err := os.WriteFile(g.record(), []byte("copy"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.TakeOver(); err != nil || !g.starting.TryRLock() {
+		t.Errorf("nobody goes on: %v", err)
+	}
+	if err := g.TakeOver(); err != nil { // nothing is left
+		t.Error(err)
+	}
+}
+
+// A kernel without control groups has programs that run on, which is told.
+func TestWhatCannotBeHeldIsTold(t *testing.T) {
+	s := still{err: fmt.Errorf("no groups: %w", errors.ErrUnsupported)}
+	g := s.guest(t)
+	r, err := g.Quiesce(t.Context(), &agentv1.QuiesceRequest{Hold: true})
+	if err != nil || len(r.GetLacking()) != 1 || !strings.Contains(r.GetLacking()[0], "no groups") {
+		t.Errorf("%v, %v", r, err)
+	}
+	if err := g.release(); err != nil {
+		t.Error(err)
+	}
 }

@@ -3,9 +3,7 @@ package adopt
 import (
 	"crypto/rand"
 	"encoding/binary"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -132,12 +130,8 @@ func growAll(dirs []string) error {
 }
 
 func grow(dir string) error {
-	var st unix.Statfs_t
-	err := unix.Statfs(dir, &st)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && (st.Type != unix.EXT4_SUPER_MAGIC || st.Flags&unix.ST_RDONLY != 0) {
-		return nil // not a disk of its own
-	}
-	if err != nil {
+	blockSize, err := writableExt4(dir)
+	if blockSize == 0 || err != nil {
 		return err
 	}
 	device, size, err := diskOf(dir)
@@ -149,7 +143,7 @@ func grow(dir string) error {
 		return err
 	}
 	// Even when there is nothing to grow the kernel would flush the journal, and with it the disk.
-	blocks := uint64(size / st.Bsize)
+	blocks := uint64(size / blockSize)
 	if blocks <= have {
 		return nil
 	}

@@ -37,7 +37,7 @@ func (g *Guest) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) (*agentv
 	}
 	var response agentv1.QuiesceResponse
 	if g.held != nil {
-		response.HeldNanos = int64(time.Since(g.held.since))
+		response.HeldNanos, response.Lacking = int64(time.Since(g.held.since)), g.held.lacking
 	}
 	return &response, nil
 }
@@ -56,7 +56,7 @@ func (g *Guest) quiesce(ctx context.Context, r *agentv1.QuiesceRequest) error {
 	}
 	err := g.sync(ctx)
 	if err == nil && r.GetHold() {
-		err = g.hold(ctx)
+		err = g.hold(ctx, forCopy)
 	}
 	return err
 }
@@ -159,31 +159,64 @@ const (
 	lockPoll  = time.Millisecond
 )
 
-// hold lets all programs stand still, so that a copy of the guest knows who it is before any of them runs.
-func (g *Guest) hold(ctx context.Context) error {
+// hold lets all programs stand still, so that a copy of the guest knows who it is before any of them runs; and of a guest
+// that is copied the file systems, so that what is on its disks is whole.
+func (g *Guest) hold(ctx context.Context, purpose string) error {
 	if err := g.release(); err != nil { // whoever held them before has not been heard of since
 		return err
 	}
+	h := &held{template: purpose == forTemplate, machine: g.Machine(), end: func() {}}
+	if g.StartGuard != nil && !h.template { // in a template somebody always listens: the agent is in the saved memory
+		end, err := g.StartGuard(ctx)
+		if err != nil {
+			return fmt.Errorf("start the guard: %w", err)
+		}
+		h.end = end
+	}
 	if err := g.stopStarts(ctx); err != nil {
+		h.end()
 		return err
 	}
-	since := time.Now()
-	thaw, err := g.Freeze(ctx)
-	if err != nil {
-		g.starting.Unlock()
-		return err
-	}
-	h := &held{thaw: thaw, since: since}
+	h.since = time.Now()
 	g.held, g.late = h, false
+	if err := g.still(ctx, h, purpose); err != nil {
+		return errors.Join(err, g.release())
+	}
 	time.AfterFunc(holdMost, func() {
 		g.turn.Lock()
 		defer g.turn.Unlock()
-		if g.held == h && !h.template {
+		// A copy that was not told yet who it is must not run on as the one it was made of.
+		if g.held == h && !h.template && h.machine == g.Machine() {
 			g.late = true
 			_ = g.release() // there is nobody to tell
 		}
 	})
 	return nil
+}
+
+// still stops programs, and then file systems.
+func (g *Guest) still(ctx context.Context, h *held, purpose string) error {
+	if err := g.begin(purpose, h.machine); err != nil {
+		return err
+	}
+	thaw, err := g.Freeze(ctx, g.note)
+	switch {
+	case errors.Is(err, errors.ErrUnsupported):
+		h.lacking = append(h.lacking, fmt.Sprintf("its programs do not stand still: %v", err))
+	case err != nil:
+		return err
+	default:
+		h.thaw = thaw
+	}
+	if h.template { // its clones write who they are while programs stand still
+		return nil
+	}
+	disks, why, err := freezeDisks(ctx, g.Disks)
+	h.disks = disks
+	if why != "" {
+		h.lacking = append(h.lacking, "its file systems are written out, and do not stand still: "+why)
+	}
+	return err
 }
 
 // Starting is held by whoever starts a program: none is started while programs stand still, see cgroup.Freeze.
@@ -211,15 +244,30 @@ func lock(ctx context.Context, try func() bool) error {
 	return nil
 }
 
-// release lets programs run on.
+// release lets file systems and programs run on.
 func (g *Guest) release() error {
-	if g.held == nil {
+	h := g.held
+	if h == nil {
 		return nil
 	}
-	thaw := g.held.thaw
 	g.held = nil
 	defer g.starting.Unlock()
-	return thaw()
+	defer h.end()
+	err := h.thawDisks()
+	if h.thaw != nil {
+		err = errors.Join(err, h.thaw())
+	}
+	return errors.Join(err, g.end())
+}
+
+// thawDisks lets the file systems go on, once. A guest that becomes another one does so first: it has something to write.
+func (h *held) thawDisks() error {
+	if h == nil {
+		return nil
+	}
+	disks := h.disks
+	h.disks = nil
+	return thawDisks(disks)
 }
 
 // prepare does ahead what clones of a template need not do each: there is a file to write the boot id into, the network is
@@ -232,10 +280,10 @@ func (g *Guest) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := g.hold(ctx); err != nil {
+	if err := g.hold(ctx, forTemplate); err != nil {
 		return err
 	}
-	g.held.template, g.held.network = true, network
+	g.held.network = network
 	rehearse()
 	_, err = restartSSHD() // the signal waits with it
 	return err

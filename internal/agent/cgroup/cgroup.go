@@ -27,10 +27,10 @@ const (
 const programs = "programs"
 
 // Programs opens the group in which programs are started, so that they can stand still without the agent; nil when
-// there are no groups.
+// there are no groups that users see.
 func Programs() (*os.File, error) {
 	own, err := Own()
-	if own == "" || err != nil {
+	if own == "" || err != nil || !mountedOn(Root) {
 		return nil, err
 	}
 	dir := filepath.Join(Root, own, programs)
@@ -40,23 +40,48 @@ func Programs() (*os.File, error) {
 	return os.Open(dir)
 }
 
-// Freeze stops all programs but those of this process's own group, the first process too, and returns when all stand
-// still. thaw lets them run on; groups that stood still before are left as they were. Without control groups there is
-// nothing to freeze. Nothing may be started in a frozen group: the starter's thread waits for the program to take its
-// first step, and no other of its goroutines may get a turn meanwhile.
-func Freeze(ctx context.Context) (thaw func() error, err error) {
-	own, err := Own()
+// Freeze stops all programs but those of this process's own group and of the agent's, the first process too, and returns
+// when all stand still. Each group is noted, by its path in the hierarchy, before it is told to. thaw lets them run on;
+// groups that stood still before are left as they were. A kernel without control groups is errors.ErrUnsupported. Nothing
+// may be started in a frozen group: the starter's thread waits for the program to take its first step, and no other of its
+// goroutines may get a turn meanwhile.
+func Freeze(ctx context.Context, note func(group string) error) (thaw func() error, err error) {
+	h, err := open()
 	if err != nil {
 		return nil, err
 	}
-	var frozen []string
-	if own != "" {
-		frozen, err = freeze(ctx, Root, own)
+	own, err := Own()
+	if err == nil {
+		err = h.gather(ctx, own, "/proc")
 	}
-	return func() error { return thawAll(frozen) }, err
+	var frozen []string
+	if err == nil {
+		frozen, err = freeze(ctx, h.root, own, note)
+	}
+	end := func() error { return errors.Join(thawAll(frozen), h.disband(), h.Close()) }
+	if err != nil {
+		return nil, errors.Join(err, end())
+	}
+	return end, nil
 }
 
-func freeze(ctx context.Context, root, own string) (frozen []string, err error) {
+// Thaw lets groups run on that were noted by somebody who died.
+func Thaw(groups []string) error {
+	h, err := open()
+	if err != nil {
+		return err
+	}
+	var paths []string
+	for _, group := range groups {
+		paths = append(paths, filepath.Join(h.root, group))
+		if filepath.Base(group) == gathered {
+			h.from = filepath.Join(h.root, filepath.Dir(group))
+		}
+	}
+	return errors.Join(thawAll(paths), h.disband(), h.Close())
+}
+
+func freeze(ctx context.Context, root, own string, note func(group string) error) (frozen []string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, freezeWait)
 	defer cancel()
 	defer func() {
@@ -80,7 +105,11 @@ func freeze(ctx context.Context, root, own string) (frozen []string, err error) 
 		}
 		for _, group := range groups {
 			seen[group] = true
-			if err := freezeOne(group, &frozen); err != nil {
+			err := note(strings.TrimPrefix(group, root))
+			if err == nil {
+				err = freezeOne(group, &frozen)
+			}
+			if err != nil {
 				return frozen, fmt.Errorf("freeze %s: %w", group, err)
 			}
 		}
@@ -174,11 +203,11 @@ func Own() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return own(string(b)), nil
+	return groupIn(string(b)), nil
 }
 
-// own finds the group in /proc/self/cgroup, whose line of version 2 is "0::/system.slice".
-func own(text string) string {
+// groupIn finds the group in a process's /proc/PID/cgroup, whose line of version 2 is "0::/system.slice".
+func groupIn(text string) string {
 	for line := range strings.Lines(text) {
 		if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
 			return path

@@ -11,10 +11,10 @@ import (
 )
 
 func TestOwn(t *testing.T) {
-	if got := own("1:cpu:/x\n0::/system.slice/banger-agent.service\n"); got != "/system.slice/banger-agent.service" {
+	if got := groupIn("1:cpu:/x\n0::/system.slice/banger-agent.service\n"); got != "/system.slice/banger-agent.service" {
 		t.Errorf("got %q", got)
 	}
-	if got := own("1:cpu:/x\n"); got != "" {
+	if got := groupIn("1:cpu:/x\n"); got != "" {
 		t.Errorf("got %q", got)
 	}
 }
@@ -50,7 +50,7 @@ func TestEverybodyElseIsFrozen(t *testing.T) {
 	groups := []string{"init.scope", "user.slice", "user.slice/one", "system.slice", "system.slice/ssh.service", "system.slice/agent.service", "system.slice/agent.service/programs"}
 	others := []string{"init.scope", "user.slice", "system.slice/ssh.service", "system.slice/agent.service/programs"}
 	root := tree(t, groups, others...)
-	frozen, err := freeze(t.Context(), root, "/system.slice/agent.service")
+	frozen, err := freeze(t.Context(), root, "/system.slice/agent.service", func(string) error { return nil })
 	if err != nil || len(frozen) != len(others) {
 		t.Fatalf("got %v, %v", frozen, err)
 	}
@@ -74,7 +74,7 @@ func TestFreezeThatDoesNotEnd(t *testing.T) {
 	root := tree(t, []string{"init.scope", "stuck.slice", "agent"}, "init.scope")
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Millisecond)
 	defer cancel()
-	frozen, err := freeze(ctx, root, "/agent")
+	frozen, err := freeze(ctx, root, "/agent", func(string) error { return nil })
 	if !errors.Is(err, context.DeadlineExceeded) || frozen != nil {
 		t.Errorf("got %v, %v", frozen, err)
 	}
@@ -89,7 +89,7 @@ func TestThoseWhoStoodStillBeforeAreLeftSo(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(root, "paused.slice/cgroup.freeze"), []byte("1"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	frozen, err := freeze(t.Context(), root, "/agent")
+	frozen, err := freeze(t.Context(), root, "/agent", func(string) error { return nil })
 	if err != nil || !stands(t, root, "other.slice") {
 		t.Fatalf("got %v, %v", frozen, err)
 	}
@@ -116,7 +116,7 @@ func TestGroupsThatComeMeanwhile(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	frozen, err := freeze(t.Context(), root, "/agent")
+	frozen, err := freeze(t.Context(), root, "/agent", func(string) error { return nil })
 	if err != nil || len(frozen) != 2 || !stands(t, root, "late.slice") {
 		t.Errorf("got %v, %v", frozen, err)
 	}

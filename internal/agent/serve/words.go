@@ -111,15 +111,32 @@ func answerWords(ctx context.Context, c net.Conn, h agentv1connect.AgentServiceH
 		if err != nil {
 			return
 		}
-		answer, err := answerWord(ctx, h, kind, payload)
+		var later []func()
+		answer, err := answerWord(context.WithValue(ctx, laterKey{}, &later), h, kind, payload)
 		code := byte(0)
 		if err != nil {
 			code, answer = byte(connect.CodeOf(err)), []byte(message(err))
 		}
-		if err := channel.WriteWord(c, "", code, answer); err != nil {
+		err = channel.WriteWord(c, "", code, answer)
+		for _, f := range later {
+			f()
+		}
+		if err != nil {
 			return
 		}
 	}
+}
+
+type laterKey struct{}
+
+// Later does something once the answer to the question whose context it is has been sent, and at once when that is no
+// word.
+func Later(ctx context.Context, f func()) {
+	if later, ok := ctx.Value(laterKey{}).(*[]func()); ok {
+		*later = append(*later, f)
+		return
+	}
+	f()
 }
 
 func message(err error) string {

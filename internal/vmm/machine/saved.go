@@ -26,6 +26,7 @@ const maxManifest = 64 << 10
 // Saved is the manifest of a saved machine: all that must be the same for it to be restored.
 type Saved struct {
 	Format      int         `json:"format"`
+	Sum         uint32      `json:"sum,omitempty"` // CRC-32C of the manifest without it; 0: written before there was one
 	VMM         string      `json:"vmm"`
 	Build       string      `json:"build"` // the VMM's exact version
 	Accelerator string      `json:"accelerator"`
@@ -70,6 +71,9 @@ func WriteSaved(ctx context.Context, dir string, s Saved, mapped bool) error {
 		}
 		s.Memory = &memory
 	}
+	if s.Sum, err = s.sum(); err != nil {
+		return err
+	}
 	text, err := json.MarshalIndent(s, "", "  ")
 	if err != nil {
 		return err
@@ -78,6 +82,16 @@ func WriteSaved(ctx context.Context, dir string, s Saved, mapped bool) error {
 		return cannotWrite(err, dir)
 	}
 	return nil
+}
+
+// castagnoli is the polynomial that processors have an instruction for.
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// sum is the manifest's checksum.
+func (s Saved) sum() (uint32, error) {
+	s.Sum = 0
+	text, err := json.Marshal(s)
+	return crc32.Checksum(text, castagnoli), err
 }
 
 func cannotWrite(err error, dir string) error {
@@ -111,7 +125,7 @@ func describe(ctx context.Context, f *os.File, sum bool) (SavedFile, error) {
 		s.Modified = info.ModTime().UnixNano()
 		return s, nil
 	}
-	crc := crc32.New(crc32.MakeTable(crc32.Castagnoli))
+	crc := crc32.New(castagnoli)
 	if _, err := io.CopyBuffer(crc, untilDone{ctx, f}, make([]byte, 1<<20)); err != nil {
 		return SavedFile{}, err
 	}
@@ -155,6 +169,9 @@ func ReadSaved(dir string) (Saved, error) {
 	}
 	if s.Format != savedFormat {
 		return s, fault.New(fault.Precondition, "the saved machine in %s has format %d, not %d", dir, s.Format, savedFormat)
+	}
+	if sum, err := s.sum(); err != nil || s.Sum != 0 && s.Sum != sum {
+		return s, fault.Wrap(fault.Precondition, err, "the saved machine in %s is damaged: the checksum of %s differs", dir, vmm.SavedManifest)
 	}
 	return s, nil
 }

@@ -105,7 +105,7 @@ func restoreArguments(p platform, accelerator string, m vmm.Machine, mem memory)
 // layout is a hash of what must be the same for saved state to fit: the devices and their places, without
 // what may differ between the machines restored from one.
 func layout(p platform, accelerator string, m vmm.Machine) (string, error) {
-	m.Name, m.DiskRate = "name", 0
+	m.ID, m.Name, m.DiskRate = "", "name", 0
 	m.NICs, m.Disks = slices.Clone(m.NICs), slices.Clone(m.Disks)
 	for i := range m.NICs {
 		m.NICs[i] = vmm.NIC{TAP: "tap", MAC: "mac"}
@@ -163,9 +163,22 @@ func devices(p platform, accelerator string, m vmm.Machine, mem memory) ([]strin
 			return nil, err
 		}
 		args = append(append(args, drive...),
-			"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,write-cache=on,addr=%#x", d.Role, slotFirstDisk+i))
+			"-device", fmt.Sprintf("virtio-blk-pci,drive=%s,write-cache=on%s,addr=%#x", d.Role, serial(m, d), slotFirstDisk+i))
 	}
 	return args, nil
+}
+
+// maxSerial is VIRTIO_BLK_ID_BYTES of linux/virtio_blk.h.
+const maxSerial = 20
+
+// serial is by what a guest's own disk says whose it is: a guest that was restored elsewhere finds another one there. A
+// machine that others are restored from is nobody's.
+func serial(m vmm.Machine, d vmm.Disk) string {
+	text := string(m.ID) + "-" + d.Role
+	if m.ID == "" || d.ReadOnly || m.MemoryFile != "" || len(text) > maxSerial {
+		return ""
+	}
+	return ",serial=" + text
 }
 
 // memoryID names the memory in saved state, so it is the same wherever the memory lives.

@@ -47,7 +47,7 @@ func TestArguments(t *testing.T) {
 -blockdev {"driver":"raw","node-name":"root","read-only":true,"discard":"unmap","cache":{"direct":false,"no-flush":false},"file":{"driver":"file","filename":"/images/a, b/root.ext4","aio":"threads"}}
 -device virtio-blk-pci,drive=root,write-cache=on,addr=0x8
 -blockdev {"driver":"raw","node-name":"work","read-only":false,"discard":"unmap","cache":{"direct":false,"no-flush":false},"file":{"driver":"file","filename":"work.ext4","aio":"threads"}}
--device virtio-blk-pci,drive=work,write-cache=on,addr=0x9
+-device virtio-blk-pci,drive=work,write-cache=on,serial=0a1b2c3d-work,addr=0x9
 -kernel /kernels/k/vmlinux
 -initrd initramfs.img
 -append console=ttyS0 reboot=t panic=-1 cryptomgr.notests norandmaps quiet`
@@ -93,6 +93,11 @@ func TestLimitedArguments(t *testing.T) {
 	}
 	plain, limited, ballooned := sample(), sample(), sample()
 	limited.DiskRate, ballooned.Balloon = 1<<20, true
+	other := sample()
+	other.ID, other.MemoryFile = "ffffffff", "memory"
+	if hash(plain) != hash(other) {
+		t.Error("whose disks they are is part of the layout")
+	}
 	if hash(plain) != hash(limited) || hash(plain) == hash(ballooned) {
 		t.Error("a limit is part of the layout, or a balloon is none")
 	}

@@ -1,0 +1,165 @@
+package cgroup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// hierarchy is the control groups while programs stand still.
+type hierarchy struct {
+	root  string   // where they can be reached
+	mount *os.File // when they are mounted for us alone
+	from  string   // the group that was emptied into one below it; empty: there is none
+}
+
+// gathered is the group, below the first process's, that holds the first process and its like in a guest whose init makes
+// no groups, while they stand still.
+const gathered = "banger-held"
+
+// open finds the control groups where inits mount them; else they are mounted for this process alone, in nobody's tree.
+func open() (*hierarchy, error) {
+	for _, dir := range []string{Root, Root + "/unified"} {
+		if mountedOn(dir) {
+			return &hierarchy{root: dir}, nil
+		}
+	}
+	mount, err := mountAside()
+	switch {
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EINVAL):
+		return nil, fmt.Errorf("the kernel has no control groups of version 2: %w", errors.ErrUnsupported)
+	case err != nil:
+		return nil, fmt.Errorf("mount the control groups: %w", err)
+	}
+	return &hierarchy{root: fmt.Sprintf("/proc/self/fd/%d", mount.Fd()), mount: mount}, nil
+}
+
+func mountedOn(dir string) bool {
+	var st unix.Statfs_t
+	return unix.Statfs(dir, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
+}
+
+func mountAside() (*os.File, error) {
+	fsfd, err := unix.Fsopen("cgroup2", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fsfd)
+	if err := unix.FsconfigCreate(fsfd); err != nil {
+		return nil, err
+	}
+	fd, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), "cgroup2"), nil
+}
+
+// Close lets go of what was mounted for us.
+func (h *hierarchy) Close() error {
+	if h.mount == nil {
+		return nil
+	}
+	return h.mount.Close()
+}
+
+// gather moves the first process, and others beside it, into a group that can be frozen when theirs cannot: it is the
+// root of all, or this process's own is below it. systemd has a group for each and nothing is moved. proc is where
+// processes are listed.
+func (h *hierarchy) gather(ctx context.Context, own, proc string) error {
+	first, err := os.ReadFile(filepath.Join(proc, "1/cgroup"))
+	if err != nil {
+		return err
+	}
+	at := groupIn(string(first))
+	if at != "/" && at != own && !strings.HasPrefix(own, at+"/") {
+		return nil
+	}
+	from := filepath.Join(h.root, at)
+	if err := os.Mkdir(filepath.Join(from, gathered), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	h.from = from
+	for { // somebody who was not moved yet may make another one
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		moved, err := move(from, filepath.Join(from, gathered), func(pid int) bool { return stays(proc, pid) })
+		if err != nil || !moved {
+			return err
+		}
+	}
+}
+
+// disband moves those who were gathered back to where they were.
+func (h *hierarchy) disband() error {
+	if h.from == "" {
+		return nil
+	}
+	group := filepath.Join(h.from, gathered)
+	for range 100 { // they may make others meanwhile
+		if _, err := move(group, h.from, func(int) bool { return false }); err != nil {
+			return err
+		}
+		err := os.Remove(group)
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			h.from = ""
+			return nil
+		}
+		if !errors.Is(err, syscall.EBUSY) {
+			return err
+		}
+	}
+	return fmt.Errorf("programs keep starting others in %s", group)
+}
+
+// move moves the processes of a group to another one and tells whether there were any, besides those that stay.
+func move(from, to string, stays func(pid int) bool) (moved bool, err error) {
+	text, err := os.ReadFile(filepath.Join(from, "cgroup.procs"))
+	if ended(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	for _, word := range strings.Fields(string(text)) {
+		pid, err := strconv.Atoi(word)
+		if err != nil || pid == 0 || stays(pid) { // 0 is one of another name space
+			continue
+		}
+		err = os.WriteFile(filepath.Join(to, "cgroup.procs"), []byte(word), 0)
+		switch {
+		case err == nil:
+			moved = true
+		case !errors.Is(err, syscall.ESRCH):
+			return moved, fmt.Errorf("move process %d to %s: %w", pid, to, err)
+		}
+	}
+	return moved, nil
+}
+
+// stays tells who is not stopped: the kernel's threads and the dead, which have no program, and the agent's own processes
+// but for those that work for users.
+func stays(proc string, pid int) bool {
+	dir := filepath.Join(proc, strconv.Itoa(pid))
+	theirs, err := os.Stat(filepath.Join(dir, "exe"))
+	if err != nil {
+		return true
+	}
+	ours, err := os.Stat(filepath.Join(proc, "self/exe"))
+	if err != nil || !os.SameFile(theirs, ours) {
+		return false
+	}
+	line, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+	args := strings.Split(string(line), "\x00")
+	return err == nil && len(args) > 1 && slices.Contains([]string{"serve", "supervise", "guard"}, args[1])
+}

@@ -1,0 +1,72 @@
+package engine
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"banger/internal/fault"
+	"banger/internal/paths"
+	"banger/internal/vm"
+	"banger/internal/vmm"
+)
+
+// A bit of a suspended VM's memory that flips is told, whatever the file's time says; nothing of the VM is touched, and the
+// way out that is offered is one.
+func TestSuspendedMemoryThatIsDamaged(t *testing.T) {
+	h := newHouse(t)
+	v := h.create("web")
+	memory := filepath.Join(h.p.VM(v.ID), paths.Suspended)
+	for name, harm := range map[string]func(path string) error{
+		vmm.SavedState:      func(path string) error { return rewrite(path, "", "") },
+		vmm.SavedManifest:   func(path string) error { return rewrite(path, `"cpus"`, `"cpuz"`) },
+		paths.SuspendedDisk: func(path string) error { return rewrite(path, "size_bytes", "size_bytez") },
+	} {
+		if _, err := h.Suspend(t.Context(), "web", nil); err != nil {
+			t.Fatal(err)
+		}
+		if err := harm(filepath.Join(memory, name)); err != nil {
+			t.Fatal(err)
+		}
+		_, err := h.Resume(t.Context(), "web", nil)
+		if fault.KindOf(err) != fault.Precondition || !strings.Contains(fault.HintOf(err), "banger vm start web --cold") {
+			t.Errorf("%s: %v, hint %q", name, err, fault.HintOf(err))
+		}
+		t.Logf("%s: %v", name, err)
+		if v, err := h.Get(t.Context(), "web"); err != nil || v.State != vm.Suspended {
+			t.Errorf("%s: %+v, %v", name, v, err)
+		}
+		if _, err := h.Boot(t.Context(), "web", nil); err != nil {
+			t.Errorf("%s: the way out: %v", name, err)
+		}
+	}
+}
+
+// A snapshot whose memory is damaged is not gone back to, and the VM runs on; its disks can be had.
+func TestSnapshotWhoseMemoryIsDamaged(t *testing.T) {
+	h := newHouse(t)
+	v := h.create("web")
+	boot := h.bootID("web")
+	if _, err := h.CreateSnapshot(t.Context(), "web", SnapshotOptions{Tag: "v1"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	memory := filepath.Join(h.p.VM(v.ID), paths.Snapshots, "v1", "memory")
+	if err := rewrite(filepath.Join(memory, vmm.SavedState), "", ""); err != nil {
+		t.Fatal(err)
+	}
+	_, err := h.RestoreSnapshot(t.Context(), "web", "v1", RestoreOptions{Running: true}, nil)
+	if fault.KindOf(err) != fault.Precondition || !strings.Contains(err.Error(), "memory/state") || !strings.Contains(fault.HintOf(err), "--disks-only") {
+		t.Errorf("%v, hint %q", err, fault.HintOf(err))
+	}
+	if v, err := h.Get(t.Context(), "web"); err != nil || v.State != vm.Running || h.bootID("web") != boot {
+		t.Errorf("it does not run on: %+v, %v", v, err)
+	}
+	if v, err := h.RestoreSnapshot(t.Context(), "web", "v1", RestoreOptions{Running: true, DisksOnly: true}, nil); err != nil || v.State != vm.Stopped {
+		t.Errorf("the way out: %+v, %v", v, err)
+	}
+	if _, err := os.Stat(memory); errors.Is(err, os.ErrNotExist) {
+		t.Error("the snapshot is gone")
+	}
+}
