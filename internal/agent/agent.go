@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"banger/api/agent/v1/agentv1connect"
 	"banger/internal/agent/adopt"
 	"banger/internal/agent/boot"
 	"banger/internal/agent/cgroup"
@@ -79,7 +80,7 @@ func serveOn(name string) error {
 		Quiesce: guest.Quiesce, Adopt: guest.Adopt, Ready: awaitInit,
 		Dial: serve.DialLoopback,
 	})
-	listen, err := listener(ctx, name)
+	listen, err := listener(ctx, name, handler)
 	if err != nil {
 		return err
 	}
@@ -110,7 +111,7 @@ func newGuest() *adopt.Guest {
 
 // listener gets the guest channel of that name ready; what it returns begins to answer. On a vsock port each of the
 // host's connections is a stream, a virtio-serial port carries them all.
-func listener(ctx context.Context, name string) (func() (net.Listener, error), error) {
+func listener(ctx context.Context, name string, handler agentv1connect.AgentServiceHandler) (func() (net.Listener, error), error) {
 	if number, ok := strings.CutPrefix(name, boot.VsockPrefix); ok {
 		port, err := strconv.ParseUint(number, 10, 32)
 		if err != nil {
@@ -122,7 +123,7 @@ func listener(ctx context.Context, name string) (func() (net.Listener, error), e
 	if err != nil {
 		return nil, err
 	}
-	return func() (net.Listener, error) { return channel.Listen(port), nil }, nil
+	return func() (net.Listener, error) { return channel.Listen(port, serve.Words(ctx, handler)), nil }, nil
 }
 
 const (

@@ -54,11 +54,11 @@ func TestOnlyTheHostIsServed(t *testing.T) {
 
 func TestListenerNames(t *testing.T) {
 	for _, name := range []string{"vsock:", "vsock:x", "vsock:-1", "vsock:99999999999"} {
-		if _, err := listener(t.Context(), name); err == nil {
+		if _, err := listener(t.Context(), name, nil); err == nil {
 			t.Errorf("%q is a channel", name)
 		}
 	}
-	if _, err := listener(t.Context(), "vsock:1024"); err != nil {
+	if _, err := listener(t.Context(), "vsock:1024", nil); err != nil {
 		t.Error(err)
 	}
 }

@@ -135,7 +135,7 @@ var rooms = map[string][]string{
 
 	// The guest's side.
 	"internal/agent": {
-		"api/agent/v1", "internal/agent/adopt", "internal/agent/boot", "internal/agent/cgroup", "internal/agent/run", "internal/agent/serve",
+		"api/agent/v1", "api/agent/v1/agentv1connect", "internal/agent/adopt", "internal/agent/boot", "internal/agent/cgroup", "internal/agent/run", "internal/agent/serve",
 		"internal/agent/sshd", "internal/build", "internal/channel",
 	},
 	"internal/agent/sshd":     {"internal/agent/serve"},
@@ -144,7 +144,7 @@ var rooms = map[string][]string{
 	"internal/agent/cgroup":   {},
 	"internal/agent/identity": {"api/agent/v1"},
 	"internal/agent/run":      {"internal/agent/serve"},
-	"internal/agent/serve":    {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/build", "internal/channel"},
+	"internal/agent/serve":    {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/build"},
 
 	// Tests.
 	"internal/arch": {},

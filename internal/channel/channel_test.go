@@ -243,7 +243,7 @@ func echo(l net.Listener, wg *sync.WaitGroup) {
 }
 
 func startEcho(t *testing.T, p io.ReadWriteCloser) net.Listener {
-	l := Listen(p)
+	l := Listen(p, nil)
 	var wg sync.WaitGroup
 	wg.Go(func() { echo(l, &wg) })
 	t.Cleanup(func() { l.Close(); wg.Wait() })

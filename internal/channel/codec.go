@@ -2,6 +2,7 @@ package channel
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 )
@@ -10,8 +11,13 @@ const (
 	esc       = 0xf7 // never part of UTF-8 text, and rare in yamux headers
 	codeESC   = 0x00
 	codeReset = 'R'
+	codeWord  = 'W'
 	nonceSize = 8
+	wordHead  = 6 // kind, tag, length
 )
+
+// MaxWord bounds the payload of a word, bytes.
+const MaxWord = 1 << 20
 
 type nonce [nonceSize]byte
 
@@ -37,18 +43,32 @@ func reset(n nonce) []byte {
 	return stuff([]byte{esc, codeReset}, n[:])
 }
 
-// decoder undoes stuff. Payload goes to data, resets to reset, and bytes that no encoder writes
+// word is a question or the answer to one.
+type word struct {
+	kind    byte // which question; of an answer 0 or the code of a failure
+	tag     byte // of a question and its answer the same
+	payload []byte
+}
+
+// bytes are those of the word on the pipe.
+func (w word) bytes() []byte {
+	head := binary.BigEndian.AppendUint32([]byte{w.kind, w.tag}, uint32(len(w.payload)))
+	return stuff(stuff([]byte{esc, codeWord}, head), w.payload)
+}
+
+// decoder undoes stuff. Payload goes to data, resets to reset, words to word, and bytes that no encoder writes
 // to garbled; each of them may end the decoding by an error.
 type decoder struct {
 	data    func([]byte) error
 	reset   func(nonce) error
+	word    func(word) error // nil: it is garbled
 	garbled func() error
 
 	escaped bool
-	inNonce bool
-	have    int
-	nonce   nonce
 	buf     []byte
+	in      byte   // the code of a reset or word whose bytes are being collected, or 0
+	want    int    // of how many bytes
+	frame   []byte // those that have come
 }
 
 // write decodes p, which may be cut anywhere.
@@ -73,14 +93,25 @@ func (d *decoder) step(b byte) error {
 		return nil
 	}
 	d.escaped = false
-	switch b {
-	case codeESC:
+	switch {
+	case b == codeESC:
 		return d.literal(esc)
-	case codeReset:
-		d.inNonce, d.have = true, 0
-		return d.flush()
+	case b == codeReset:
+		return d.collect(b, nonceSize)
+	case b == codeWord && d.word != nil:
+		return d.collect(b, wordHead)
 	}
-	d.inNonce = false
+	return d.spoilt()
+}
+
+// collect begins a reset or a word, of which so many bytes come first.
+func (d *decoder) collect(code byte, want int) error {
+	d.in, d.want, d.frame = code, want, nil
+	return d.flush()
+}
+
+func (d *decoder) spoilt() error {
+	d.in = 0
 	if err := d.flush(); err != nil {
 		return err
 	}
@@ -88,17 +119,29 @@ func (d *decoder) step(b byte) error {
 }
 
 func (d *decoder) literal(b byte) error {
-	if !d.inNonce {
+	if d.in == 0 {
 		d.buf = append(d.buf, b)
 		return nil
 	}
-	d.nonce[d.have] = b
-	d.have++
-	if d.have < nonceSize {
+	d.frame = append(d.frame, b)
+	if len(d.frame) < d.want {
 		return nil
 	}
-	d.inNonce = false
-	return d.reset(d.nonce)
+	if d.in == codeReset {
+		d.in = 0
+		return d.reset(nonce(d.frame))
+	}
+	if d.want == wordHead {
+		size := binary.BigEndian.Uint32(d.frame[2:])
+		if size > MaxWord {
+			return d.spoilt()
+		}
+		if d.want += int(size); size > 0 {
+			return nil
+		}
+	}
+	d.in = 0
+	return d.word(word{d.frame[0], d.frame[1], d.frame[wordHead:]})
 }
 
 func (d *decoder) flush() error {

@@ -13,7 +13,7 @@ const (
 	flagSYN     = 1
 )
 
-var errUnasked = errors.New("the guest opened a stream or sent a ping")
+var errUnasked = errors.New("the guest said what it was not asked")
 
 // guard lets through what a guest's session sends, and ends at what only a hostile one would: streams of its
 // own, of which nobody takes the data, and pings, for each of which yamux starts a goroutine that lives

@@ -19,19 +19,27 @@ const (
 // Listen starts the guest's end on port and returns the streams that the connected host opens. The listener
 // survives hosts that go and come: an io.EOF from the port means that no host is connected now, and is
 // polled with a bounded pause. When port is itself a net.Conn its end is final, and Accept returns io.EOF.
-// Closing the listener closes the port.
-func Listen(port io.ReadWriteCloser) net.Listener {
-	g := &guestEnd{port: port, streams: make(chan net.Conn), done: make(chan struct{})}
+// Closing the listener closes the port. Words are answered by answer; nil: they are not understood.
+func Listen(port io.ReadWriteCloser, answer Answer) net.Listener {
+	g := &guestEnd{port: port, answer: answer, streams: make(chan net.Conn), done: make(chan struct{})}
 	_, g.final = port.(net.Conn)
 	g.decoder = decoder{data: g.onData, reset: g.onReset, garbled: g.drop}
+	if answer != nil {
+		g.decoder.word = g.onWord
+	}
 	g.wg.Go(g.pump)
 	return g
 }
+
+// Answer answers a word: with 0, or the code of a failure, and what is to be said. after, which may be nil, is done when
+// that has been said.
+type Answer func(kind byte, question []byte) (code byte, answer []byte, after func())
 
 // guestEnd is the guest's end: one goroutine reads the port, and a session lives from reset to reset.
 type guestEnd struct {
 	port    io.ReadWriteCloser
 	final   bool
+	answer  Answer
 	decoder decoder
 	streams chan net.Conn
 	done    chan struct{}
@@ -44,9 +52,13 @@ type guestEnd struct {
 	out     []byte
 }
 
-// guestSession is the pipe as one session sees it: dead as soon as another one began.
+// guestSession is the pipe as one session sees it: dead as soon as another one began. Its streams begin with its first
+// payload: a host that only says words, as to a guest that was just restored, need not wait until they are set up, and
+// those of an idle session before are taken down.
 type guestSession struct {
-	end   *guestEnd
+	end    *guestEnd
+	before *guestSession // whose streams were not taken down yet
+
 	in    *io.PipeReader
 	feed  *io.PipeWriter
 	mux   *yamux.Session
@@ -141,6 +153,11 @@ func (g *guestEnd) onData(p []byte) error {
 	if s == nil {
 		return nil
 	}
+	if s.mux == nil {
+		if err := s.begin(); err != nil {
+			return err
+		}
+	}
 	// The session reads promptly or is closed; what a closed one does not take belongs to nobody.
 	_, _ = s.feed.Write(p)
 	return nil
@@ -150,12 +167,32 @@ func (g *guestEnd) onReset(n nonce) error {
 	if n == noSession {
 		return nil // a guest's word; a host never says it
 	}
-	s := &guestSession{end: g, ended: make(chan struct{})}
-	s.in, s.feed = io.Pipe()
-	return g.replace(s, &n)
+	return g.replace(&guestSession{end: g}, &n)
 }
 
-// replace ends the session there is, answers the host with n, and starts s. Nothing of the old session
+// onWord answers without keeping the port from being read. What is said to a host that has gone is lost.
+func (g *guestEnd) onWord(question word) error {
+	g.mu.Lock()
+	s := g.current
+	g.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	g.wg.Go(func() {
+		code, answer, after := g.answer(question.kind, question.payload)
+		g.mu.Lock()
+		if g.current == s {
+			_ = writeFull(g.port, word{code, question.tag, answer}.bytes()) // a port that fails shows it on reading
+		}
+		g.mu.Unlock()
+		if after != nil {
+			after()
+		}
+	})
+	return nil
+}
+
+// replace ends the session there is, answers the host with n, and has s in its place. Nothing of the old session
 // is written after the answer.
 func (g *guestEnd) replace(s *guestSession, n *nonce) error {
 	g.mu.Lock()
@@ -166,26 +203,44 @@ func (g *guestEnd) replace(s *guestSession, n *nonce) error {
 		err = writeFull(g.port, reset(*n))
 	}
 	g.mu.Unlock()
-	if old != nil {
-		old.close()
-		<-old.ended
+	if s != nil && err == nil && old.idle() {
+		s.before = old
+		return nil
 	}
-	if s == nil || err != nil {
+	old.close()
+	return err
+}
+
+// idle tells that nobody waits for the session's end.
+func (s *guestSession) idle() bool {
+	return s == nil || s.before == nil && (s.mux == nil || s.mux.NumStreams() == 0)
+}
+
+// begin takes down the streams of the session before, and sets up those of this one.
+func (s *guestSession) begin() (err error) {
+	s.before.close()
+	s.before = nil
+	s.in, s.feed = io.Pipe()
+	s.ended = make(chan struct{})
+	if s.mux, err = yamux.Server(s, yamuxConfig()); err != nil {
 		return err
 	}
-	s.mux, err = yamux.Server(s, yamuxConfig())
-	if err != nil {
-		return err
-	}
-	g.wg.Go(s.accept)
+	s.end.wg.Go(s.accept)
 	return nil
 }
 
+// close takes down what streams there are of this session and the one before.
 func (s *guestSession) close() {
-	_ = s.feed.CloseWithError(io.EOF) // cannot fail
-	if s.mux != nil {
-		_ = s.mux.Close() // it is over whatever it says
+	if s == nil {
+		return
 	}
+	s.before.close()
+	if s.mux == nil {
+		return
+	}
+	_ = s.feed.CloseWithError(io.EOF) // cannot fail
+	_ = s.mux.Close()                 // it is over whatever it says
+	<-s.ended
 }
 
 // accept hands the session's streams to the listener.

@@ -23,8 +23,14 @@ type Host struct {
 
 	mu      sync.Mutex
 	closed  bool
-	session *yamux.Session
+	session *session
 	attempt *attempt
+}
+
+// session is a connection on which the guest has answered.
+type session struct {
+	*yamux.Session
+	conn *hostConn
 }
 
 // attempt is a connection in the making, shared by all who wait for it.
@@ -32,7 +38,7 @@ type attempt struct {
 	waiters int
 	cancel  context.CancelFunc
 	done    chan struct{}
-	session *yamux.Session
+	session *session
 	err     error
 }
 
@@ -63,6 +69,42 @@ func (h *Host) Open(ctx context.Context) (net.Conn, error) {
 	}
 }
 
+// ErrMute is the error of a word that got no answer: the guest knows none, or the connection broke.
+var ErrMute = errors.New("the guest did not answer on its channel")
+
+// Say says a word and returns the answer to it, with its code. It waits for the guest as Open does. One word is said
+// at a time.
+func (h *Host) Say(ctx context.Context, kind byte, question []byte) (code byte, answer []byte, err error) {
+	s, err := h.connect(ctx)
+	if err != nil {
+		return 0, nil, err
+	}
+	select {
+	case s.conn.turn <- struct{}{}:
+		defer func() { <-s.conn.turn }()
+	case <-ctx.Done():
+		return 0, nil, ctx.Err()
+	}
+	tag, err := s.conn.say(kind, question)
+	if err != nil {
+		h.forget(s)
+		return 0, nil, errors.Join(ErrMute, err)
+	}
+	for {
+		select {
+		case w := <-s.conn.answers:
+			if w.tag == tag { // else it is to one that nobody waits for any more
+				return w.kind, w.payload, nil
+			}
+		case <-s.CloseChan():
+			h.forget(s)
+			return 0, nil, ErrMute
+		case <-ctx.Done():
+			return 0, nil, ctx.Err()
+		}
+	}
+}
+
 // Close ends the session and all its streams, and every wait in Open.
 func (h *Host) Close() error {
 	h.mu.Lock()
@@ -80,7 +122,7 @@ func (h *Host) Close() error {
 	return nil
 }
 
-func (h *Host) forget(s *yamux.Session) {
+func (h *Host) forget(s *session) {
 	h.mu.Lock()
 	if h.session == s {
 		h.session = nil
@@ -90,7 +132,7 @@ func (h *Host) forget(s *yamux.Session) {
 }
 
 // connect returns the session, made now when there is none.
-func (h *Host) connect(ctx context.Context) (*yamux.Session, error) {
+func (h *Host) connect(ctx context.Context) (*session, error) {
 	h.mu.Lock()
 	if h.closed {
 		h.mu.Unlock()
@@ -148,7 +190,7 @@ func (h *Host) leave(a *attempt) {
 	}
 }
 
-func (h *Host) finish(a *attempt, s *yamux.Session, err error) {
+func (h *Host) finish(a *attempt, s *session, err error) {
 	h.mu.Lock()
 	abandoned := h.closed || h.attempt != a
 	if h.attempt == a {
@@ -177,7 +219,7 @@ const (
 )
 
 // establish connects, shakes hands with the guest, and starts a session.
-func establish(ctx context.Context, dial func(context.Context) (net.Conn, error)) (*yamux.Session, error) {
+func establish(ctx context.Context, dial func(context.Context) (net.Conn, error)) (*session, error) {
 	// One for all connections: the answer to an earlier one's reset will do.
 	var n nonce
 	if _, err := rand.Read(n[:]); err != nil {
@@ -202,14 +244,14 @@ func establish(ctx context.Context, dial func(context.Context) (net.Conn, error)
 }
 
 // attach makes one connection and waits as long for the guest.
-func attach(ctx context.Context, dial func(context.Context) (net.Conn, error), n nonce, wait time.Duration) (*yamux.Session, error) {
+func attach(ctx context.Context, dial func(context.Context) (net.Conn, error), n nonce, wait time.Duration) (*session, error) {
 	conn, err := dial(ctx)
 	if err != nil {
 		return nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	hc := &hostConn{Conn: conn, nonce: n}
-	hc.decoder = decoder{data: hc.onData, reset: hc.onReset, garbled: hc.onGarbled}
+	hc := &hostConn{Conn: conn, nonce: n, turn: make(chan struct{}, 1), answers: make(chan word, 1)}
+	hc.decoder = decoder{data: hc.onData, reset: hc.onReset, word: hc.onWord, garbled: hc.onGarbled}
 	if err := hc.handshake(wait); err != nil {
 		stop()
 		conn.Close()
@@ -229,7 +271,7 @@ func attach(ctx context.Context, dial func(context.Context) (net.Conn, error), n
 		conn.Close()
 		return nil, fault.Wrap(fault.Unexpected, err, "cannot start a session on the guest channel")
 	}
-	return s, nil
+	return &session{s, hc}, nil
 }
 
 // guarded is a hostConn that is read through a guard.
@@ -254,6 +296,10 @@ type hostConn struct {
 
 	wmu sync.Mutex
 	out []byte
+
+	turn    chan struct{} // of whoever says a word
+	tag     byte          // of the last one
+	answers chan word     // what the guest said to it
 }
 
 // handshake asks for a new session until the guest has answered, or has not within wait.
@@ -272,11 +318,13 @@ func (c *hostConn) handshake(wait time.Duration) error {
 	return c.SetReadDeadline(time.Time{})
 }
 
-func (c *hostConn) ask() error {
+func (c *hostConn) ask() error { return c.send(reset(c.nonce)) }
+
+func (c *hostConn) send(p []byte) error {
 	if err := c.SetWriteDeadline(time.Now().Add(writeTimeout)); err != nil {
 		return err
 	}
-	if err := writeFull(c.Conn, reset(c.nonce)); err != nil {
+	if err := writeFull(c.Conn, p); err != nil {
 		return err
 	}
 	return c.SetWriteDeadline(time.Time{})
@@ -288,6 +336,27 @@ func (c *hostConn) onData(p []byte) error {
 		c.pending = append(c.pending, p...)
 	}
 	return nil
+}
+
+func (c *hostConn) onWord(w word) error {
+	if !c.synced {
+		return nil
+	}
+	c.heard = true
+	select {
+	case c.answers <- w:
+		return nil
+	default:
+		return errUnasked
+	}
+}
+
+// say writes a word, and returns its tag.
+func (c *hostConn) say(kind byte, question []byte) (tag byte, err error) {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	c.tag++
+	return c.tag, c.send(word{kind, c.tag, question}.bytes())
 }
 
 func (c *hostConn) onReset(n nonce) error {

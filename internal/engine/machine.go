@@ -25,7 +25,11 @@ type machine struct {
 }
 
 func newMachine(id vm.ID, running vmm.Running) *machine {
-	return &machine{id: id, running: running, agent: guest.NewClient(running.DialGuest), taken: make(chan struct{})}
+	agent := guest.NewClient(running.DialGuest)
+	if s, ok := running.(vmm.Speaker); ok {
+		agent.WithWords(s.SayGuest)
+	}
+	return &machine{id: id, running: running, agent: agent, taken: make(chan struct{})}
 }
 
 // stop ends the process, if it has not ended, and lets go.

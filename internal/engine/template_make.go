@@ -265,6 +265,7 @@ func (o *operation) saveTemplate(ctx context.Context, m *machine, dir string) er
 			if err := o.settle(ctx, m); err != nil {
 				return err
 			}
+			m.agent.Close()
 			return rest(ctx)
 		}},
 		{stagePause, pauser.Pause},

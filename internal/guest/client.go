@@ -25,7 +25,7 @@ type Client struct {
 	agentv1connect.AgentServiceClient
 
 	transport *http.Transport
-	open      func(context.Context) (net.Conn, error)
+	say       Say // nil: there are no words
 }
 
 // NewClient returns a client that opens its streams with open, usually a Running's DialGuest.
@@ -46,7 +46,6 @@ func NewClient(open func(context.Context) (net.Conn, error)) *Client {
 		AgentServiceClient: agentv1connect.NewAgentServiceClient(&http.Client{Transport: t}, "http://agent",
 			connect.WithReadMaxBytes(maxMessage), connect.WithAcceptCompression("gzip", nil, nil)),
 		transport: t,
-		open:      open,
 	}
 }
 

@@ -124,6 +124,13 @@ type Driver interface {
 	Adopt(context.Context, Machine, Handle) (Running, error)
 }
 
+// Speaker is a Running whose guest can be asked by words, see channel.Host.Say: quicker than by a stream, where the guest
+// was just restored.
+type Speaker interface {
+	// SayGuest says a word. channel.ErrMute says that the guest has to be asked otherwise.
+	SayGuest(ctx context.Context, kind byte, question []byte) (code byte, answer []byte, err error)
+}
+
 // Running is a machine with a process.
 type Running interface {
 	Handle() Handle

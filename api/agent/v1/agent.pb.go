@@ -24,6 +24,59 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Word says which question a word on the guest channel is. Its payload is the request, that of the answer the response,
+// or with a Connect code other than 0 why there is none.
+type Word int32
+
+const (
+	Word_WORD_UNSPECIFIED Word = 0
+	// SetTime.
+	Word_WORD_SET_TIME Word = 1
+	// Adopt.
+	Word_WORD_ADOPT Word = 2
+)
+
+// Enum value maps for Word.
+var (
+	Word_name = map[int32]string{
+		0: "WORD_UNSPECIFIED",
+		1: "WORD_SET_TIME",
+		2: "WORD_ADOPT",
+	}
+	Word_value = map[string]int32{
+		"WORD_UNSPECIFIED": 0,
+		"WORD_SET_TIME":    1,
+		"WORD_ADOPT":       2,
+	}
+)
+
+func (x Word) Enum() *Word {
+	p := new(Word)
+	*p = x
+	return p
+}
+
+func (x Word) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Word) Descriptor() protoreflect.EnumDescriptor {
+	return file_agent_v1_agent_proto_enumTypes[0].Descriptor()
+}
+
+func (Word) Type() protoreflect.EnumType {
+	return &file_agent_v1_agent_proto_enumTypes[0]
+}
+
+func (x Word) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Word.Descriptor instead.
+func (Word) EnumDescriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{0}
+}
+
 type Disk_Role int32
 
 const (
@@ -67,11 +120,11 @@ func (x Disk_Role) String() string {
 }
 
 func (Disk_Role) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_v1_agent_proto_enumTypes[0].Descriptor()
+	return file_agent_v1_agent_proto_enumTypes[1].Descriptor()
 }
 
 func (Disk_Role) Type() protoreflect.EnumType {
-	return &file_agent_v1_agent_proto_enumTypes[0]
+	return &file_agent_v1_agent_proto_enumTypes[1]
 }
 
 func (x Disk_Role) Number() protoreflect.EnumNumber {
@@ -116,11 +169,11 @@ func (x ShutdownRequest_Mode) String() string {
 }
 
 func (ShutdownRequest_Mode) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_v1_agent_proto_enumTypes[1].Descriptor()
+	return file_agent_v1_agent_proto_enumTypes[2].Descriptor()
 }
 
 func (ShutdownRequest_Mode) Type() protoreflect.EnumType {
-	return &file_agent_v1_agent_proto_enumTypes[1]
+	return &file_agent_v1_agent_proto_enumTypes[2]
 }
 
 func (x ShutdownRequest_Mode) Number() protoreflect.EnumNumber {
@@ -2142,7 +2195,12 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"step_nanos\x18\x01 \x01(\x03R\tstepNanos\x12\x1d\n" +
 	"\n" +
-	"unix_nanos\x18\x02 \x01(\x03R\tunixNanos2\xf5\x03\n" +
+	"unix_nanos\x18\x02 \x01(\x03R\tunixNanos*?\n" +
+	"\x04Word\x12\x14\n" +
+	"\x10WORD_UNSPECIFIED\x10\x00\x12\x11\n" +
+	"\rWORD_SET_TIME\x10\x01\x12\x0e\n" +
+	"\n" +
+	"WORD_ADOPT\x10\x022\xf5\x03\n" +
 	"\fAgentService\x125\n" +
 	"\x04Ping\x12\x15.agent.v1.PingRequest\x1a\x16.agent.v1.PingResponse\x12;\n" +
 	"\x06Status\x12\x17.agent.v1.StatusRequest\x1a\x18.agent.v1.StatusResponse\x129\n" +
@@ -2165,70 +2223,71 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_agent_v1_agent_proto_rawDescData
 }
 
-var file_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
 var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
 var file_agent_v1_agent_proto_goTypes = []any{
-	(Disk_Role)(0),            // 0: agent.v1.Disk.Role
-	(ShutdownRequest_Mode)(0), // 1: agent.v1.ShutdownRequest.Mode
-	(*GuestConfig)(nil),       // 2: agent.v1.GuestConfig
-	(*Disk)(nil),              // 3: agent.v1.Disk
-	(*Interface)(nil),         // 4: agent.v1.Interface
-	(*HostEntry)(nil),         // 5: agent.v1.HostEntry
-	(*DialRequest)(nil),       // 6: agent.v1.DialRequest
-	(*DialStart)(nil),         // 7: agent.v1.DialStart
-	(*DialResponse)(nil),      // 8: agent.v1.DialResponse
-	(*DialConnected)(nil),     // 9: agent.v1.DialConnected
-	(*QuiesceRequest)(nil),    // 10: agent.v1.QuiesceRequest
-	(*QuiesceResponse)(nil),   // 11: agent.v1.QuiesceResponse
-	(*AdoptRequest)(nil),      // 12: agent.v1.AdoptRequest
-	(*AdoptResponse)(nil),     // 13: agent.v1.AdoptResponse
-	(*PingRequest)(nil),       // 14: agent.v1.PingRequest
-	(*PingResponse)(nil),      // 15: agent.v1.PingResponse
-	(*StatusRequest)(nil),     // 16: agent.v1.StatusRequest
-	(*StatusResponse)(nil),    // 17: agent.v1.StatusResponse
-	(*FilesystemUse)(nil),     // 18: agent.v1.FilesystemUse
-	(*ExecRequest)(nil),       // 19: agent.v1.ExecRequest
-	(*ExecStart)(nil),         // 20: agent.v1.ExecStart
-	(*TerminalSize)(nil),      // 21: agent.v1.TerminalSize
-	(*ExecResponse)(nil),      // 22: agent.v1.ExecResponse
-	(*ExecStarted)(nil),       // 23: agent.v1.ExecStarted
-	(*ExecExited)(nil),        // 24: agent.v1.ExecExited
-	(*ShutdownRequest)(nil),   // 25: agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),  // 26: agent.v1.ShutdownResponse
-	(*SetTimeRequest)(nil),    // 27: agent.v1.SetTimeRequest
-	(*SetTimeResponse)(nil),   // 28: agent.v1.SetTimeResponse
+	(Word)(0),                 // 0: agent.v1.Word
+	(Disk_Role)(0),            // 1: agent.v1.Disk.Role
+	(ShutdownRequest_Mode)(0), // 2: agent.v1.ShutdownRequest.Mode
+	(*GuestConfig)(nil),       // 3: agent.v1.GuestConfig
+	(*Disk)(nil),              // 4: agent.v1.Disk
+	(*Interface)(nil),         // 5: agent.v1.Interface
+	(*HostEntry)(nil),         // 6: agent.v1.HostEntry
+	(*DialRequest)(nil),       // 7: agent.v1.DialRequest
+	(*DialStart)(nil),         // 8: agent.v1.DialStart
+	(*DialResponse)(nil),      // 9: agent.v1.DialResponse
+	(*DialConnected)(nil),     // 10: agent.v1.DialConnected
+	(*QuiesceRequest)(nil),    // 11: agent.v1.QuiesceRequest
+	(*QuiesceResponse)(nil),   // 12: agent.v1.QuiesceResponse
+	(*AdoptRequest)(nil),      // 13: agent.v1.AdoptRequest
+	(*AdoptResponse)(nil),     // 14: agent.v1.AdoptResponse
+	(*PingRequest)(nil),       // 15: agent.v1.PingRequest
+	(*PingResponse)(nil),      // 16: agent.v1.PingResponse
+	(*StatusRequest)(nil),     // 17: agent.v1.StatusRequest
+	(*StatusResponse)(nil),    // 18: agent.v1.StatusResponse
+	(*FilesystemUse)(nil),     // 19: agent.v1.FilesystemUse
+	(*ExecRequest)(nil),       // 20: agent.v1.ExecRequest
+	(*ExecStart)(nil),         // 21: agent.v1.ExecStart
+	(*TerminalSize)(nil),      // 22: agent.v1.TerminalSize
+	(*ExecResponse)(nil),      // 23: agent.v1.ExecResponse
+	(*ExecStarted)(nil),       // 24: agent.v1.ExecStarted
+	(*ExecExited)(nil),        // 25: agent.v1.ExecExited
+	(*ShutdownRequest)(nil),   // 26: agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),  // 27: agent.v1.ShutdownResponse
+	(*SetTimeRequest)(nil),    // 28: agent.v1.SetTimeRequest
+	(*SetTimeResponse)(nil),   // 29: agent.v1.SetTimeResponse
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
-	3,  // 0: agent.v1.GuestConfig.disks:type_name -> agent.v1.Disk
-	4,  // 1: agent.v1.GuestConfig.interfaces:type_name -> agent.v1.Interface
-	5,  // 2: agent.v1.GuestConfig.hosts:type_name -> agent.v1.HostEntry
-	0,  // 3: agent.v1.Disk.role:type_name -> agent.v1.Disk.Role
-	7,  // 4: agent.v1.DialRequest.start:type_name -> agent.v1.DialStart
-	9,  // 5: agent.v1.DialResponse.connected:type_name -> agent.v1.DialConnected
-	2,  // 6: agent.v1.AdoptRequest.identity:type_name -> agent.v1.GuestConfig
-	18, // 7: agent.v1.StatusResponse.filesystems:type_name -> agent.v1.FilesystemUse
-	20, // 8: agent.v1.ExecRequest.start:type_name -> agent.v1.ExecStart
-	21, // 9: agent.v1.ExecRequest.resize:type_name -> agent.v1.TerminalSize
-	21, // 10: agent.v1.ExecStart.terminal:type_name -> agent.v1.TerminalSize
-	23, // 11: agent.v1.ExecResponse.started:type_name -> agent.v1.ExecStarted
-	24, // 12: agent.v1.ExecResponse.exited:type_name -> agent.v1.ExecExited
-	1,  // 13: agent.v1.ShutdownRequest.mode:type_name -> agent.v1.ShutdownRequest.Mode
-	14, // 14: agent.v1.AgentService.Ping:input_type -> agent.v1.PingRequest
-	16, // 15: agent.v1.AgentService.Status:input_type -> agent.v1.StatusRequest
-	19, // 16: agent.v1.AgentService.Exec:input_type -> agent.v1.ExecRequest
-	25, // 17: agent.v1.AgentService.Shutdown:input_type -> agent.v1.ShutdownRequest
-	27, // 18: agent.v1.AgentService.SetTime:input_type -> agent.v1.SetTimeRequest
-	10, // 19: agent.v1.AgentService.Quiesce:input_type -> agent.v1.QuiesceRequest
-	12, // 20: agent.v1.AgentService.Adopt:input_type -> agent.v1.AdoptRequest
-	6,  // 21: agent.v1.AgentService.Dial:input_type -> agent.v1.DialRequest
-	15, // 22: agent.v1.AgentService.Ping:output_type -> agent.v1.PingResponse
-	17, // 23: agent.v1.AgentService.Status:output_type -> agent.v1.StatusResponse
-	22, // 24: agent.v1.AgentService.Exec:output_type -> agent.v1.ExecResponse
-	26, // 25: agent.v1.AgentService.Shutdown:output_type -> agent.v1.ShutdownResponse
-	28, // 26: agent.v1.AgentService.SetTime:output_type -> agent.v1.SetTimeResponse
-	11, // 27: agent.v1.AgentService.Quiesce:output_type -> agent.v1.QuiesceResponse
-	13, // 28: agent.v1.AgentService.Adopt:output_type -> agent.v1.AdoptResponse
-	8,  // 29: agent.v1.AgentService.Dial:output_type -> agent.v1.DialResponse
+	4,  // 0: agent.v1.GuestConfig.disks:type_name -> agent.v1.Disk
+	5,  // 1: agent.v1.GuestConfig.interfaces:type_name -> agent.v1.Interface
+	6,  // 2: agent.v1.GuestConfig.hosts:type_name -> agent.v1.HostEntry
+	1,  // 3: agent.v1.Disk.role:type_name -> agent.v1.Disk.Role
+	8,  // 4: agent.v1.DialRequest.start:type_name -> agent.v1.DialStart
+	10, // 5: agent.v1.DialResponse.connected:type_name -> agent.v1.DialConnected
+	3,  // 6: agent.v1.AdoptRequest.identity:type_name -> agent.v1.GuestConfig
+	19, // 7: agent.v1.StatusResponse.filesystems:type_name -> agent.v1.FilesystemUse
+	21, // 8: agent.v1.ExecRequest.start:type_name -> agent.v1.ExecStart
+	22, // 9: agent.v1.ExecRequest.resize:type_name -> agent.v1.TerminalSize
+	22, // 10: agent.v1.ExecStart.terminal:type_name -> agent.v1.TerminalSize
+	24, // 11: agent.v1.ExecResponse.started:type_name -> agent.v1.ExecStarted
+	25, // 12: agent.v1.ExecResponse.exited:type_name -> agent.v1.ExecExited
+	2,  // 13: agent.v1.ShutdownRequest.mode:type_name -> agent.v1.ShutdownRequest.Mode
+	15, // 14: agent.v1.AgentService.Ping:input_type -> agent.v1.PingRequest
+	17, // 15: agent.v1.AgentService.Status:input_type -> agent.v1.StatusRequest
+	20, // 16: agent.v1.AgentService.Exec:input_type -> agent.v1.ExecRequest
+	26, // 17: agent.v1.AgentService.Shutdown:input_type -> agent.v1.ShutdownRequest
+	28, // 18: agent.v1.AgentService.SetTime:input_type -> agent.v1.SetTimeRequest
+	11, // 19: agent.v1.AgentService.Quiesce:input_type -> agent.v1.QuiesceRequest
+	13, // 20: agent.v1.AgentService.Adopt:input_type -> agent.v1.AdoptRequest
+	7,  // 21: agent.v1.AgentService.Dial:input_type -> agent.v1.DialRequest
+	16, // 22: agent.v1.AgentService.Ping:output_type -> agent.v1.PingResponse
+	18, // 23: agent.v1.AgentService.Status:output_type -> agent.v1.StatusResponse
+	23, // 24: agent.v1.AgentService.Exec:output_type -> agent.v1.ExecResponse
+	27, // 25: agent.v1.AgentService.Shutdown:output_type -> agent.v1.ShutdownResponse
+	29, // 26: agent.v1.AgentService.SetTime:output_type -> agent.v1.SetTimeResponse
+	12, // 27: agent.v1.AgentService.Quiesce:output_type -> agent.v1.QuiesceResponse
+	14, // 28: agent.v1.AgentService.Adopt:output_type -> agent.v1.AdoptResponse
+	9,  // 29: agent.v1.AgentService.Dial:output_type -> agent.v1.DialResponse
 	22, // [22:30] is the sub-list for method output_type
 	14, // [14:22] is the sub-list for method input_type
 	14, // [14:14] is the sub-list for extension type_name
@@ -2269,7 +2328,7 @@ func file_agent_v1_agent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
-			NumEnums:      2,
+			NumEnums:      3,
 			NumMessages:   27,
 			NumExtensions: 0,
 			NumServices:   1,

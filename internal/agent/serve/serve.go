@@ -99,11 +99,9 @@ func Serve(ctx context.Context, l net.Listener, h agentv1connect.AgentServiceHan
 		Handler: mux, Protocols: &protocols, ReadHeaderTimeout: 30 * time.Second,
 		ErrorLog: log.New(io.Discard, "", 0),
 	}
-	streams := split(ctx, l, h)
-	defer streams.end()
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() }) // Serve returns its error
 	defer stop()
-	err := server.Serve(streams)
+	err := server.Serve(l)
 	if ctx.Err() != nil && errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}

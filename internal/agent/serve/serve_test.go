@@ -46,7 +46,7 @@ func start(t *testing.T, o serve.Options) (agentv1connect.AgentServiceClient, fu
 			return nil
 		}
 		// The host's leaving ends the pipe, which ends the service; it is a reset when the host left something unread.
-		err = serve.Serve(ctx, channel.Listen(c), serve.New(o))
+		err = serve.Serve(ctx, channel.Listen(c, nil), serve.New(o))
 		if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) {
 			return nil
 		}

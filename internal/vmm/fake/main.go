@@ -196,7 +196,8 @@ func (m *guestMachine) guest(p io.ReadWriteCloser) {
 	}
 	time.Sleep(m.knobs.slowBoot)
 	fmt.Fprintf(m.serial, "[    0.200000] Run /init as init process\n%s login: \n", m.memory.Name())
-	if err := serve.Serve(context.Background(), channel.Listen(p), serve.New(fakeguest.Agent(m.memory, m.shutdown, m.knobs.hangQuiesce))); err != nil {
+	ctx, agent := context.Background(), serve.New(fakeguest.Agent(m.memory, m.shutdown, m.knobs.hangQuiesce))
+	if err := serve.Serve(ctx, channel.Listen(p, serve.Words(ctx, agent)), agent); err != nil {
 		fmt.Fprintln(m.serial, "agent:", err)
 	}
 }

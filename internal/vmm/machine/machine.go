@@ -68,7 +68,10 @@ type Machine struct {
 	exit     vmm.Exit // valid once done is closed
 }
 
-var _ vmm.Running = (*Machine)(nil)
+var (
+	_ vmm.Running = (*Machine)(nil)
+	_ vmm.Speaker = (*Machine)(nil)
+)
 
 // New returns the Running of a process; both are the Machine's from now on.
 func New(o Options) *Machine {
@@ -115,12 +118,35 @@ var errLetGo = fault.New(fault.Conflict, "the machine was let go by this daemon"
 
 // DialGuest opens a stream to the agent. A Conflict fault says that the machine has ended.
 func (m *Machine) DialGuest(ctx context.Context) (net.Conn, error) {
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := m.whileAlive(ctx)
 	defer cancel()
-	defer context.AfterFunc(m.alive, cancel)()
 	conn, err := m.host.Open(ctx)
+	return conn, m.explain(ctx, err)
+}
+
+// SayGuest says a word to the agent, where the channel has words.
+func (m *Machine) SayGuest(ctx context.Context, kind byte, question []byte) (code byte, answer []byte, err error) {
+	host, ok := m.host.(*channel.Host)
+	if !ok {
+		return 0, nil, channel.ErrMute
+	}
+	ctx, cancel := m.whileAlive(ctx)
+	defer cancel()
+	code, answer, err = host.Say(ctx, kind, question)
+	return code, answer, m.explain(ctx, err)
+}
+
+// whileAlive is ctx, which ends with the machine as well.
+func (m *Machine) whileAlive(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(m.alive, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
+// explain says of a channel that broke with its machine how that ended.
+func (m *Machine) explain(ctx context.Context, err error) error {
 	if err == nil {
-		return conn, nil
+		return nil
 	}
 	if ctx.Err() == nil {
 		// A pipe that breaks means as a rule that the process is ending: say that instead.
@@ -133,13 +159,13 @@ func (m *Machine) DialGuest(ctx context.Context) (net.Conn, error) {
 	select {
 	case <-m.alive.Done():
 	default:
-		return nil, err
+		return err
 	}
 	if m.closed.Load() {
-		return nil, errLetGo
+		return errLetGo
 	}
 	<-m.done // watch closes it right after alive has ended
-	return nil, fault.New(fault.Conflict, "the machine has ended: %s: %s", m.exit.Kind, m.exit.Detail)
+	return fault.New(fault.Conflict, "the machine has ended: %s: %s", m.exit.Kind, m.exit.Detail)
 }
 
 // Done is closed when the process has ended and its exit is classed.
