@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -139,8 +140,6 @@ func (g *Guest) forget(ctx context.Context) error {
 	if !g.Systemd() {
 		return nil
 	}
-	// Its sockets stay and start it again: usually not before a clone has something to say, which saves the
-	// clone a restart.
 	if _, err := run.Output(ctx, stopWait, systemctl, "stop", "systemd-journald.service"); err != nil {
 		return fmt.Errorf("stop journald: %w", err)
 	}
@@ -148,7 +147,10 @@ func (g *Guest) forget(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return removeJournal("/", id)
+	if err := removeJournal("/", id); err != nil {
+		return err
+	}
+	return startJournald(ctx)
 }
 
 const (
@@ -286,6 +288,9 @@ func (g *Guest) prepare(ctx context.Context) error {
 	g.held.network = network
 	rehearse()
 	_, err = restartSSHD() // the signal waits with it
+	if err == nil {
+		err = signal(journaldGroup, heldShell, syscall.SIGCONT) // the same
+	}
 	return err
 }
 

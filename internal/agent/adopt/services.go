@@ -149,6 +149,79 @@ func signal(group, name string, s syscall.Signal) error {
 	return nil
 }
 
+// heldShell is the name of the process that is to become journald.
+const heldShell = "sh"
+
+// journaldDropIn has journald stand still as a shell that has read nothing yet.
+const (
+	journaldDropIn = "/run/systemd/system/systemd-journald.service.d/banger-template.conf"
+	heldCommand    = "[Service]\nExecStart=\nExecStart=/bin/sh -c 'kill -STOP $$$$; exec %s'\n"
+)
+
+// startJournald starts journald in a template up to where it would learn which machine this is. What systemd does to
+// start a service, two thirds of the work, is done for all clones; in a clone SIGCONT is the first thing the service
+// hears of.
+func startJournald(ctx context.Context) error {
+	program := journaldProgram(ctx)
+	if program == "" {
+		return nil // its sockets start it when a clone has something to say
+	}
+	if err := os.MkdirAll(filepath.Dir(journaldDropIn), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(journaldDropIn, fmt.Appendf(nil, heldCommand, program), 0o644); err != nil {
+		return err
+	}
+	for _, command := range [][]string{{"daemon-reload"}, {"start", "--no-block", "systemd-journald.service"}} {
+		if _, err := run.Output(ctx, stopWait, append([]string{systemctl}, command...)...); err != nil {
+			return fmt.Errorf("start journald for the clones: %w", err)
+		}
+	}
+	if err := awaitStopped(ctx, journaldGroup, heldShell); err != nil {
+		return fmt.Errorf("start journald for the clones: %w", err)
+	}
+	if err := os.RemoveAll(filepath.Dir(journaldDropIn)); err != nil {
+		return err
+	}
+	if _, err := run.Output(ctx, stopWait, systemctl, "daemon-reload"); err != nil {
+		return fmt.Errorf("let systemd forget how journald was started: %w", err)
+	}
+	return nil
+}
+
+// journaldProgram is what the service runs; "" when that is not a plain program.
+func journaldProgram(ctx context.Context) string {
+	out, err := run.Output(ctx, stopWait, systemctl, "show", "--property=ExecStart", "systemd-journald.service")
+	if err != nil {
+		return ""
+	}
+	_, after, _ := strings.Cut(string(out), " argv[]=")
+	program, _, found := strings.Cut(after, " ;")
+	if !found || !filepath.IsAbs(program) || strings.ContainsAny(program, " '\"\\$%") {
+		return ""
+	}
+	return program
+}
+
+// awaitStopped waits until a process of that name in the group is stopped by a signal.
+func awaitStopped(ctx context.Context, group, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, stopWait)
+	defer cancel()
+	for {
+		if pid := daemonPID(group, name); pid != 0 {
+			stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+			if err == nil && strings.HasPrefix(string(stat[strings.LastIndexByte(string(stat), ')')+1:]), " T ") {
+				return nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("no process %s stands still in %s: %w", name, group, ctx.Err())
+		case <-time.After(settlePoll / 10):
+		}
+	}
+}
+
 // removeJournal removes what the machine of that id wrote.
 func removeJournal(root, id string) error {
 	if id == "" {
