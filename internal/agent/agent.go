@@ -78,7 +78,7 @@ func serveOn(name string) error {
 	handler := serve.New(serve.Options{
 		Runner: runner, Shutdown: shutdown, SetTime: adopt.SetTime, StepTime: adopt.StepTime, Status: status,
 		Quiesce: guest.Quiesce, Adopt: guest.Adopt, Ready: awaitInit,
-		Dial: serve.DialLoopback,
+		SSHListens: guest.SSHListens, Dial: serve.DialLoopback,
 	})
 	listen, err := listener(ctx, name, handler)
 	if err != nil {

@@ -32,6 +32,16 @@ func (c *Client) Adopt(ctx context.Context, r *agentv1.AdoptRequest) (*agentv1.A
 	return ask(ctx, c.say, agentv1.Word_WORD_ADOPT, r, &agentv1.AdoptResponse{}, c.AgentServiceClient.Adopt)
 }
 
+// Ping asks whether the agent answers.
+func (c *Client) Ping(ctx context.Context, r *agentv1.PingRequest) (*agentv1.PingResponse, error) {
+	return ask(ctx, c.say, agentv1.Word_WORD_PING, r, &agentv1.PingResponse{}, c.AgentServiceClient.Ping)
+}
+
+// AwaitSSH waits until the guest's SSH server listens.
+func (c *Client) AwaitSSH(ctx context.Context, r *agentv1.AwaitSSHRequest) (*agentv1.AwaitSSHResponse, error) {
+	return ask(ctx, c.say, agentv1.Word_WORD_AWAIT_SSH, r, &agentv1.AwaitSSHResponse{}, c.AgentServiceClient.AwaitSSH)
+}
+
 // ask puts a question as a word; by HTTP where there are none, and to an agent that does not answer them: one that was
 // saved by an older build.
 func ask[Request, Response proto.Message](ctx context.Context, say Say, kind agentv1.Word, r Request, to Response,

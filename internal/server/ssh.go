@@ -2,11 +2,13 @@ package server
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/netip"
 	"time"
 
+	agentv1 "banger/api/agent/v1"
 	bangerv1 "banger/api/banger/v1"
 	"banger/internal/fault"
 	"banger/internal/vm"
@@ -16,6 +18,7 @@ import (
 const (
 	sshWait      = 3 * time.Minute        // for a request without a deadline
 	sshAttempt   = 2 * time.Second        // one connection and its banner
+	sshLook      = 300 * time.Millisecond // the agent's look for the server: others have to ask it, too
 	sshPause     = 100 * time.Millisecond // between two attempts
 	sshPort      = 22
 	replyReserve = 300 * time.Millisecond // kept of the deadline to tell the client what was wrong
@@ -79,15 +82,23 @@ func notRunning(v vm.VM) error {
 	return err.WithHint("start it with: banger vm start %s", v.Spec.Name)
 }
 
-// awaitSSH tries until the VM's SSH server sends its banner, the VM stops running, or ctx ends.
+// awaitSSH waits until the VM's SSH server answers, the VM stops running, or ctx ends. The agent is asked, and the server
+// itself only where there is no agent that knows: for each connection it starts a program.
 func (s *service) awaitSSH(ctx context.Context, v vm.VM) error {
 	address := netip.AddrPortFrom(v.IP, sshPort).String()
 	for {
-		err := probeSSH(ctx, address)
+		err := s.askForSSH(ctx, v)
+		if errors.Is(err, errors.ErrUnsupported) {
+			err = probeSSH(ctx, address)
+		}
 		if err == nil {
 			return nil
 		}
-		if pause(ctx, sshPause) != nil {
+		wait := sshPause
+		if errors.Is(err, errNotListening) { // which took the agent its time
+			wait = 0
+		}
+		if pause(ctx, wait) != nil {
 			return noSSH(v, err)
 		}
 		now, err := s.Engine.Get(ctx, string(v.ID))
@@ -106,6 +117,26 @@ func (s *service) awaitSSH(ctx context.Context, v vm.VM) error {
 func noSSH(v vm.VM, err error) error {
 	return fault.Wrap(fault.Timeout, err, "the SSH server of VM %s does not answer", v.Spec.Name).
 		WithHint("banger vm logs %s shows the guest's console", v.Spec.Name)
+}
+
+// errNotListening says that nothing listens yet.
+var errNotListening = errors.New("nothing listens on port 22 in the guest")
+
+// askForSSH asks the agent whether the SSH server listens, which it may take a moment to answer.
+// errors.ErrUnsupported says that it cannot tell.
+func (s *service) askForSSH(ctx context.Context, v vm.VM) error {
+	agent, err := s.Engine.Agent(ctx, string(v.ID))
+	if err != nil {
+		return errors.ErrUnsupported
+	}
+	res, err := agent.AwaitSSH(ctx, &agentv1.AwaitSSHRequest{WaitMillis: int32(sshLook.Milliseconds())})
+	switch {
+	case err != nil:
+		return errors.Join(errors.ErrUnsupported, err)
+	case !res.GetListens():
+		return errNotListening
+	}
+	return nil
 }
 
 // probeSSH connects and reads the first bytes of the banner (RFC 4253, 4.2).

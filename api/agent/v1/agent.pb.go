@@ -34,6 +34,10 @@ const (
 	Word_WORD_SET_TIME Word = 1
 	// Adopt.
 	Word_WORD_ADOPT Word = 2
+	// Ping.
+	Word_WORD_PING Word = 3
+	// AwaitSSH.
+	Word_WORD_AWAIT_SSH Word = 4
 )
 
 // Enum value maps for Word.
@@ -42,11 +46,15 @@ var (
 		0: "WORD_UNSPECIFIED",
 		1: "WORD_SET_TIME",
 		2: "WORD_ADOPT",
+		3: "WORD_PING",
+		4: "WORD_AWAIT_SSH",
 	}
 	Word_value = map[string]int32{
 		"WORD_UNSPECIFIED": 0,
 		"WORD_SET_TIME":    1,
 		"WORD_ADOPT":       2,
+		"WORD_PING":        3,
+		"WORD_AWAIT_SSH":   4,
 	}
 )
 
@@ -182,7 +190,7 @@ func (x ShutdownRequest_Mode) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ShutdownRequest_Mode.Descriptor instead.
 func (ShutdownRequest_Mode) EnumDescriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23, 0}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25, 0}
 }
 
 // GuestConfig tells the guest's init what to be. It travels as proto JSON in the file
@@ -1052,6 +1060,96 @@ func (x *AdoptResponse) GetLate() bool {
 	return false
 }
 
+type AwaitSSHRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How long the answer may take, milliseconds; at most 1000.
+	WaitMillis    int32 `protobuf:"varint,1,opt,name=wait_millis,json=waitMillis,proto3" json:"wait_millis,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwaitSSHRequest) Reset() {
+	*x = AwaitSSHRequest{}
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwaitSSHRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwaitSSHRequest) ProtoMessage() {}
+
+func (x *AwaitSSHRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwaitSSHRequest.ProtoReflect.Descriptor instead.
+func (*AwaitSSHRequest) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *AwaitSSHRequest) GetWaitMillis() int32 {
+	if x != nil {
+		return x.WaitMillis
+	}
+	return 0
+}
+
+type AwaitSSHResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// An SSH server listens on port 22, and knows whose it is.
+	Listens       bool `protobuf:"varint,1,opt,name=listens,proto3" json:"listens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwaitSSHResponse) Reset() {
+	*x = AwaitSSHResponse{}
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwaitSSHResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwaitSSHResponse) ProtoMessage() {}
+
+func (x *AwaitSSHResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwaitSSHResponse.ProtoReflect.Descriptor instead.
+func (*AwaitSSHResponse) Descriptor() ([]byte, []int) {
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *AwaitSSHResponse) GetListens() bool {
+	if x != nil {
+		return x.Listens
+	}
+	return false
+}
+
 type PingRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1060,7 +1158,7 @@ type PingRequest struct {
 
 func (x *PingRequest) Reset() {
 	*x = PingRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1072,7 +1170,7 @@ func (x *PingRequest) String() string {
 func (*PingRequest) ProtoMessage() {}
 
 func (x *PingRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1085,7 +1183,7 @@ func (x *PingRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingRequest.ProtoReflect.Descriptor instead.
 func (*PingRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 type PingResponse struct {
@@ -1102,7 +1200,7 @@ type PingResponse struct {
 
 func (x *PingResponse) Reset() {
 	*x = PingResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1114,7 +1212,7 @@ func (x *PingResponse) String() string {
 func (*PingResponse) ProtoMessage() {}
 
 func (x *PingResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1127,7 +1225,7 @@ func (x *PingResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PingResponse.ProtoReflect.Descriptor instead.
 func (*PingResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PingResponse) GetBuild() string {
@@ -1159,7 +1257,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1171,7 +1269,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1184,7 +1282,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 type StatusResponse struct {
@@ -1208,7 +1306,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1220,7 +1318,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1233,7 +1331,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StatusResponse) GetHostname() string {
@@ -1317,7 +1415,7 @@ type FilesystemUse struct {
 
 func (x *FilesystemUse) Reset() {
 	*x = FilesystemUse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1329,7 +1427,7 @@ func (x *FilesystemUse) String() string {
 func (*FilesystemUse) ProtoMessage() {}
 
 func (x *FilesystemUse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1342,7 +1440,7 @@ func (x *FilesystemUse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FilesystemUse.ProtoReflect.Descriptor instead.
 func (*FilesystemUse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *FilesystemUse) GetMountPoint() string {
@@ -1382,7 +1480,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1394,7 +1492,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1407,7 +1505,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExecRequest) GetInput() isExecRequest_Input {
@@ -1518,7 +1616,7 @@ type ExecStart struct {
 
 func (x *ExecStart) Reset() {
 	*x = ExecStart{}
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1530,7 +1628,7 @@ func (x *ExecStart) String() string {
 func (*ExecStart) ProtoMessage() {}
 
 func (x *ExecStart) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1543,7 +1641,7 @@ func (x *ExecStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStart.ProtoReflect.Descriptor instead.
 func (*ExecStart) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ExecStart) GetArgv() []string {
@@ -1598,7 +1696,7 @@ type TerminalSize struct {
 
 func (x *TerminalSize) Reset() {
 	*x = TerminalSize{}
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1610,7 +1708,7 @@ func (x *TerminalSize) String() string {
 func (*TerminalSize) ProtoMessage() {}
 
 func (x *TerminalSize) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1623,7 +1721,7 @@ func (x *TerminalSize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminalSize.ProtoReflect.Descriptor instead.
 func (*TerminalSize) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *TerminalSize) GetRows() uint32 {
@@ -1655,7 +1753,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +1765,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +1778,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ExecResponse) GetOutput() isExecResponse_Output {
@@ -1763,7 +1861,7 @@ type ExecStarted struct {
 
 func (x *ExecStarted) Reset() {
 	*x = ExecStarted{}
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1775,7 +1873,7 @@ func (x *ExecStarted) String() string {
 func (*ExecStarted) ProtoMessage() {}
 
 func (x *ExecStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1788,7 +1886,7 @@ func (x *ExecStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecStarted.ProtoReflect.Descriptor instead.
 func (*ExecStarted) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ExecStarted) GetPid() int32 {
@@ -1813,7 +1911,7 @@ type ExecExited struct {
 
 func (x *ExecExited) Reset() {
 	*x = ExecExited{}
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1825,7 +1923,7 @@ func (x *ExecExited) String() string {
 func (*ExecExited) ProtoMessage() {}
 
 func (x *ExecExited) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1838,7 +1936,7 @@ func (x *ExecExited) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecExited.ProtoReflect.Descriptor instead.
 func (*ExecExited) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ExecExited) GetCode() int32 {
@@ -1871,7 +1969,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1883,7 +1981,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1896,7 +1994,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ShutdownRequest) GetMode() ShutdownRequest_Mode {
@@ -1914,7 +2012,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1926,7 +2024,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1939,7 +2037,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 type SetTimeRequest struct {
@@ -1954,7 +2052,7 @@ type SetTimeRequest struct {
 
 func (x *SetTimeRequest) Reset() {
 	*x = SetTimeRequest{}
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1966,7 +2064,7 @@ func (x *SetTimeRequest) String() string {
 func (*SetTimeRequest) ProtoMessage() {}
 
 func (x *SetTimeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1979,7 +2077,7 @@ func (x *SetTimeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimeRequest.ProtoReflect.Descriptor instead.
 func (*SetTimeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *SetTimeRequest) GetUnixNanos() int64 {
@@ -2008,7 +2106,7 @@ type SetTimeResponse struct {
 
 func (x *SetTimeResponse) Reset() {
 	*x = SetTimeResponse{}
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2020,7 +2118,7 @@ func (x *SetTimeResponse) String() string {
 func (*SetTimeResponse) ProtoMessage() {}
 
 func (x *SetTimeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2033,7 +2131,7 @@ func (x *SetTimeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetTimeResponse.ProtoReflect.Descriptor instead.
 func (*SetTimeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SetTimeResponse) GetStepNanos() int64 {
@@ -2123,7 +2221,12 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"grow_disks\x18\x03 \x01(\bR\tgrowDisks\"#\n" +
 	"\rAdoptResponse\x12\x12\n" +
-	"\x04late\x18\x01 \x01(\bR\x04late\"\r\n" +
+	"\x04late\x18\x01 \x01(\bR\x04late\"2\n" +
+	"\x0fAwaitSSHRequest\x12\x1f\n" +
+	"\vwait_millis\x18\x01 \x01(\x05R\n" +
+	"waitMillis\",\n" +
+	"\x10AwaitSSHResponse\x12\x18\n" +
+	"\alistens\x18\x01 \x01(\bR\alistens\"\r\n" +
 	"\vPingRequest\"d\n" +
 	"\fPingResponse\x12\x14\n" +
 	"\x05build\x18\x01 \x01(\tR\x05build\x12\x17\n" +
@@ -2195,12 +2298,14 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"step_nanos\x18\x01 \x01(\x03R\tstepNanos\x12\x1d\n" +
 	"\n" +
-	"unix_nanos\x18\x02 \x01(\x03R\tunixNanos*?\n" +
+	"unix_nanos\x18\x02 \x01(\x03R\tunixNanos*b\n" +
 	"\x04Word\x12\x14\n" +
 	"\x10WORD_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rWORD_SET_TIME\x10\x01\x12\x0e\n" +
 	"\n" +
-	"WORD_ADOPT\x10\x022\xf5\x03\n" +
+	"WORD_ADOPT\x10\x02\x12\r\n" +
+	"\tWORD_PING\x10\x03\x12\x12\n" +
+	"\x0eWORD_AWAIT_SSH\x10\x042\xb8\x04\n" +
 	"\fAgentService\x125\n" +
 	"\x04Ping\x12\x15.agent.v1.PingRequest\x1a\x16.agent.v1.PingResponse\x12;\n" +
 	"\x06Status\x12\x17.agent.v1.StatusRequest\x1a\x18.agent.v1.StatusResponse\x129\n" +
@@ -2208,7 +2313,8 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\bShutdown\x12\x19.agent.v1.ShutdownRequest\x1a\x1a.agent.v1.ShutdownResponse\x12>\n" +
 	"\aSetTime\x12\x18.agent.v1.SetTimeRequest\x1a\x19.agent.v1.SetTimeResponse\x12>\n" +
 	"\aQuiesce\x12\x18.agent.v1.QuiesceRequest\x1a\x19.agent.v1.QuiesceResponse\x128\n" +
-	"\x05Adopt\x12\x16.agent.v1.AdoptRequest\x1a\x17.agent.v1.AdoptResponse\x129\n" +
+	"\x05Adopt\x12\x16.agent.v1.AdoptRequest\x1a\x17.agent.v1.AdoptResponse\x12A\n" +
+	"\bAwaitSSH\x12\x19.agent.v1.AwaitSSHRequest\x1a\x1a.agent.v1.AwaitSSHResponse\x129\n" +
 	"\x04Dial\x12\x15.agent.v1.DialRequest\x1a\x16.agent.v1.DialResponse(\x010\x01B\x1dZ\x1bbanger/api/agent/v1;agentv1b\x06proto3"
 
 var (
@@ -2224,7 +2330,7 @@ func file_agent_v1_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_v1_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 27)
+var file_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_agent_v1_agent_proto_goTypes = []any{
 	(Word)(0),                 // 0: agent.v1.Word
 	(Disk_Role)(0),            // 1: agent.v1.Disk.Role
@@ -2241,21 +2347,23 @@ var file_agent_v1_agent_proto_goTypes = []any{
 	(*QuiesceResponse)(nil),   // 12: agent.v1.QuiesceResponse
 	(*AdoptRequest)(nil),      // 13: agent.v1.AdoptRequest
 	(*AdoptResponse)(nil),     // 14: agent.v1.AdoptResponse
-	(*PingRequest)(nil),       // 15: agent.v1.PingRequest
-	(*PingResponse)(nil),      // 16: agent.v1.PingResponse
-	(*StatusRequest)(nil),     // 17: agent.v1.StatusRequest
-	(*StatusResponse)(nil),    // 18: agent.v1.StatusResponse
-	(*FilesystemUse)(nil),     // 19: agent.v1.FilesystemUse
-	(*ExecRequest)(nil),       // 20: agent.v1.ExecRequest
-	(*ExecStart)(nil),         // 21: agent.v1.ExecStart
-	(*TerminalSize)(nil),      // 22: agent.v1.TerminalSize
-	(*ExecResponse)(nil),      // 23: agent.v1.ExecResponse
-	(*ExecStarted)(nil),       // 24: agent.v1.ExecStarted
-	(*ExecExited)(nil),        // 25: agent.v1.ExecExited
-	(*ShutdownRequest)(nil),   // 26: agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),  // 27: agent.v1.ShutdownResponse
-	(*SetTimeRequest)(nil),    // 28: agent.v1.SetTimeRequest
-	(*SetTimeResponse)(nil),   // 29: agent.v1.SetTimeResponse
+	(*AwaitSSHRequest)(nil),   // 15: agent.v1.AwaitSSHRequest
+	(*AwaitSSHResponse)(nil),  // 16: agent.v1.AwaitSSHResponse
+	(*PingRequest)(nil),       // 17: agent.v1.PingRequest
+	(*PingResponse)(nil),      // 18: agent.v1.PingResponse
+	(*StatusRequest)(nil),     // 19: agent.v1.StatusRequest
+	(*StatusResponse)(nil),    // 20: agent.v1.StatusResponse
+	(*FilesystemUse)(nil),     // 21: agent.v1.FilesystemUse
+	(*ExecRequest)(nil),       // 22: agent.v1.ExecRequest
+	(*ExecStart)(nil),         // 23: agent.v1.ExecStart
+	(*TerminalSize)(nil),      // 24: agent.v1.TerminalSize
+	(*ExecResponse)(nil),      // 25: agent.v1.ExecResponse
+	(*ExecStarted)(nil),       // 26: agent.v1.ExecStarted
+	(*ExecExited)(nil),        // 27: agent.v1.ExecExited
+	(*ShutdownRequest)(nil),   // 28: agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),  // 29: agent.v1.ShutdownResponse
+	(*SetTimeRequest)(nil),    // 30: agent.v1.SetTimeRequest
+	(*SetTimeResponse)(nil),   // 31: agent.v1.SetTimeResponse
 }
 var file_agent_v1_agent_proto_depIdxs = []int32{
 	4,  // 0: agent.v1.GuestConfig.disks:type_name -> agent.v1.Disk
@@ -2265,31 +2373,33 @@ var file_agent_v1_agent_proto_depIdxs = []int32{
 	8,  // 4: agent.v1.DialRequest.start:type_name -> agent.v1.DialStart
 	10, // 5: agent.v1.DialResponse.connected:type_name -> agent.v1.DialConnected
 	3,  // 6: agent.v1.AdoptRequest.identity:type_name -> agent.v1.GuestConfig
-	19, // 7: agent.v1.StatusResponse.filesystems:type_name -> agent.v1.FilesystemUse
-	21, // 8: agent.v1.ExecRequest.start:type_name -> agent.v1.ExecStart
-	22, // 9: agent.v1.ExecRequest.resize:type_name -> agent.v1.TerminalSize
-	22, // 10: agent.v1.ExecStart.terminal:type_name -> agent.v1.TerminalSize
-	24, // 11: agent.v1.ExecResponse.started:type_name -> agent.v1.ExecStarted
-	25, // 12: agent.v1.ExecResponse.exited:type_name -> agent.v1.ExecExited
+	21, // 7: agent.v1.StatusResponse.filesystems:type_name -> agent.v1.FilesystemUse
+	23, // 8: agent.v1.ExecRequest.start:type_name -> agent.v1.ExecStart
+	24, // 9: agent.v1.ExecRequest.resize:type_name -> agent.v1.TerminalSize
+	24, // 10: agent.v1.ExecStart.terminal:type_name -> agent.v1.TerminalSize
+	26, // 11: agent.v1.ExecResponse.started:type_name -> agent.v1.ExecStarted
+	27, // 12: agent.v1.ExecResponse.exited:type_name -> agent.v1.ExecExited
 	2,  // 13: agent.v1.ShutdownRequest.mode:type_name -> agent.v1.ShutdownRequest.Mode
-	15, // 14: agent.v1.AgentService.Ping:input_type -> agent.v1.PingRequest
-	17, // 15: agent.v1.AgentService.Status:input_type -> agent.v1.StatusRequest
-	20, // 16: agent.v1.AgentService.Exec:input_type -> agent.v1.ExecRequest
-	26, // 17: agent.v1.AgentService.Shutdown:input_type -> agent.v1.ShutdownRequest
-	28, // 18: agent.v1.AgentService.SetTime:input_type -> agent.v1.SetTimeRequest
+	17, // 14: agent.v1.AgentService.Ping:input_type -> agent.v1.PingRequest
+	19, // 15: agent.v1.AgentService.Status:input_type -> agent.v1.StatusRequest
+	22, // 16: agent.v1.AgentService.Exec:input_type -> agent.v1.ExecRequest
+	28, // 17: agent.v1.AgentService.Shutdown:input_type -> agent.v1.ShutdownRequest
+	30, // 18: agent.v1.AgentService.SetTime:input_type -> agent.v1.SetTimeRequest
 	11, // 19: agent.v1.AgentService.Quiesce:input_type -> agent.v1.QuiesceRequest
 	13, // 20: agent.v1.AgentService.Adopt:input_type -> agent.v1.AdoptRequest
-	7,  // 21: agent.v1.AgentService.Dial:input_type -> agent.v1.DialRequest
-	16, // 22: agent.v1.AgentService.Ping:output_type -> agent.v1.PingResponse
-	18, // 23: agent.v1.AgentService.Status:output_type -> agent.v1.StatusResponse
-	23, // 24: agent.v1.AgentService.Exec:output_type -> agent.v1.ExecResponse
-	27, // 25: agent.v1.AgentService.Shutdown:output_type -> agent.v1.ShutdownResponse
-	29, // 26: agent.v1.AgentService.SetTime:output_type -> agent.v1.SetTimeResponse
-	12, // 27: agent.v1.AgentService.Quiesce:output_type -> agent.v1.QuiesceResponse
-	14, // 28: agent.v1.AgentService.Adopt:output_type -> agent.v1.AdoptResponse
-	9,  // 29: agent.v1.AgentService.Dial:output_type -> agent.v1.DialResponse
-	22, // [22:30] is the sub-list for method output_type
-	14, // [14:22] is the sub-list for method input_type
+	15, // 21: agent.v1.AgentService.AwaitSSH:input_type -> agent.v1.AwaitSSHRequest
+	7,  // 22: agent.v1.AgentService.Dial:input_type -> agent.v1.DialRequest
+	18, // 23: agent.v1.AgentService.Ping:output_type -> agent.v1.PingResponse
+	20, // 24: agent.v1.AgentService.Status:output_type -> agent.v1.StatusResponse
+	25, // 25: agent.v1.AgentService.Exec:output_type -> agent.v1.ExecResponse
+	29, // 26: agent.v1.AgentService.Shutdown:output_type -> agent.v1.ShutdownResponse
+	31, // 27: agent.v1.AgentService.SetTime:output_type -> agent.v1.SetTimeResponse
+	12, // 28: agent.v1.AgentService.Quiesce:output_type -> agent.v1.QuiesceResponse
+	14, // 29: agent.v1.AgentService.Adopt:output_type -> agent.v1.AdoptResponse
+	16, // 30: agent.v1.AgentService.AwaitSSH:output_type -> agent.v1.AwaitSSHResponse
+	9,  // 31: agent.v1.AgentService.Dial:output_type -> agent.v1.DialResponse
+	23, // [23:32] is the sub-list for method output_type
+	14, // [14:23] is the sub-list for method input_type
 	14, // [14:14] is the sub-list for extension type_name
 	14, // [14:14] is the sub-list for extension extendee
 	0,  // [0:14] is the sub-list for field type_name
@@ -2310,14 +2420,14 @@ func file_agent_v1_agent_proto_init() {
 		(*DialResponse_Data)(nil),
 		(*DialResponse_Eof)(nil),
 	}
-	file_agent_v1_agent_proto_msgTypes[17].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[19].OneofWrappers = []any{
 		(*ExecRequest_Start)(nil),
 		(*ExecRequest_Stdin)(nil),
 		(*ExecRequest_StdinEof)(nil),
 		(*ExecRequest_Resize)(nil),
 		(*ExecRequest_Signal)(nil),
 	}
-	file_agent_v1_agent_proto_msgTypes[20].OneofWrappers = []any{
+	file_agent_v1_agent_proto_msgTypes[22].OneofWrappers = []any{
 		(*ExecResponse_Started)(nil),
 		(*ExecResponse_Stdout)(nil),
 		(*ExecResponse_Stderr)(nil),
@@ -2329,7 +2439,7 @@ func file_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_v1_agent_proto_rawDesc), len(file_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   27,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

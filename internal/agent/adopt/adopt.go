@@ -40,7 +40,9 @@ type Guest struct {
 	// late tells that programs that were held ran on although nobody had said as whom.
 	late bool
 	// was is the machine id of before an Adopt that has not come to its end: one that is asked for again finds the new one.
-	was *string
+	was    *string
+	sshdMu sync.Mutex
+	sshd   *restart // of an sshd that was told to read its keys again, as long as it may not have
 	// syncing is a sync that a dead disk holds up; there is at most one.
 	syncing chan struct{}
 }

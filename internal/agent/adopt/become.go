@@ -65,7 +65,7 @@ func (g *Guest) change(ctx context.Context, t *times, id *agentv1.GuestConfig) e
 	var sshd *restart
 	err = t.run([]step{
 		{"keys", func() error { return identity.WriteKeys("/", id) }},
-		{"restart sshd", func() (err error) { sshd, err = restartSSHD(); return err }},
+		{"restart sshd", func() (err error) { sshd, err = g.restartSSHD(); return err }},
 		{"hang up", hangUp},
 		{"names", func() error { return rename(id) }},
 		{"boot id", func() error { return newBootID(g.Dir) }},

@@ -287,7 +287,7 @@ func (g *Guest) prepare(ctx context.Context) error {
 	}
 	g.held.network = network
 	rehearse()
-	_, err = restartSSHD() // the signal waits with it
+	_, err = g.restartSSHD() // the signal waits with it
 	if err == nil {
 		err = signal(journaldGroup, heldShell, syscall.SIGCONT) // the same
 	}

@@ -33,6 +33,14 @@ type restart struct {
 // itself, and listens again when it has read them. That it refuses connections until then is no other than at a boot. One
 // that is only being started, in a guest that boots, may have read the old keys and has no ear for SIGHUP yet: it is
 // killed, and systemd starts it again.
+func (g *Guest) restartSSHD() (*restart, error) {
+	r, err := restartSSHD()
+	g.sshdMu.Lock()
+	defer g.sshdMu.Unlock()
+	g.sshd = r
+	return r, err
+}
+
 func restartSSHD() (*restart, error) {
 	pid := daemonPID(sshdPIDFile, "sshd")
 	if pid == 0 {

@@ -42,6 +42,8 @@ type Options struct {
 	Quiesce func(context.Context, *agentv1.QuiesceRequest) (*agentv1.QuiesceResponse, error)
 	// Adopt makes a guest that was restored from memory what the request says.
 	Adopt func(context.Context, *agentv1.AdoptRequest) (*agentv1.AdoptResponse, error)
+	// SSHListens tells whether the guest's SSH server listens, and knows whose it is.
+	SSHListens func() (bool, error)
 	// Dial connects to a port of the guest itself, and tells by which address.
 	Dial func(ctx context.Context, port uint16) (Conn, string, error)
 	// BootID is that of the running kernel, as programs see it; empty: the kernel's is read at each Ping.
@@ -212,6 +214,33 @@ func (s *service) Adopt(ctx context.Context, r *agentv1.AdoptRequest) (*agentv1.
 		return nil, unimplemented()
 	}
 	return answer(s.o.Adopt(ctx, r))
+}
+
+const (
+	sshWaitMost = time.Second // others want to be answered, too
+	sshPoll     = 10 * time.Millisecond
+)
+
+// AwaitSSH waits for the guest's SSH server.
+func (s *service) AwaitSSH(ctx context.Context, r *agentv1.AwaitSSHRequest) (*agentv1.AwaitSSHResponse, error) {
+	if s.o.SSHListens == nil {
+		return nil, unimplemented()
+	}
+	wait := min(time.Duration(r.GetWaitMillis())*time.Millisecond, sshWaitMost)
+	for end := time.Now().Add(wait); ; {
+		listens, err := s.o.SSHListens()
+		if err != nil {
+			return nil, failed(err)
+		}
+		if listens || time.Now().After(end) {
+			return &agentv1.AwaitSSHResponse{Listens: listens}, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, failed(ctx.Err())
+		case <-time.After(sshPoll):
+		}
+	}
 }
 
 // answer tells a failure's kind.

@@ -42,6 +42,10 @@ func answerWord(ctx context.Context, h agentv1connect.AgentServiceHandler, kind 
 		return call(ctx, question, &agentv1.SetTimeRequest{}, h.SetTime)
 	case agentv1.Word_WORD_ADOPT:
 		return call(ctx, question, &agentv1.AdoptRequest{}, h.Adopt)
+	case agentv1.Word_WORD_PING:
+		return call(ctx, question, &agentv1.PingRequest{}, h.Ping)
+	case agentv1.Word_WORD_AWAIT_SSH:
+		return call(ctx, question, &agentv1.AwaitSSHRequest{}, h.AwaitSSH)
 	}
 	return nil, connect.NewError(connect.CodeUnimplemented, fmt.Errorf("this agent does not know word %d", kind))
 }

@@ -49,6 +49,8 @@ const (
 	AgentServiceQuiesceProcedure = "/agent.v1.AgentService/Quiesce"
 	// AgentServiceAdoptProcedure is the fully-qualified name of the AgentService's Adopt RPC.
 	AgentServiceAdoptProcedure = "/agent.v1.AgentService/Adopt"
+	// AgentServiceAwaitSSHProcedure is the fully-qualified name of the AgentService's AwaitSSH RPC.
+	AgentServiceAwaitSSHProcedure = "/agent.v1.AgentService/AwaitSSH"
 	// AgentServiceDialProcedure is the fully-qualified name of the AgentService's Dial RPC.
 	AgentServiceDialProcedure = "/agent.v1.AgentService/Dial"
 )
@@ -69,6 +71,9 @@ type AgentServiceClient interface {
 	Quiesce(context.Context, *v1.QuiesceRequest) (*v1.QuiesceResponse, error)
 	// Adopt tells a guest that was restored from memory, and has the time, who it is. It returns when all of it holds.
 	Adopt(context.Context, *v1.AdoptRequest) (*v1.AdoptResponse, error)
+	// AwaitSSH waits until the guest's SSH server listens. To look costs the guest less than a connection: for each of
+	// those the server starts a program.
+	AwaitSSH(context.Context, *v1.AwaitSSHRequest) (*v1.AwaitSSHResponse, error)
 	// Dial opens a TCP connection to a port of the guest itself, also one that only listens on loopback. The
 	// first request is Start, the first response Connected; then bytes go both ways until both sides have ended.
 	Dial(context.Context) (*connect.BidiStreamForClientSimple[v1.DialRequest, v1.DialResponse], error)
@@ -127,6 +132,12 @@ func NewAgentServiceClient(httpClient connect.HTTPClient, baseURL string, opts .
 			connect.WithSchema(agentServiceMethods.ByName("Adopt")),
 			connect.WithClientOptions(opts...),
 		),
+		awaitSSH: connect.NewClient[v1.AwaitSSHRequest, v1.AwaitSSHResponse](
+			httpClient,
+			baseURL+AgentServiceAwaitSSHProcedure,
+			connect.WithSchema(agentServiceMethods.ByName("AwaitSSH")),
+			connect.WithClientOptions(opts...),
+		),
 		dial: connect.NewClient[v1.DialRequest, v1.DialResponse](
 			httpClient,
 			baseURL+AgentServiceDialProcedure,
@@ -145,6 +156,7 @@ type agentServiceClient struct {
 	setTime  *connect.Client[v1.SetTimeRequest, v1.SetTimeResponse]
 	quiesce  *connect.Client[v1.QuiesceRequest, v1.QuiesceResponse]
 	adopt    *connect.Client[v1.AdoptRequest, v1.AdoptResponse]
+	awaitSSH *connect.Client[v1.AwaitSSHRequest, v1.AwaitSSHResponse]
 	dial     *connect.Client[v1.DialRequest, v1.DialResponse]
 }
 
@@ -207,6 +219,15 @@ func (c *agentServiceClient) Adopt(ctx context.Context, req *v1.AdoptRequest) (*
 	return nil, err
 }
 
+// AwaitSSH calls agent.v1.AgentService.AwaitSSH.
+func (c *agentServiceClient) AwaitSSH(ctx context.Context, req *v1.AwaitSSHRequest) (*v1.AwaitSSHResponse, error) {
+	response, err := c.awaitSSH.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Dial calls agent.v1.AgentService.Dial.
 func (c *agentServiceClient) Dial(ctx context.Context) (*connect.BidiStreamForClientSimple[v1.DialRequest, v1.DialResponse], error) {
 	return c.dial.CallBidiStreamSimple(ctx)
@@ -228,6 +249,9 @@ type AgentServiceHandler interface {
 	Quiesce(context.Context, *v1.QuiesceRequest) (*v1.QuiesceResponse, error)
 	// Adopt tells a guest that was restored from memory, and has the time, who it is. It returns when all of it holds.
 	Adopt(context.Context, *v1.AdoptRequest) (*v1.AdoptResponse, error)
+	// AwaitSSH waits until the guest's SSH server listens. To look costs the guest less than a connection: for each of
+	// those the server starts a program.
+	AwaitSSH(context.Context, *v1.AwaitSSHRequest) (*v1.AwaitSSHResponse, error)
 	// Dial opens a TCP connection to a port of the guest itself, also one that only listens on loopback. The
 	// first request is Start, the first response Connected; then bytes go both ways until both sides have ended.
 	Dial(context.Context, *connect.BidiStream[v1.DialRequest, v1.DialResponse]) error
@@ -282,6 +306,12 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 		connect.WithSchema(agentServiceMethods.ByName("Adopt")),
 		connect.WithHandlerOptions(opts...),
 	)
+	agentServiceAwaitSSHHandler := connect.NewUnaryHandlerSimple(
+		AgentServiceAwaitSSHProcedure,
+		svc.AwaitSSH,
+		connect.WithSchema(agentServiceMethods.ByName("AwaitSSH")),
+		connect.WithHandlerOptions(opts...),
+	)
 	agentServiceDialHandler := connect.NewBidiStreamHandler(
 		AgentServiceDialProcedure,
 		svc.Dial,
@@ -304,6 +334,8 @@ func NewAgentServiceHandler(svc AgentServiceHandler, opts ...connect.HandlerOpti
 			agentServiceQuiesceHandler.ServeHTTP(w, r)
 		case AgentServiceAdoptProcedure:
 			agentServiceAdoptHandler.ServeHTTP(w, r)
+		case AgentServiceAwaitSSHProcedure:
+			agentServiceAwaitSSHHandler.ServeHTTP(w, r)
 		case AgentServiceDialProcedure:
 			agentServiceDialHandler.ServeHTTP(w, r)
 		default:
@@ -341,6 +373,10 @@ func (UnimplementedAgentServiceHandler) Quiesce(context.Context, *v1.QuiesceRequ
 
 func (UnimplementedAgentServiceHandler) Adopt(context.Context, *v1.AdoptRequest) (*v1.AdoptResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("agent.v1.AgentService.Adopt is not implemented"))
+}
+
+func (UnimplementedAgentServiceHandler) AwaitSSH(context.Context, *v1.AwaitSSHRequest) (*v1.AwaitSSHResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("agent.v1.AgentService.AwaitSSH is not implemented"))
 }
 
 func (UnimplementedAgentServiceHandler) Dial(context.Context, *connect.BidiStream[v1.DialRequest, v1.DialResponse]) error {
