@@ -104,7 +104,10 @@ func newGuest() *adopt.Guest {
 	return &adopt.Guest{
 		Dir: boot.Dir, Disks: []string{boot.OverlayDir, "/root", "/"},
 		Systemd: func() bool { return firstProcess() == systemd },
-		Freeze:  cgroup.Freeze, Thaw: cgroup.Thaw, Machine: adopt.Serials,
+		Freeze: func(ctx context.Context, note func(string) error) (func() error, error) {
+			return cgroup.Freeze(ctx, firstProcess() == systemd, note)
+		},
+		Ready: awaitInit, Thaw: cgroup.Thaw, Machine: adopt.Serials,
 	}
 }
 

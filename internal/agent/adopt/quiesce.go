@@ -54,6 +54,9 @@ func (g *Guest) quiesce(ctx context.Context, r *agentv1.QuiesceRequest) error {
 			return err
 		}
 	}
+	if r.GetHold() && g.Ready != nil {
+		g.Ready(ctx)
+	}
 	err := g.sync(ctx)
 	if err == nil && r.GetHold() {
 		err = g.hold(ctx, forCopy)

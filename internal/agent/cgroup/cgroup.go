@@ -42,17 +42,18 @@ func Programs() (*os.File, error) {
 
 // Freeze stops all programs but those of this process's own group and of the agent's, the first process too, and returns
 // when all stand still. Each group is noted, by its path in the hierarchy, before it is told to. thaw lets them run on;
-// groups that stood still before are left as they were. A kernel without control groups is errors.ErrUnsupported. Nothing
-// may be started in a frozen group: the starter's thread waits for the program to take its first step, and no other of its
+// groups that stood still before are left as they were. A first process that makes no groups itself, and who is beside it,
+// are gathered in one meanwhile; one that does has to have made its own. A kernel without control groups is
+// errors.ErrUnsupported. Nothing may be started in a frozen group: the starter's thread waits for the program to take its first step, and no other of its
 // goroutines may get a turn meanwhile.
-func Freeze(ctx context.Context, note func(group string) error) (thaw func() error, err error) {
+func Freeze(ctx context.Context, makesGroups bool, note func(group string) error) (thaw func() error, err error) {
 	h, err := open()
 	if err != nil {
 		return nil, err
 	}
 	own, err := Own()
 	if err == nil {
-		err = h.gather(ctx, own, "/proc")
+		err = h.gather(ctx, own, makesGroups, "/proc")
 	}
 	var frozen []string
 	if err == nil {

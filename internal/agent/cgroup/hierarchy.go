@@ -73,9 +73,9 @@ func (h *hierarchy) Close() error {
 }
 
 // gather moves the first process, and others beside it, into a group that can be frozen when theirs cannot: it is the
-// root of all, or this process's own is below it. systemd has a group for each and nothing is moved. proc is where
-// processes are listed.
-func (h *hierarchy) gather(ctx context.Context, own, proc string) error {
+// root of all, or this process's own is below it. One that makes groups itself would take it for the root of all, and is not
+// moved. proc is where processes are listed.
+func (h *hierarchy) gather(ctx context.Context, own string, makesGroups bool, proc string) error {
 	first, err := os.ReadFile(filepath.Join(proc, "1/cgroup"))
 	if err != nil {
 		return err
@@ -83,6 +83,9 @@ func (h *hierarchy) gather(ctx context.Context, own, proc string) error {
 	at := groupIn(string(first))
 	if at != "/" && at != own && !strings.HasPrefix(own, at+"/") {
 		return nil
+	}
+	if makesGroups {
+		return errors.New("the first process has not made its control groups yet")
 	}
 	from := filepath.Join(h.root, at)
 	if err := os.Mkdir(filepath.Join(from, gathered), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
