@@ -107,7 +107,7 @@ func newGuest() *adopt.Guest {
 		Freeze: func(ctx context.Context, note func(string) error) (func() error, error) {
 			return cgroup.Freeze(ctx, firstProcess() == systemd, note)
 		},
-		Ready: awaitInit, Thaw: cgroup.Thaw, Machine: adopt.Serials,
+		Ready: awaitGroups, Thaw: cgroup.Thaw, Machine: adopt.Serials,
 	}
 }
 
@@ -187,6 +187,19 @@ func awaitInit(ctx context.Context) {
 		if _, err := os.Stat("/run/systemd/private"); err == nil {
 			return
 		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(initPoll):
+		}
+	}
+}
+
+// awaitGroups returns once the first process has a control group of its own, when it is one that makes such.
+func awaitGroups(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, initWait)
+	defer cancel()
+	for firstProcess() == systemd && !cgroup.MadeByFirst() {
 		select {
 		case <-ctx.Done():
 			return

@@ -43,6 +43,12 @@ func open() (*hierarchy, error) {
 	return &hierarchy{root: fmt.Sprintf("/proc/self/fd/%d", mount.Fd()), mount: mount}, nil
 }
 
+// MadeByFirst tells whether the first process has mounted the control groups and is in one of its own.
+func MadeByFirst() bool {
+	first, err := os.ReadFile("/proc/1/cgroup")
+	return err == nil && mountedOn(Root) && groupIn(string(first)) != "/"
+}
+
 func mountedOn(dir string) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(dir, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
