@@ -107,7 +107,7 @@ func newGuest() *adopt.Guest {
 		Freeze: func(ctx context.Context, note func(string) error) (func() error, error) {
 			return cgroup.Freeze(ctx, firstProcess() == systemd, note)
 		},
-		Ready: awaitGroups, Thaw: cgroup.Thaw, Machine: adopt.Serials,
+		Ready: ownGroup, Thaw: cgroup.Thaw, Machine: adopt.Serials,
 	}
 }
 
@@ -195,17 +195,21 @@ func awaitInit(ctx context.Context) {
 	}
 }
 
-// awaitGroups returns once the first process has a control group of its own, when it is one that makes such.
-func awaitGroups(ctx context.Context) {
+// ownGroup returns once this process can go on without the first one, when that is one that makes control groups.
+func ownGroup(ctx context.Context) error {
+	if firstProcess() != systemd {
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, initWait)
 	defer cancel()
-	for firstProcess() == systemd && !cgroup.MadeByFirst() {
+	for !cgroup.MadeByFirst() {
 		select {
 		case <-ctx.Done():
-			return
+			return fmt.Errorf("systemd has not made its control groups: %w", ctx.Err())
 		case <-time.After(initPoll):
 		}
 	}
+	return cgroup.StepAside()
 }
 
 // adoptAgent makes the running agent a process of the systemd unit that calls this, or starts one in it.
@@ -215,14 +219,7 @@ func adoptAgent(port string) error {
 		_, err := boot.StartAgent(port)
 		return err
 	}
-	group, err := cgroup.Own()
-	if err != nil {
-		return err
-	}
-	if group == "" {
-		return nil // there is nothing to move it to
-	}
-	return os.WriteFile(filepath.Join(cgroup.Root, group, "cgroup.procs"), fmt.Appendf(nil, "%d", pid), 0)
+	return cgroup.Join(pid)
 }
 
 // restartPause is between an agent's end and the next one's start.

@@ -55,7 +55,9 @@ func (g *Guest) quiesce(ctx context.Context, r *agentv1.QuiesceRequest) error {
 		}
 	}
 	if r.GetHold() && g.Ready != nil {
-		g.Ready(ctx)
+		if err := g.Ready(ctx); err != nil {
+			return err
+		}
 	}
 	err := g.sync(ctx)
 	if err == nil && r.GetHold() {

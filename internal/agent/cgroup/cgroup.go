@@ -33,6 +33,9 @@ func Programs() (*os.File, error) {
 	if own == "" || err != nil || !mountedOn(Root) {
 		return nil, err
 	}
+	if own != "/"+aside {
+		tidy() // programs that were started before may have ended since
+	}
 	dir := filepath.Join(Root, own, programs)
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err

@@ -49,6 +49,50 @@ func MadeByFirst() bool {
 	return err == nil && mountedOn(Root) && groupIn(string(first)) != "/"
 }
 
+// aside is the agent's own group until the first process has made one for it.
+const aside = "banger-agent"
+
+// StepAside leaves the group of a first process that makes groups, which takes along whom it finds in the root of all:
+// nobody can stand still there without the other.
+func StepAside() error {
+	first, err := os.ReadFile("/proc/1/cgroup")
+	if err != nil {
+		return err
+	}
+	own, err := Own()
+	if err != nil || own != "/" && own != groupIn(string(first)) {
+		return err
+	}
+	dir := filepath.Join(Root, aside)
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return enter(dir, os.Getpid())
+}
+
+// Join moves a process into the group of this one, and tidies up.
+func Join(pid int) error {
+	own, err := Own()
+	if own == "" || err != nil || !mountedOn(Root) {
+		return err
+	}
+	if err := enter(filepath.Join(Root, own), pid); err != nil {
+		return err
+	}
+	tidy()
+	return nil
+}
+
+// tidy removes what was stepped aside to, unless somebody is there.
+func tidy() {
+	_ = os.Remove(filepath.Join(Root, aside, programs))
+	_ = os.Remove(filepath.Join(Root, aside))
+}
+
+func enter(dir string, pid int) error {
+	return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
+}
+
 func mountedOn(dir string) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(dir, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
@@ -145,7 +189,7 @@ func move(from, to string, stays func(pid int) bool) (moved bool, err error) {
 		if err != nil || pid == 0 || stays(pid) { // 0 is one of another name space
 			continue
 		}
-		err = os.WriteFile(filepath.Join(to, "cgroup.procs"), []byte(word), 0)
+		err = enter(to, pid)
 		switch {
 		case err == nil:
 			moved = true
