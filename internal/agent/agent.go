@@ -107,7 +107,7 @@ func newGuest() *adopt.Guest {
 		Freeze: func(ctx context.Context, note func(string) error) (func() error, error) {
 			return cgroup.Freeze(ctx, firstProcess() == systemd, note)
 		},
-		Ready: ownGroup, Thaw: cgroup.Thaw, Machine: adopt.Serials,
+		Ready: awaitGroups, Thaw: cgroup.Thaw, Machine: adopt.Serials,
 	}
 }
 
@@ -195,8 +195,8 @@ func awaitInit(ctx context.Context) {
 	}
 }
 
-// ownGroup returns once this process can go on without the first one, when that is one that makes control groups.
-func ownGroup(ctx context.Context) error {
+// awaitGroups returns once the first process has made its control groups, when it is one that makes such.
+func awaitGroups(ctx context.Context) error {
 	if firstProcess() != systemd {
 		return nil
 	}
@@ -209,7 +209,7 @@ func ownGroup(ctx context.Context) error {
 		case <-time.After(initPoll):
 		}
 	}
-	return cgroup.StepAside()
+	return nil
 }
 
 // adoptAgent makes the running agent a process of the systemd unit that calls this, or starts one in it.

@@ -54,19 +54,48 @@ func Freeze(ctx context.Context, makesGroups bool, note func(group string) error
 	if err != nil {
 		return nil, err
 	}
-	own, err := Own()
-	if err == nil {
-		err = h.gather(ctx, own, makesGroups, "/proc")
+	for range asideMost {
+		if makesGroups {
+			err = stepAside()
+		}
+		var own string
+		if err == nil {
+			own, err = Own()
+		}
+		if err == nil {
+			thaw, err = h.freezeBeside(ctx, own, makesGroups, note)
+		}
+		if err != nil {
+			return nil, errors.Join(err, h.Close())
+		}
+		still, err := stillBeside(own, makesGroups)
+		if still && err == nil {
+			return func() error { return errors.Join(thaw(), h.Close()) }, nil
+		}
+		if err := errors.Join(err, thaw()); err != nil {
+			return nil, errors.Join(err, h.Close())
+		}
 	}
+	return nil, errors.Join(errors.New("the first process takes the agent along again and again"), h.Close())
+}
+
+// asideMost is how often the first process is left: when it starts it takes along whom it found in the root of all.
+const asideMost = 5
+
+// freezeBeside stops all but those in the group own.
+func (h *hierarchy) freezeBeside(ctx context.Context, own string, makesGroups bool, note func(group string) error) (thaw func() error, err error) {
 	var frozen []string
+	if !makesGroups {
+		err = h.gather(ctx, own, "/proc")
+	}
 	if err == nil {
 		frozen, err = freeze(ctx, h.root, own, note)
 	}
-	end := func() error { return errors.Join(thawAll(frozen), h.disband(), h.Close()) }
+	thaw = func() error { return errors.Join(thawAll(frozen), h.disband()) }
 	if err != nil {
-		return nil, errors.Join(err, end())
+		return nil, errors.Join(err, thaw())
 	}
-	return end, nil
+	return thaw, nil
 }
 
 // Thaw lets groups run on that were noted by somebody who died.

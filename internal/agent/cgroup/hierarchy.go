@@ -52,15 +52,15 @@ func MadeByFirst() bool {
 // aside is the agent's own group until the first process has made one for it.
 const aside = "banger-agent"
 
-// StepAside leaves the group of a first process that makes groups, which takes along whom it finds in the root of all:
+// stepAside leaves the group of a first process that makes groups, which takes along whom it finds in the root of all:
 // nobody can stand still there without the other.
-func StepAside() error {
+func stepAside() error {
 	first, err := os.ReadFile("/proc/1/cgroup")
 	if err != nil {
 		return err
 	}
 	own, err := Own()
-	if err != nil || own != "/" && own != groupIn(string(first)) {
+	if err != nil || apart(own, groupIn(string(first))) {
 		return err
 	}
 	dir := filepath.Join(Root, aside)
@@ -68,6 +68,19 @@ func StepAside() error {
 		return err
 	}
 	return enter(dir, os.Getpid())
+}
+
+// apart tells whether who is in the group own can go on without the first process.
+func apart(own, first string) bool { return own != "/" && own != first }
+
+// stillBeside tells whether this process is in the group own, without the first process.
+func stillBeside(own string, makesGroups bool) (bool, error) {
+	now, err := Own()
+	if err != nil || now != own || !makesGroups {
+		return now == own, err
+	}
+	first, err := os.ReadFile("/proc/1/cgroup")
+	return apart(now, groupIn(string(first))), err
 }
 
 // Join moves a process into the group of this one, and tidies up.
@@ -123,9 +136,9 @@ func (h *hierarchy) Close() error {
 }
 
 // gather moves the first process, and others beside it, into a group that can be frozen when theirs cannot: it is the
-// root of all, or this process's own is below it. One that makes groups itself would take it for the root of all, and is not
-// moved. proc is where processes are listed.
-func (h *hierarchy) gather(ctx context.Context, own string, makesGroups bool, proc string) error {
+// root of all, or this process's own is below it. One that makes groups itself is not to be moved: it would take that group
+// for the root of all. proc is where processes are listed.
+func (h *hierarchy) gather(ctx context.Context, own, proc string) error {
 	first, err := os.ReadFile(filepath.Join(proc, "1/cgroup"))
 	if err != nil {
 		return err
@@ -133,9 +146,6 @@ func (h *hierarchy) gather(ctx context.Context, own string, makesGroups bool, pr
 	at := groupIn(string(first))
 	if at != "/" && at != own && !strings.HasPrefix(own, at+"/") {
 		return nil
-	}
-	if makesGroups {
-		return errors.New("the first process has not made its control groups yet")
 	}
 	from := filepath.Join(h.root, at)
 	if err := os.Mkdir(filepath.Join(from, gathered), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
