@@ -62,17 +62,18 @@ func Freeze(ctx context.Context, makesGroups bool, note func(group string) error
 		if err == nil {
 			own, err = Own()
 		}
+		var letGo func() error
 		if err == nil {
-			thaw, err = h.freezeBeside(ctx, own, makesGroups, note)
+			letGo, err = h.freezeBeside(ctx, own, makesGroups, note)
 		}
 		if err != nil {
 			return nil, errors.Join(err, h.Close())
 		}
 		still, err := stillBeside(own, makesGroups)
 		if still && err == nil {
-			return func() error { return errors.Join(thaw(), h.Close()) }, nil
+			return func() error { return errors.Join(letGo(), h.Close()) }, nil
 		}
-		if err := errors.Join(err, thaw()); err != nil {
+		if err := errors.Join(err, letGo()); err != nil {
 			return nil, errors.Join(err, h.Close())
 		}
 	}
