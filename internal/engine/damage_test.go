@@ -9,6 +9,7 @@ import (
 
 	"banger/internal/fault"
 	"banger/internal/paths"
+	"banger/internal/progress"
 	"banger/internal/vm"
 	"banger/internal/vmm"
 )
@@ -68,5 +69,26 @@ func TestSnapshotWhoseMemoryIsDamaged(t *testing.T) {
 	}
 	if _, err := os.Stat(memory); errors.Is(err, os.ErrNotExist) {
 		t.Error("the snapshot is gone")
+	}
+}
+
+// What a guest could not do for a copy is passed on to the user, and nothing that would upset a terminal.
+func TestWhatAGuestLacksIsTold(t *testing.T) {
+	b := newBench(t)
+	v := b.forkable("web")
+	body := b.w.body(v.ID)
+	b.w.mu.Lock()
+	body.lacking = []string{"its file systems do not stand still: \x1b[2Jbecause", "2", "3", "4", "5"}
+	b.w.mu.Unlock()
+	var told []string
+	if _, err := b.CreateSnapshot(t.Context(), "web", SnapshotOptions{}, func(e progress.Event) {
+		if e.Status == progress.Notice {
+			told = append(told, e.Message)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if len(told) != maxLacking || told[0] != "VM web: its file systems do not stand still: [2Jbecause" {
+		t.Errorf("told %q", told)
 	}
 }
