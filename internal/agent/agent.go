@@ -177,8 +177,7 @@ const (
 // awaitInit returns once the image's init takes orders. The agent answers before systemd is up; a
 // program that was started then would find no manager to talk to. One that takes too long is not waited for.
 func awaitInit(ctx context.Context) {
-	target, err := filepath.EvalSymlinks("/sbin/init")
-	if err != nil || filepath.Base(target) != "systemd" {
+	if firstProcess() != systemd {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, initWait)
