@@ -47,8 +47,8 @@ func Programs() (*os.File, error) {
 // when all stand still. Each group is noted, by its path in the hierarchy, before it is told to. thaw lets them run on;
 // groups that stood still before are left as they were. A first process that makes no groups itself, and who is beside it,
 // are gathered in one meanwhile; one that does has to have made its own. A kernel without control groups is
-// errors.ErrUnsupported. Nothing may be started in a frozen group: the starter's thread waits for the program to take its first step, and no other of its
-// goroutines may get a turn meanwhile.
+// errors.ErrUnsupported. Nothing may be started in a frozen group: the starter's thread waits for the program to take its
+// first step, and no other of its goroutines may get a turn meanwhile.
 func Freeze(ctx context.Context, makesGroups bool, note func(group string) error) (thaw func() error, err error) {
 	h, err := open()
 	if err != nil {
