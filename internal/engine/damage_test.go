@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -90,5 +91,24 @@ func TestWhatAGuestLacksIsTold(t *testing.T) {
 	}
 	if len(told) != maxLacking || told[0] != "VM web: its file systems do not stand still: [2Jbecause" {
 		t.Errorf("told %q", told)
+	}
+}
+
+// Who has a template made ahead gets one that is whole, also when there is one that only looks so.
+func TestWarmMakesADamagedTemplateAnew(t *testing.T) {
+	h := newTemplateHouse(t)
+	first := h.warm()
+	if again := h.warm(); !again.CreatedAt.Equal(first.CreatedAt) {
+		t.Error("a whole one was made anew")
+	}
+	if err := rewrite(filepath.Join(first.Dir, vmm.SavedMemory), "", ""); err != nil {
+		t.Fatal(err)
+	}
+	second := h.warm()
+	if second.Key != first.Key || second.CreatedAt.Equal(first.CreatedAt) {
+		t.Errorf("made at %s, and at %s", first.CreatedAt, second.CreatedAt)
+	}
+	if _, stages, notices := h.createTold(houseSpec("web")); !slices.Equal(stages, restoredStages) || len(notices) > 0 {
+		t.Errorf("it went through %v, told %q", stages, notices)
 	}
 }
