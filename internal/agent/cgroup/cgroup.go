@@ -139,10 +139,7 @@ func freeze(ctx context.Context, root, own string, note func(group string) error
 		}
 		for _, group := range groups {
 			seen[group] = true
-			err := note(strings.TrimPrefix(group, root))
-			if err == nil {
-				err = freezeOne(group, &frozen)
-			}
+			err := freezeOne(group, &frozen, func() error { return note(strings.TrimPrefix(group, root)) })
 			if err != nil {
 				return frozen, fmt.Errorf("freeze %s: %w", group, err)
 			}
@@ -155,12 +152,18 @@ func freeze(ctx context.Context, root, own string, note func(group string) error
 	}
 }
 
-// freezeOne tells a group to stand still, and adds it to those that are to be let go.
-func freezeOne(group string, frozen *[]string) error {
+// freezeOne tells a group to stand still, and adds it to those that are to be let go; it is noted before.
+func freezeOne(group string, frozen *[]string, note func() error) error {
 	file := filepath.Join(group, "cgroup.freeze")
 	before, err := os.ReadFile(file)
 	if err == nil && strings.TrimSpace(string(before)) == "1" { // by the user's own word
 		return nil
+	}
+	if ended(err) {
+		return nil
+	}
+	if err == nil {
+		err = note()
 	}
 	if err == nil {
 		err = os.WriteFile(file, []byte("1"), 0)
