@@ -156,25 +156,25 @@ func freeze(ctx context.Context, root, own string, note func(group string) error
 func freezeOne(group string, frozen *[]string, note func() error) error {
 	file := filepath.Join(group, "cgroup.freeze")
 	before, err := os.ReadFile(file)
-	if err == nil && strings.TrimSpace(string(before)) == "1" { // by the user's own word
+	switch {
+	case ended(err):
+		return nil
+	case err != nil:
+		return err
+	case strings.TrimSpace(string(before)) == "1": // by the user's own word
 		return nil
 	}
-	if ended(err) {
-		return nil
+	if err := note(); err != nil {
+		return fmt.Errorf("note it: %w", err)
 	}
-	if err == nil {
-		err = note()
+	if err := os.WriteFile(file, []byte("1"), 0); err != nil {
+		if ended(err) {
+			return nil
+		}
+		return err
 	}
-	if err == nil {
-		err = os.WriteFile(file, []byte("1"), 0)
-	}
-	if ended(err) {
-		return nil
-	}
-	if err == nil {
-		*frozen = append(*frozen, group)
-	}
-	return err
+	*frozen = append(*frozen, group)
+	return nil
 }
 
 // ended tells whether a file could not be used because its group is gone: before it was opened, or since.
