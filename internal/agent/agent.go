@@ -105,7 +105,10 @@ func newGuest() *adopt.Guest {
 	return &adopt.Guest{
 		Dir: boot.Dir, Disks: []string{boot.OverlayDir, "/root", "/"},
 		Systemd: func() bool { return firstProcess() == systemd },
-		Freeze:  cgroup.Freeze, Thaw: cgroup.Thaw, Machine: adopt.Serials,
+		Freeze: func(ctx context.Context, note func(string) error) (func() error, error) {
+			return cgroup.Freeze(ctx, firstProcess() == systemd, note)
+		},
+		Ready: awaitGroups, Thaw: cgroup.Thaw, Machine: adopt.Serials,
 	}
 }
 
@@ -175,8 +178,7 @@ const (
 // awaitInit returns once the image's init takes orders. The agent answers before systemd is up; a
 // program that was started then would find no manager to talk to. One that takes too long is not waited for.
 func awaitInit(ctx context.Context) {
-	target, err := filepath.EvalSymlinks("/sbin/init")
-	if err != nil || filepath.Base(target) != "systemd" {
+	if firstProcess() != systemd {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, initWait)
@@ -193,6 +195,23 @@ func awaitInit(ctx context.Context) {
 	}
 }
 
+// awaitGroups returns once the first process has made its control groups, when it is one that makes such.
+func awaitGroups(ctx context.Context) error {
+	if firstProcess() != systemd {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, initWait)
+	defer cancel()
+	for !cgroup.MadeByFirst() {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("systemd has not made its control groups: %w", ctx.Err())
+		case <-time.After(initPoll):
+		}
+	}
+	return nil
+}
+
 // adoptAgent makes the running agent a process of the systemd unit that calls this, or starts one in it.
 func adoptAgent(port string) error {
 	pid := boot.AgentPID()
@@ -200,14 +219,7 @@ func adoptAgent(port string) error {
 		_, err := boot.StartAgent(port)
 		return err
 	}
-	group, err := cgroup.Own()
-	if err != nil {
-		return err
-	}
-	if group == "" {
-		return nil // there is nothing to move it to
-	}
-	return os.WriteFile(filepath.Join(cgroup.Root, group, "cgroup.procs"), fmt.Appendf(nil, "%d", pid), 0)
+	return cgroup.Join(pid)
 }
 
 // restartPause is between an agent's end and the next one's start.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	agentv1 "banger/api/agent/v1"
+	"banger/internal/agent/boot"
 )
 
 const (
@@ -78,11 +79,24 @@ func firstProcess() initKind {
 		return systemd
 	}
 	// Not there yet: systemd names itself once it runs.
-	target, err := os.Readlink("/sbin/init")
-	if err == nil && strings.HasSuffix(target, "systemd") {
+	init, err := filepath.EvalSymlinks("/proc/1/exe")
+	if err == nil && ours("/proc/1/exe") {
+		init, err = filepath.EvalSymlinks(boot.Init())
+	}
+	if err == nil && filepath.Base(init) == "systemd" {
 		return systemd
 	}
 	return otherInit
+}
+
+// ours tells whether a file is this program.
+func ours(name string) bool {
+	theirs, err := os.Stat(name)
+	if err != nil {
+		return false
+	}
+	own, err := os.Stat("/proc/self/exe")
+	return err == nil && os.SameFile(theirs, own)
 }
 
 // systemdListens tells whether systemd has come so far as to heed signals.

@@ -29,6 +29,8 @@ type names struct {
 	network any // that of the VMs, if it can open sockets for guests
 	subnets func() []netip.Prefix
 
+	opening sync.Mutex // held by whoever opens sockets for guests: a second one would find the address taken
+
 	mu        sync.Mutex
 	closed    bool
 	listener  *dns.Listener
@@ -102,6 +104,8 @@ func (n *names) ServeGuests(ctx context.Context, bridge netip.Prefix) bool {
 	if !ok {
 		return false
 	}
+	n.opening.Lock()
+	defer n.opening.Unlock()
 	n.mu.Lock()
 	current := n.forwarder
 	n.mu.Unlock()

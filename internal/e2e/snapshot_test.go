@@ -2,9 +2,14 @@ package e2e
 
 import (
 	"encoding/json"
+	"os/exec"
+	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
+
+	"banger/internal/hosttest/need"
 )
 
 // TestSnapshot takes a VM with a counter at work back to a snapshot: memory and files of one moment.
@@ -27,6 +32,16 @@ func TestSnapshot(t *testing.T) {
 	}
 	t.Logf("made in %v, the guest stood still for %.3f s, %d MB on disk", time.Since(begin), made.PauseSeconds, made.RealBytes>>20)
 	clockIsRight(t, w, "web")
+	disks, err := filepath.Glob(filepath.Join(w.dir, "state/banger/vms/*/snapshots/v1/*.ext4"))
+	if err != nil || len(disks) != 2 {
+		t.Errorf("the snapshot's disks are %v, %v", disks, err)
+	}
+	for _, path := range disks { // their file systems stood still: they are whole without their journals
+		out, err := exec.Command(need.Binary(t, "dumpe2fs"), "-h", path).Output()
+		if err != nil || strings.Contains(string(out), "needs_recovery") {
+			t.Errorf("%s: %v\n%s", path, err, out)
+		}
+	}
 	w.guest("web", "echo after >/root/word; echo after >/etc/word; sync; sleep 10")
 	late := counted(t, w)
 	if r := w.try("vm", "snapshot", "restore", "web", "v1"); r.code != 4 {

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // identity is what must tell one VM from another.
@@ -22,6 +24,7 @@ var identity = map[string]string{
 	"MAC":             "cat /sys/class/net/eth0/address",
 	"address":         "ip -4 -o addr show dev eth0 | awk '{print $4}'; hostname -I",
 	"random bytes":    "head -c 32 /dev/urandom | sha256sum; cat /proc/sys/kernel/random/uuid",
+	"disks":           "for d in /sys/block/vd[bc]; do cat $d/serial; echo; done",
 	"temporary names": "mktemp -u XXXXXXXXXXXX",
 }
 
@@ -38,6 +41,7 @@ var likeness = map[string]string{
 	"mounts":            "awk '{print $2, $3}' /proc/mounts | grep -v '^/proc/sys/kernel/random/boot_id\\|^/run/user\\|^/run/credentials' | sort",
 	"what / holds":      "df --output=size / /root | tail -2",
 	"kernel parameters": "cat /proc/cmdline",
+	"disks":             "for d in /sys/block/vd?; do sed 's/^.*-//' $d/serial; echo; done",
 }
 
 // TestTwoClonesOfOneTemplate: VMs made in the same second of one template share no identity, and are as one that booted.
@@ -185,6 +189,35 @@ func TestDaemonDiesWhileATemplateIsMade(t *testing.T) {
 	}
 }
 
+// flip changes one bit of what a file holds and sets its time back: only its content tells.
+func flip(t *testing.T, path string) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	before, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	at, err := f.Seek(0, unix.SEEK_DATA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 1)
+	if _, err := f.ReadAt(b, at); err != nil {
+		t.Fatal(err)
+	}
+	b[0] ^= 1
+	if _, err := f.WriteAt(b, at); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(path, before.ModTime(), before.ModTime()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestADamagedTemplateIsNotUsed: the VM boots, the user is told, and the template is gone.
 func TestADamagedTemplateIsNotUsed(t *testing.T) {
 	w := newColdWorld(t)
@@ -192,24 +225,7 @@ func TestADamagedTemplateIsNotUsed(t *testing.T) {
 	if err := json.Unmarshal([]byte(w.banger("template", "warm", "--memory", "256M", "-o", "json")), &made); err != nil {
 		t.Fatal(err)
 	}
-	state := filepath.Join(made.Directory, "state")
-	before, err := os.Stat(state)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := os.OpenFile(state, os.O_WRONLY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := f.WriteAt([]byte("other bytes"), before.Size()/2); err != nil {
-		t.Fatal(err)
-	}
-	if err := f.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chtimes(state, before.ModTime(), before.ModTime()); err != nil { // only the checksum tells
-		t.Fatal(err)
-	}
+	flip(t, filepath.Join(made.Directory, "memory"))
 	r := w.try("vm", "create", "web", "--memory", "256M")
 	if r.code != 0 || !strings.Contains(r.stderr, made.Key) {
 		t.Errorf("create: %+v", r)

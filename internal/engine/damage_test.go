@@ -4,11 +4,13 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"banger/internal/fault"
 	"banger/internal/paths"
+	"banger/internal/progress"
 	"banger/internal/vm"
 	"banger/internal/vmm"
 )
@@ -68,5 +70,45 @@ func TestSnapshotWhoseMemoryIsDamaged(t *testing.T) {
 	}
 	if _, err := os.Stat(memory); errors.Is(err, os.ErrNotExist) {
 		t.Error("the snapshot is gone")
+	}
+}
+
+// What a guest could not do for a copy is passed on to the user, and nothing that would upset a terminal.
+func TestWhatAGuestLacksIsTold(t *testing.T) {
+	b := newBench(t)
+	v := b.forkable("web")
+	body := b.w.body(v.ID)
+	b.w.mu.Lock()
+	body.lacking = []string{"its file systems do not stand still: \x1b[2Jbecause", "2", "3", "4", "5"}
+	b.w.mu.Unlock()
+	var told []string
+	if _, err := b.CreateSnapshot(t.Context(), "web", SnapshotOptions{}, func(e progress.Event) {
+		if e.Status == progress.Notice {
+			told = append(told, e.Message)
+		}
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if len(told) != maxLacking || told[0] != "VM web: its file systems do not stand still: [2Jbecause" {
+		t.Errorf("told %q", told)
+	}
+}
+
+// Who has a template made ahead gets one that is whole, also when there is one that only looks so.
+func TestWarmMakesADamagedTemplateAnew(t *testing.T) {
+	h := newTemplateHouse(t)
+	first := h.warm()
+	if again := h.warm(); !again.CreatedAt.Equal(first.CreatedAt) {
+		t.Error("a whole one was made anew")
+	}
+	if err := rewrite(filepath.Join(first.Dir, vmm.SavedMemory), "", ""); err != nil {
+		t.Fatal(err)
+	}
+	second := h.warm()
+	if second.Key != first.Key || second.CreatedAt.Equal(first.CreatedAt) {
+		t.Errorf("made at %s, and at %s", first.CreatedAt, second.CreatedAt)
+	}
+	if _, stages, notices := h.createTold(houseSpec("web")); !slices.Equal(stages, restoredStages) || len(notices) > 0 {
+		t.Errorf("it went through %v, told %q", stages, notices)
 	}
 }

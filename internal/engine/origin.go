@@ -33,6 +33,7 @@ type origin struct {
 
 	// verdict waits for whether the files it comes from are whole; nil: nobody looks into them meanwhile.
 	verdict func(context.Context) error
+	loading func() // is called when what it comes from is about to be loaded; nil: nobody wants to know
 }
 
 func (f origin) restored() bool { return f.saved != "" }
@@ -52,6 +53,9 @@ func (f origin) start(ctx context.Context, d vmm.Driver, m vmm.Machine) (vmm.Run
 			return nil, err
 		}
 		return d.Start(ctx, m)
+	}
+	if f.loading != nil {
+		f.loading()
 	}
 	r, ok := d.(vmm.Restorer)
 	if !ok {

@@ -96,7 +96,9 @@ func (b *body) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) (*agentv1
 		return nil, err
 	}
 	b.hold(r.GetHold())
-	return &agentv1.QuiesceResponse{}, nil
+	b.w.mu.Lock()
+	defer b.w.mu.Unlock()
+	return &agentv1.QuiesceResponse{Lacking: b.lacking}, nil
 }
 
 func (b *body) Adopt(ctx context.Context, r *agentv1.AdoptRequest) (*agentv1.AdoptResponse, error) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"banger/internal/capability"
@@ -147,14 +148,22 @@ func (o *operation) fromTemplate(ctx context.Context, driver vmm.Driver, caps vm
 func (o *operation) bringUpVerified(ctx context.Context, driver vmm.Driver, caps vmm.Caps, t template.Template, from origin) (damaged bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	verified := make(chan struct{})
+	loading, verified := make(chan struct{}), make(chan struct{})
 	var verdict error
+	ended := make(chan struct{})
 	go func() {
-		defer close(verified)
-		if verdict = o.e.c.Templates.Store.Verify(ctx, t); verdict != nil {
-			cancel(verdict)
+		defer close(ended)
+		verdict = o.e.c.Templates.Store.Verify(ctx, t)
+		close(verified)
+		select { // what comes before is not the template's fault, and soon over
+		case <-loading:
+			if verdict != nil {
+				cancel(verdict)
+			}
+		case <-ctx.Done():
 		}
 	}()
+	from.loading = sync.OnceFunc(func() { close(loading) })
 	from.verdict = func(ctx context.Context) error {
 		select {
 		case <-verified:
@@ -165,7 +174,7 @@ func (o *operation) bringUpVerified(ctx context.Context, driver vmm.Driver, caps
 	}
 	err = o.bringUp(ctx, driver, caps, from)
 	cancel(nil)
-	<-verified
+	<-ended
 	return err != nil && fault.KindOf(verdict) == fault.Precondition, err
 }
 

@@ -226,6 +226,7 @@ type body struct {
 	held    bool
 	broken  int  // so many of its next answers to SetTime and Adopt are a stream's end
 	late    bool // its programs ran on too early
+	lacking []string
 	done    chan struct{}
 	once    sync.Once
 	exit    vmm.Exit

@@ -22,6 +22,8 @@ type Guest struct {
 	Disks []string
 	// Systemd tells whether the first process is systemd.
 	Systemd func() bool
+	// Ready returns once the guest is far enough for programs to be held; nil: it always is.
+	Ready func(context.Context) error
 	// Freeze lets all programs stand still until thaw, and notes each group of them before; see cgroup.Freeze.
 	Freeze func(ctx context.Context, note func(group string) error) (thaw func() error, err error)
 	// Thaw lets groups that were noted run on; see cgroup.Thaw.

@@ -60,7 +60,10 @@ func (g *Guest) TakeOver() error {
 	g.starting.Lock()
 	g.turn.Lock()
 	defer g.turn.Unlock()
-	g.held = &held{thaw: func() error { return g.Thaw(left.groups) }, end: func() {}, since: time.Now(), machine: left.machine, disks: disks}
+	g.held = &held{
+		thaw: func() error { return g.Thaw(left.groups) }, end: func() {},
+		since: time.Now(), machine: left.machine, disks: disks,
+	}
 	if g.elsewhere(left) {
 		return nil
 	}

@@ -55,6 +55,11 @@ func (g *Guest) quiesce(ctx context.Context, r *agentv1.QuiesceRequest) error {
 			return err
 		}
 	}
+	if r.GetHold() && g.Ready != nil {
+		if err := g.Ready(ctx); err != nil {
+			return err
+		}
+	}
 	err := g.sync(ctx)
 	if err == nil && r.GetHold() {
 		err = g.hold(ctx, forCopy)

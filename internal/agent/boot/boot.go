@@ -216,6 +216,15 @@ func initArgument(line string) string {
 	return path
 }
 
+// Init is what the guest's first process is, or is about to become; "" in a guest without an init that works.
+func Init() string {
+	line, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return ""
+	}
+	return findInit("/", initArgument(string(line)))
+}
+
 // findInit returns the image's init below root, or "" when it has none that works.
 func findInit(root, wanted string) string {
 	for _, path := range []string{wanted, "/sbin/init", "/lib/systemd/systemd", "/usr/lib/systemd/systemd", "/etc/init"} {

@@ -33,6 +33,9 @@ func Programs() (*os.File, error) {
 	if own == "" || err != nil || !mountedOn(Root) {
 		return nil, err
 	}
+	if own != "/"+aside {
+		tidy() // programs that were started before may have ended since
+	}
 	dir := filepath.Join(Root, own, programs)
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, err
@@ -42,27 +45,58 @@ func Programs() (*os.File, error) {
 
 // Freeze stops all programs but those of this process's own group and of the agent's, the first process too, and returns
 // when all stand still. Each group is noted, by its path in the hierarchy, before it is told to. thaw lets them run on;
-// groups that stood still before are left as they were. A kernel without control groups is errors.ErrUnsupported. Nothing
-// may be started in a frozen group: the starter's thread waits for the program to take its first step, and no other of its
-// goroutines may get a turn meanwhile.
-func Freeze(ctx context.Context, note func(group string) error) (thaw func() error, err error) {
+// groups that stood still before are left as they were. A first process that makes no groups itself, and who is beside it,
+// are gathered in one meanwhile; one that does has to have made its own. A kernel without control groups is
+// errors.ErrUnsupported. Nothing may be started in a frozen group: the starter's thread waits for the program to take its
+// first step, and no other of its goroutines may get a turn meanwhile.
+func Freeze(ctx context.Context, makesGroups bool, note func(group string) error) (thaw func() error, err error) {
 	h, err := open()
 	if err != nil {
 		return nil, err
 	}
-	own, err := Own()
-	if err == nil {
+	for range asideMost {
+		if makesGroups {
+			err = stepAside()
+		}
+		var own string
+		if err == nil {
+			own, err = Own()
+		}
+		var letGo func() error
+		if err == nil {
+			letGo, err = h.freezeBeside(ctx, own, makesGroups, note)
+		}
+		if err != nil {
+			return nil, errors.Join(err, h.Close())
+		}
+		still, err := stillBeside(own, makesGroups)
+		if still && err == nil {
+			return func() error { return errors.Join(letGo(), h.Close()) }, nil
+		}
+		if err := errors.Join(err, letGo()); err != nil {
+			return nil, errors.Join(err, h.Close())
+		}
+	}
+	return nil, errors.Join(errors.New("the first process takes the agent along again and again"), h.Close())
+}
+
+// asideMost is how often the first process is left: when it starts it takes along whom it found in the root of all.
+const asideMost = 5
+
+// freezeBeside stops all but those in the group own.
+func (h *hierarchy) freezeBeside(ctx context.Context, own string, makesGroups bool, note func(group string) error) (thaw func() error, err error) {
+	var frozen []string
+	if !makesGroups {
 		err = h.gather(ctx, own, "/proc")
 	}
-	var frozen []string
 	if err == nil {
 		frozen, err = freeze(ctx, h.root, own, note)
 	}
-	end := func() error { return errors.Join(thawAll(frozen), h.disband(), h.Close()) }
+	thaw = func() error { return errors.Join(thawAll(frozen), h.disband()) }
 	if err != nil {
-		return nil, errors.Join(err, end())
+		return nil, errors.Join(err, thaw())
 	}
-	return end, nil
+	return thaw, nil
 }
 
 // Thaw lets groups run on that were noted by somebody who died.
@@ -105,10 +139,7 @@ func freeze(ctx context.Context, root, own string, note func(group string) error
 		}
 		for _, group := range groups {
 			seen[group] = true
-			err := note(strings.TrimPrefix(group, root))
-			if err == nil {
-				err = freezeOne(group, &frozen)
-			}
+			err := freezeOne(group, &frozen, func() error { return note(strings.TrimPrefix(group, root)) })
 			if err != nil {
 				return frozen, fmt.Errorf("freeze %s: %w", group, err)
 			}
@@ -121,23 +152,29 @@ func freeze(ctx context.Context, root, own string, note func(group string) error
 	}
 }
 
-// freezeOne tells a group to stand still, and adds it to those that are to be let go.
-func freezeOne(group string, frozen *[]string) error {
+// freezeOne tells a group to stand still, and adds it to those that are to be let go; it is noted before.
+func freezeOne(group string, frozen *[]string, note func() error) error {
 	file := filepath.Join(group, "cgroup.freeze")
 	before, err := os.ReadFile(file)
-	if err == nil && strings.TrimSpace(string(before)) == "1" { // by the user's own word
+	switch {
+	case ended(err):
+		return nil
+	case err != nil:
+		return err
+	case strings.TrimSpace(string(before)) == "1": // by the user's own word
 		return nil
 	}
-	if err == nil {
-		err = os.WriteFile(file, []byte("1"), 0)
+	if err := note(); err != nil {
+		return fmt.Errorf("note it: %w", err)
 	}
-	if ended(err) {
-		return nil
+	if err := os.WriteFile(file, []byte("1"), 0); err != nil {
+		if ended(err) {
+			return nil
+		}
+		return err
 	}
-	if err == nil {
-		*frozen = append(*frozen, group)
-	}
-	return err
+	*frozen = append(*frozen, group)
+	return nil
 }
 
 // ended tells whether a file could not be used because its group is gone: before it was opened, or since.

@@ -89,7 +89,11 @@ func TestThoseWhoStoodStillBeforeAreLeftSo(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(root, "paused.slice/cgroup.freeze"), []byte("1"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	frozen, err := freeze(t.Context(), root, "/agent", func(string) error { return nil })
+	var noted []string
+	frozen, err := freeze(t.Context(), root, "/agent", func(group string) error { noted = append(noted, group); return nil })
+	if !slices.Equal(noted, []string{"/other.slice"}) {
+		t.Errorf("noted %v", noted)
+	}
 	if err != nil || !stands(t, root, "other.slice") {
 		t.Fatalf("got %v, %v", frozen, err)
 	}

@@ -43,6 +43,69 @@ func open() (*hierarchy, error) {
 	return &hierarchy{root: fmt.Sprintf("/proc/self/fd/%d", mount.Fd()), mount: mount}, nil
 }
 
+// MadeByFirst tells whether the first process has mounted the control groups and is in one of its own.
+func MadeByFirst() bool {
+	first, err := os.ReadFile("/proc/1/cgroup")
+	return err == nil && mountedOn(Root) && groupIn(string(first)) != "/"
+}
+
+// aside is the agent's own group until the first process has made one for it.
+const aside = "banger-agent"
+
+// stepAside leaves the group of a first process that makes groups, which takes along whom it finds in the root of all:
+// nobody can stand still there without the other.
+func stepAside() error {
+	first, err := os.ReadFile("/proc/1/cgroup")
+	if err != nil {
+		return err
+	}
+	own, err := Own()
+	if err != nil || apart(own, groupIn(string(first))) {
+		return err
+	}
+	dir := filepath.Join(Root, aside)
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return enter(dir, os.Getpid())
+}
+
+// apart tells whether who is in the group own can go on without the first process.
+func apart(own, first string) bool { return own != "/" && own != first }
+
+// stillBeside tells whether this process is in the group own, without the first process.
+func stillBeside(own string, makesGroups bool) (bool, error) {
+	now, err := Own()
+	if err != nil || now != own || !makesGroups {
+		return now == own, err
+	}
+	first, err := os.ReadFile("/proc/1/cgroup")
+	return apart(now, groupIn(string(first))), err
+}
+
+// Join moves a process into the group of this one, and tidies up.
+func Join(pid int) error {
+	own, err := Own()
+	if own == "" || err != nil || !mountedOn(Root) {
+		return err
+	}
+	if err := enter(filepath.Join(Root, own), pid); err != nil {
+		return err
+	}
+	tidy()
+	return nil
+}
+
+// tidy removes what was stepped aside to, unless somebody is there.
+func tidy() {
+	_ = os.Remove(filepath.Join(Root, aside, programs))
+	_ = os.Remove(filepath.Join(Root, aside))
+}
+
+func enter(dir string, pid int) error {
+	return os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0)
+}
+
 func mountedOn(dir string) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(dir, &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC
@@ -73,8 +136,8 @@ func (h *hierarchy) Close() error {
 }
 
 // gather moves the first process, and others beside it, into a group that can be frozen when theirs cannot: it is the
-// root of all, or this process's own is below it. systemd has a group for each and nothing is moved. proc is where
-// processes are listed.
+// root of all, or this process's own is below it. One that makes groups itself is not to be moved: it would take that group
+// for the root of all. proc is where processes are listed.
 func (h *hierarchy) gather(ctx context.Context, own, proc string) error {
 	first, err := os.ReadFile(filepath.Join(proc, "1/cgroup"))
 	if err != nil {
@@ -136,7 +199,7 @@ func move(from, to string, stays func(pid int) bool) (moved bool, err error) {
 		if err != nil || pid == 0 || stays(pid) { // 0 is one of another name space
 			continue
 		}
-		err = os.WriteFile(filepath.Join(to, "cgroup.procs"), []byte(word), 0)
+		err = enter(to, pid)
 		switch {
 		case err == nil:
 			moved = true

@@ -31,6 +31,8 @@ func confine(log *slog.Logger) (right bool, err error) {
 		log.Info("this kernel has no Landlock: access to files is not confined")
 		return right, nil
 	}
+	pin(ipForward)
+	pin(bridgeNFCall)
 	err = landlock.V5.BestEffort().RestrictPaths(
 		landlock.RWFiles(tunDevice).WithIoctlDev().IgnoreIfMissing(), landlock.RWFiles(ipForward).IgnoreIfMissing(),
 		landlock.ROFiles(bridgeNFCall).IgnoreIfMissing(),
@@ -40,6 +42,10 @@ func confine(log *slog.Logger) (right bool, err error) {
 	}
 	return right, nil
 }
+
+// pin keeps a file of /proc in the kernel's cache for good, which may be missing: once it has dropped one, what is found
+// by that name is another file to Landlock, and not allowed.
+func pin(path string) { _, _ = unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0) }
 
 // kept are the capabilities that requests need: for devices and the packet filter, and for port 53.
 const kept = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_BIND_SERVICE

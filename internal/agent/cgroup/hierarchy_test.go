@@ -1,0 +1,82 @@
+package cgroup
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"testing"
+)
+
+// processes makes what a kernel shows of processes: the first one is in a group, the others have a program or are threads
+// of the kernel's.
+func processes(t *testing.T, first string, programs map[int]string) string {
+	t.Helper()
+	proc := t.TempDir()
+	check := func(err error) {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for pid, program := range programs {
+		dir := filepath.Join(proc, strconv.Itoa(pid))
+		check(os.Mkdir(dir, 0o755))
+		if program == "" {
+			continue
+		}
+		check(os.Symlink("/bin/"+program, filepath.Join(dir, "exe")))
+	}
+	check(os.WriteFile(filepath.Join(proc, "1/cgroup"), []byte("0::"+first+"\n"), 0o644))
+	check(os.Mkdir(filepath.Join(proc, "self"), 0o755))
+	check(os.Symlink("/bin/cat", filepath.Join(proc, "self/exe")))
+	return proc
+}
+
+func TestOnlyProgramsAreStopped(t *testing.T) {
+	proc := processes(t, "/", map[int]string{1: "sh", 2: "", 7: "cat", 8: "cat", 9: "cat"})
+	for pid, line := range map[int]string{7: "agent\x00serve\x00port\x00", 8: "agent\x00sftp\x00", 9: "agent\x00guard\x00"} {
+		if err := os.WriteFile(filepath.Join(proc, strconv.Itoa(pid), "cmdline"), []byte(line), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for pid, want := range map[int]bool{1: false, 2: true, 7: true, 8: false, 9: true, 10: true} {
+		if got := stays(proc, pid); got != want {
+			t.Errorf("process %d stays: %v", pid, got)
+		}
+	}
+}
+
+// Who has groups of its own is not moved.
+func TestWhoHasAGroupIsNotMoved(t *testing.T) {
+	for _, c := range []struct{ first, own, gatheredBelow string }{
+		{"/init.scope", "/system.slice/banger-agent.service", ""},
+		{"/init.scope", "/", ""},
+		{"/", "/", "/"},
+		{"/", "/openrc.agent", "/"},
+		{"/a", "/ab", ""},
+		{"/a", "/a/b", "/a"},
+	} {
+		root := t.TempDir()
+		if err := errors.Join(os.MkdirAll(filepath.Join(root, c.first), 0o755), os.WriteFile(filepath.Join(root, c.first, "cgroup.procs"), nil, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+		h := &hierarchy{root: root}
+		err := h.gather(t.Context(), c.own, processes(t, c.first, map[int]string{1: "sh"}))
+		if err != nil {
+			t.Errorf("%+v: %v", c, err)
+		}
+		want := ""
+		if c.gatheredBelow != "" {
+			want = filepath.Join(root, c.gatheredBelow)
+		}
+		if h.from != want {
+			t.Errorf("%+v: gathered below %q", c, h.from)
+		}
+		if err := h.disband(); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(filepath.Join(root, c.first, gathered)); err == nil {
+			t.Errorf("%+v: the group is left", c)
+		}
+	}
+}
