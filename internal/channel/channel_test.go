@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -38,7 +39,11 @@ func decode(t interface{ Fatal(...any) }, chunks ...[]byte) []event {
 			}
 			return nil
 		},
-		reset:   func(n nonce) error { got = append(got, event{"reset", string(n[:])}); return nil },
+		reset: func(n nonce) error { got = append(got, event{"reset", string(n[:])}); return nil },
+		word: func(w word) error {
+			got = append(got, event{"word", fmt.Sprintf("%d %d %s", w.kind, w.tag, w.payload)})
+			return nil
+		},
 		garbled: func() error { got = append(got, event{kind: "garbled"}); return nil },
 	}
 	for _, c := range chunks {
@@ -51,7 +56,7 @@ func decode(t interface{ Fatal(...any) }, chunks ...[]byte) []event {
 
 // payload draws bytes in which those that mean something are frequent.
 func payload(t *rapid.T, label string) []byte {
-	b := rapid.OneOf(rapid.Byte(), rapid.SampledFrom([]byte{esc, codeESC, codeReset}))
+	b := rapid.OneOf(rapid.Byte(), rapid.SampledFrom([]byte{esc, codeESC, codeReset, codeWord}))
 	return rapid.SliceOfN(b, 0, 64).Draw(t, label)
 }
 
@@ -64,16 +69,22 @@ func chop(t *rapid.T, p []byte) [][]byte {
 	return chunks
 }
 
-func TestCodecKeepsPayloadAndResets(t *testing.T) {
+func TestCodecKeepsPayloadResetsAndWords(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var wire []byte
 		var want []event
 		for range rapid.IntRange(0, 6).Draw(t, "parts") {
-			if rapid.Bool().Draw(t, "reset") {
+			switch rapid.IntRange(0, 2).Draw(t, "what") {
+			case 0:
 				var n nonce
 				copy(n[:], payload(t, "nonce"))
 				wire = append(wire, reset(n)...)
 				want = append(want, event{"reset", string(n[:])})
+				continue
+			case 1:
+				w := word{rapid.Byte().Draw(t, "kind"), rapid.SampledFrom([]byte{0, 1, esc}).Draw(t, "tag"), payload(t, "word")}
+				wire = append(wire, w.bytes()...)
+				want = append(want, event{"word", fmt.Sprintf("%d %d %s", w.kind, w.tag, w.payload)})
 				continue
 			}
 			p := payload(t, "payload")

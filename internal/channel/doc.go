@@ -6,6 +6,7 @@
 //
 //	ESC 00            a literal ESC byte
 //	ESC 'R' nonce     reset; the nonce is 8 bytes, stuffed like payload
+//	ESC 'W' word      a word: its kind and tag (a byte each), length (4 bytes, big-endian) and payload, stuffed likewise
 //	ESC ESC           the first one was cut off by a reconnect: read on from the second
 //
 // The host begins a connection with a reset and a random nonce. The guest drops its old session, answers
@@ -15,7 +16,9 @@
 // A guest that has no session (it has just started, or its session failed) says so by a reset with a nonce of
 // zeros, so that a host that waits asks again and a host that believes in an older session gives it up.
 //
-// After the resets both ends speak yamux.
+// After the resets both ends speak yamux. The guest sets its end of that up at the first payload: until then, and beside
+// it, words may be said, questions of the host's that the guest answers with a word of the same tag. They need none of
+// what streams need, and are what a guest is asked that was just restored.
 //
 // For a guest that was restored from memory it is the same: its session is that of a host which has gone,
 // maybe cut off within a frame, and the new host's reset ends it before a byte of the old one can be taken for
