@@ -157,7 +157,8 @@ func newClient() *http.Client {
 				return fault.New(fault.Precondition, "more than %d redirections", maxRedirects)
 			}
 			if r.URL.Scheme != "https" && (r.URL.Scheme != "http" || via[0].URL.Scheme == "https") {
-				return fault.New(fault.Precondition, "redirected from %s to %s", via[0].URL.Scheme, r.URL.Scheme)
+				return fault.New(fault.Precondition, "redirected from %s to %s", via[0].URL.Scheme, r.URL.Scheme).
+					WithHint("nothing was fetched from there; give another address")
 			}
 			return nil
 		},

@@ -264,7 +264,7 @@ func summed(path, name string) (bundle.File, error) {
 
 // Problem is one thing that is wrong in a runtime directory.
 type Problem struct {
-	Text string // begins with the path
+	Text string   // begins with the path
 	Mend []string // arguments of the banger that mends it; none: banger did not put it there
 }
 
