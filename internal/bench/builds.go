@@ -110,7 +110,7 @@ func plainBootstrap(ctx context.Context, out string) error {
 func (b *bench) reportBootstraps() error {
 	text, err := os.ReadFile(filepath.Join(b.cache, bootstrapFile))
 	if err != nil {
-		return err
+		return fmt.Errorf("--only-baseline measures it beforehand: %w", err)
 	}
 	var times bootstrapTimes
 	if err := json.Unmarshal(text, &times); err != nil {

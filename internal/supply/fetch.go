@@ -61,6 +61,9 @@ func has(b bundle.Bundle, part, sum string) bool {
 
 // obtain returns a file with the right checksum: the one at a path, or a download. done removes a download.
 func (s *Store) obtain(ctx context.Context, address, sum string) (file string, done func(), err error) {
+	if err := s.writable(); err != nil {
+		return "", nil, err
+	}
 	if !strings.Contains(address, "://") {
 		return address, func() {}, s.Sink.Run(stageVerify, func() error { return checkFile(address, sum) })
 	}

@@ -17,6 +17,7 @@ import (
 
 	"github.com/gofrs/flock"
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
 
 	"banger/internal/artifact"
 	"banger/internal/bundle"
@@ -106,6 +107,18 @@ func (s *Store) current() (bundle.Bundle, error) {
 func (s *Store) notWritable(err error) error {
 	return fault.Wrap(fault.Precondition, err, "cannot change the runtime directory %s", s.Dir).
 		WithHint("do it as its owner (sudo), or set %s to a directory of yours", bundle.DirVariable)
+}
+
+// writable tells before a long download whether the directory can be changed at all.
+func (s *Store) writable() error {
+	err := os.MkdirAll(s.Dir, 0o755)
+	if err == nil {
+		err = unix.Access(s.Dir, unix.W_OK|unix.X_OK)
+	}
+	if err != nil {
+		return s.notWritable(err)
+	}
+	return nil
 }
 
 // removeLeftovers removes what an interrupted change left. What stays is removed by the next one.
@@ -320,7 +333,7 @@ func isProgram(b bundle.Bundle, p bundle.Part) bool {
 
 // wrong tells what is wrong with the file at path; "" is nothing.
 func wrong(path string, f bundle.File) string {
-	info, err := os.Lstat(path)
+	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return "is missing"

@@ -508,6 +508,19 @@ func TestEachDamageIsMended(t *testing.T) {
 	}
 }
 
+// A directory that cannot be changed is told before anything is fetched.
+func TestUnwritableDirectoryIsToldFirst(t *testing.T) {
+	asked := false
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked = true }))
+	defer server.Close()
+	s := newStore(t)
+	s.Dir = put(t, filepath.Join(t.TempDir(), "a file"), nil) + "/runtime"
+	_, _, err := s.Fetch(t.Context(), Listed{Architecture: runtime.GOARCH, URL: server.URL + "/x", SHA256: strings.Repeat("a", 64)})
+	if fault.KindOf(err) != fault.Precondition || !strings.Contains(err.Error(), "cannot change the runtime directory") || asked {
+		t.Errorf("asked: %t, %v", asked, err)
+	}
+}
+
 func TestListings(t *testing.T) {
 	sum := strings.Repeat("a", 64)
 	entry := func(arch, url string) string {
