@@ -248,6 +248,10 @@ func TestReleasesThatCannotBeTrusted(t *testing.T) {
 	if _, err := os.Stat(s.Dir); err == nil {
 		t.Error("the runtime directory was made for nothing")
 	}
+	here := strings.Replace(releases(t, "1.14.0"), "127.0.0.1", "localhost", 1)
+	if _, _, err = s.InstallFirecracker(t.Context(), FirecrackerOptions{BaseURL: here, Version: "1.14.0"}); err != nil {
+		t.Errorf("from this machine: %v", err)
+	}
 }
 
 func TestPickSum(t *testing.T) {
