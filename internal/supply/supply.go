@@ -105,6 +105,9 @@ func (s *Store) current() (bundle.Bundle, error) {
 }
 
 func (s *Store) notWritable(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fault.Wrap(fault.Precondition, err, "no room in the runtime directory %s", s.Dir).WithHint("free some space there, then try again")
+	}
 	return fault.Wrap(fault.Precondition, err, "cannot change the runtime directory %s", s.Dir).
 		WithHint("do it as its owner (sudo), or set %s to a directory of yours", bundle.DirVariable)
 }
