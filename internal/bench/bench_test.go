@@ -44,7 +44,7 @@ func TestWhatCouldNotBeMeasuredIsSaid(t *testing.T) {
 	}
 	for ours, holds := range map[string]bool{"14": true, "16": false} {
 		b.results = nil
-		keep(`{"Plain": 10, "Ours": ` + ours + `}`)
+		keep(`{"Plain": [9, 11], "Ours": [` + ours + `]}`)
 		if len(b.results) != 2 || b.results[1].Holds != holds {
 			t.Errorf("%s: %+v", ours, b.results)
 		}
