@@ -4,6 +4,7 @@ GO      ?= scripts/go
 TOOL     = $(GO) tool -modfile=tools/go.mod
 PREFIX  ?= /usr/local
 DESTDIR ?=
+export PREFIX DESTDIR
 
 VERSION := $(shell cat VERSION)
 # The stamp tells two builds apart, also those of uncommitted work: client, daemon and agent compare it.
@@ -72,11 +73,11 @@ bench: build ## speed and size against a stock boot in the same run; writes docs
 	@scripts/bench
 
 # Under sudo what was built is installed: root would build it anew, with a stamp of its own.
-install: $(if $(and $(SUDO_UID),$(wildcard bin/banger-nethelper)),,build) ## programs, unit and completion to PREFIX; the network helper's one capability
-	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install
+install: $(if $(and $(SUDO_UID),$(wildcard bin/banger-nethelper)),,build) ## programs, unit and completion to PREFIX; the network helper's capabilities
+	@scripts/install
 
 uninstall: ## take away what install put to PREFIX
-	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' scripts/install remove
+	@scripts/install remove
 
 deb: build ## a Debian package, in dist/
 	@scripts/deb

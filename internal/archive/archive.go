@@ -150,6 +150,9 @@ func (u *unpacker) all(r io.Reader) error {
 		if u.count++; u.count > u.limits.Files {
 			return fault.New(fault.Precondition, "the archive has more than %d entries", u.limits.Files)
 		}
+		if h.Typeflag == tar.TypeXGlobalHeader {
+			continue // no file: git says there what it packed
+		}
 		if err := u.entry(h, t); err != nil {
 			return err
 		}

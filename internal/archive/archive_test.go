@@ -41,6 +41,9 @@ func tarOf(t testing.TB, members ...member) []byte {
 			mode = 0o600
 		}
 		h := &tar.Header{Typeflag: kind, Name: m.name, Linkname: m.link, Mode: mode, Size: int64(len(m.content)), Uid: 4711}
+		if kind == tar.TypeXGlobalHeader {
+			h = &tar.Header{Typeflag: kind, PAXRecords: map[string]string{"comment": m.name}}
+		}
 		if err := w.WriteHeader(h); err != nil {
 			t.Fatal(err)
 		}
@@ -105,6 +108,7 @@ func TestUnpack(t *testing.T) {
 		t, member{name: "./", kind: tar.TypeDir}, member{name: "a/", kind: tar.TypeDir, mode: 0o700}, member{name: "a/file", content: "text", mode: 0o4755},
 		member{name: "deep/er/file", content: strings.Repeat("\x00", 1<<20) + "end"}, member{name: "a/link", kind: tar.TypeSymlink, link: "../deep/er/file"},
 		member{name: "a/same", kind: tar.TypeLink, link: "a/file"}, member{name: "empty"},
+		member{kind: tar.TypeXGlobalHeader, name: "0a1b2c3d"},
 	)
 	for what, b := range map[string][]byte{"plain": plain, "gzip": gzipped(t, plain), "zstd": zstded(t, plain), "garbage behind": append(bytes.Clone(plain), "garbage"...)} {
 		dir, err := unpackInside(t, b, Limits{})
@@ -245,6 +249,32 @@ func TestTruncatedAnywhere(t *testing.T) {
 	for n := 0; n < 512+2100; n += 97 { // within the first file
 		if _, err := unpackInside(t, plain[:n], Limits{}); fault.KindOf(err) != fault.Precondition {
 			t.Errorf("plain cut to %d bytes: %v", n, err)
+		}
+	}
+}
+
+// A bit that flipped anywhere in a compressed archive is found by the checksums of the compression, or hurts nothing.
+func TestBitFlippedAnywhere(t *testing.T) {
+	content := strings.Repeat("abc", 700)
+	plain := tarOf(t, member{name: "a", content: content}, member{name: "b", content: "end"})
+	for what, b := range map[string][]byte{"gzip": gzipped(t, plain), "zstd": zstded(t, plain)} {
+		found := 0
+		for i := range b {
+			flipped := bytes.Clone(b)
+			flipped[i] ^= 1 << (i % 8)
+			dir, err := unpackInside(t, flipped, Limits{})
+			if err != nil {
+				if found++; fault.KindOf(err) != fault.Precondition {
+					t.Errorf("%s, byte %d: %v", what, i, err)
+				}
+				continue
+			}
+			if got, err := os.ReadFile(filepath.Join(dir, "a")); err != nil || string(got) != content {
+				t.Errorf("%s, byte %d: other content was taken (%v)", what, i, err)
+			}
+		}
+		if found < len(b)*3/4 {
+			t.Errorf("%s: %d of %d flips were found", what, found, len(b))
 		}
 	}
 }

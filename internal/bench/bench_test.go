@@ -25,6 +25,38 @@ func TestResultsHoldOrNot(t *testing.T) {
 	}
 }
 
+// Where no mirror of Debian was reached there is no row that could be taken for a measure, and the page says so.
+func TestWhatCouldNotBeMeasuredIsSaid(t *testing.T) {
+	b := &bench{cache: t.TempDir()}
+	keep := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(b.cache, bootstrapFile), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.reportBootstraps(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	keep(`{"Missing": "the mirror is gone"}`)
+	page := Report{Results: b.results, Missing: b.missing}.table()
+	if len(b.results) > 0 || !strings.Contains(page, "Not measured: ") || !strings.Contains(page, "the mirror is gone") {
+		t.Errorf("%+v\n%s", b.results, page)
+	}
+	for ours, holds := range map[string]bool{"14": true, "16": false} {
+		b.results = nil
+		keep(`{"Plain": [9, 11], "Ours": [` + ours + `]}`)
+		if len(b.results) != 2 || b.results[1].Holds != holds {
+			t.Errorf("%s: %+v", ours, b.results)
+		}
+	}
+	if err := os.Remove(filepath.Join(b.cache, bootstrapFile)); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.reportBootstraps(); err == nil {
+		t.Error("numbers that nobody took are no error")
+	}
+}
+
 func TestPageKeepsWhatIsAroundTheTable(t *testing.T) {
 	page := filepath.Join(t.TempDir(), "page.md")
 	if err := os.WriteFile(page, []byte("before\n"+tableBegin+"\nstale row\n"+tableEnd+"\nafter\n"), 0o644); err != nil {

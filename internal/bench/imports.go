@@ -10,7 +10,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"banger/internal/system"
@@ -24,9 +23,9 @@ const (
 	importLargeBytes = 56 << 20
 	importRounds     = 3
 
-	importTimeout   = 10 * time.Minute
-	importMemoryMiB = 200
-	importRatio     = 2 // of the time: half the speed
+	importTimeout  = 10 * time.Minute
+	importMemoryMB = 200
+	importRatio    = 2 // of the time: half the speed
 )
 
 // imports compares the import of a tar with what one would do by hand as root: unpack it and have mke2fs write the tree.
@@ -67,7 +66,7 @@ func (b *bench) imports(ctx context.Context) (err error) {
 	}
 	base := b.add(measured("tar -x and mke2fs -d of a 2 GB tree", "s", 0, theirs...))
 	b.add(measured("image import of the same tree as a tar", "s", 0, ours...).against(base, importRatio))
-	b.add(measured("memory of the daemon at most, meanwhile", "MiB", importMemoryMiB, memory))
+	b.add(measured("memory of the daemon at most, meanwhile", "MB", importMemoryMB, memory))
 	return nil
 }
 
@@ -125,21 +124,12 @@ func unpackAndMake(ctx context.Context, dir, archive string) error {
 	return errors.Join(os.RemoveAll(tree), os.Remove(image))
 }
 
-// peakMemory is what the world's daemon had in memory at most since it started, in MiB (proc_pid_status(5): VmHWM).
+// peakMemory is what the world's daemon had in memory at most since it started, in MB (proc_pid_status(5): VmHWM).
 func (w *world) peakMemory(ctx context.Context) (float64, error) {
 	var status struct{ PID int }
 	if err := w.banger(ctx, &status, "daemon", "status", "-o", "json"); err != nil {
 		return 0, err
 	}
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", status.PID))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(text)) {
-		var kib float64
-		if _, err := fmt.Sscanf(line, "VmHWM: %f kB", &kib); err == nil {
-			return kib / 1024, nil
-		}
-	}
-	return 0, errors.New("the daemon's status does not tell of its memory")
+	kib, err := statusField(fmt.Sprintf("/proc/%d/status", status.PID), "VmHWM")
+	return float64(kib) * 1024 / 1e6, err
 }

@@ -27,7 +27,7 @@ func (b *bench) boots(ctx context.Context) error {
 			return err
 		}
 		stockBoots = append(stockBoots, took.Seconds())
-		agent, banner, err := b.coldCreate(ctx, fmt.Sprintf("cold%d", i))
+		agent, banner, err := b.real.coldCreate(ctx, fmt.Sprintf("cold%d", i))
 		if err != nil {
 			return err
 		}
@@ -68,13 +68,13 @@ func (b *bench) emulation(ctx context.Context) (emulation, error) {
 
 // coldCreate creates a VM and deletes it; it returns the seconds from the start of the command until the
 // command ended (the agent answers then), and until the SSH banner.
-func (b *bench) coldCreate(ctx context.Context, name string) (agent, banner float64, err error) {
+func (w *world) coldCreate(ctx context.Context, name string, more ...string) (agent, banner float64, err error) {
 	begin := time.Now()
-	if err := b.real.create(ctx, name); err != nil {
+	if err := w.create(ctx, name, more...); err != nil {
 		return 0, 0, err
 	}
 	agent = time.Since(begin).Seconds()
-	v, err := b.real.show(ctx, name)
+	v, err := w.show(ctx, name)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -84,7 +84,7 @@ func (b *bench) coldCreate(ctx context.Context, name string) (agent, banner floa
 		return 0, 0, err
 	}
 	banner = time.Since(begin).Seconds()
-	return agent, banner, b.real.remove(ctx, name)
+	return agent, banner, w.remove(ctx, name)
 }
 
 // commands compares exec over the guest channel with SSH, on one running VM.

@@ -18,6 +18,7 @@ type Report struct {
 	Build   string   `json:"build"`
 	Machine Machine  `json:"machine"`
 	Results []Result `json:"results"`
+	Missing []string `json:"missing,omitempty"` // what could not be measured here, and why
 }
 
 // Machine is the kind of machine, without anything that names the one machine.
@@ -141,6 +142,9 @@ func (r Report) table() string {
 			p95 = fmt.Sprintf("%.4g %s", m.P95, m.Unit)
 		}
 		fmt.Fprintf(&b, "| %s | %.4g %s | %s | %s | %s | %s | %s |\n", m.Name, m.Value, m.Unit, p95, m.Of, ratio, limit, holds)
+	}
+	for _, what := range r.Missing {
+		fmt.Fprintf(&b, "\nNot measured: %s.\n", what)
 	}
 	return b.String()
 }

@@ -25,6 +25,7 @@ const (
 	booting  kind = iota // real ones that boot
 	restored             // real ones, restored from templates
 	fakes
+	building // as booting, with images of its own
 )
 
 // newWorld makes private directories with the kernels and images of a state directory linked in.

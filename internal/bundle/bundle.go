@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 
 	"banger/internal/fault"
 )
@@ -55,6 +56,8 @@ type Source struct {
 	Version string `json:"version"`
 	URL     string `json:"url"` // or the path of a file
 	SHA256  string `json:"sha256"`
+
+	Manifest string `json:"manifest,omitempty"` // the runtime-bundle.toml that listed it
 }
 
 // Bundle is a runtime directory as it was read.
@@ -129,6 +132,31 @@ func (b Bundle) Path(named string) string {
 		return ""
 	}
 	return filepath.Join(b.Dir, filepath.FromSlash(named))
+}
+
+// SourceOf tells where the part that the file at path belongs to came from. Parts that banger put here lie in directories whose
+// names begin with what they are.
+func (b Bundle) SourceOf(path string) (Source, bool) {
+	rel, err := filepath.Rel(b.Dir, path)
+	if err != nil {
+		return Source{}, false
+	}
+	part, inside, _ := strings.Cut(filepath.ToSlash(rel), "/")
+	i := slices.IndexFunc(b.Manifest.Sources, func(s Source) bool { return inside != "" && strings.HasPrefix(part, s.Part+"-") })
+	if i < 0 {
+		return Source{}, false
+	}
+	return b.Manifest.Sources[i], true
+}
+
+// HasVMM tells whether the manifest names a program that begins with name, as a driver of VMs is called.
+func (b Bundle) HasVMM(driver string) bool {
+	for name := range b.Manifest.VMMs {
+		if strings.HasPrefix(name, driver) {
+			return true
+		}
+	}
+	return false
 }
 
 // Empty tells whether nothing is in it.

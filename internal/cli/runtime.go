@@ -1,9 +1,11 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -27,6 +29,7 @@ type runtimeView struct {
 	Sources      []runtimeSourceView `json:"sources"`
 	Listing      string              `json:"listing"`
 	Problem      string              `json:"problem"`
+	Drivers      []driverView        `json:"drivers"`
 }
 
 type runtimePartView struct {
@@ -34,29 +37,34 @@ type runtimePartView struct {
 	Path      string `json:"path"`
 	Present   bool   `json:"present"`
 	SizeBytes int64  `json:"size_bytes"`
+	Version   string `json:"version"`
 }
 
 type runtimeSourceView struct {
-	Part    string `json:"part"`
-	Version string `json:"version"`
-	URL     string `json:"url"`
-	SHA256  string `json:"sha256"`
+	Part     string `json:"part"`
+	Version  string `json:"version"`
+	URL      string `json:"url"`
+	SHA256   string `json:"sha256"`
+	Manifest string `json:"manifest"`
 }
 
 func viewRuntime(p bundle.Place, b bundle.Bundle) runtimeView {
 	v := runtimeView{
 		Directory: p.Dir, Origin: string(p.Origin), Version: b.Manifest.Version, Architecture: b.Manifest.Architecture,
-		Manifest: !b.Bare, Parts: []runtimePartView{}, Sources: []runtimeSourceView{},
+		Manifest: !b.Bare, Parts: []runtimePartView{}, Sources: []runtimeSourceView{}, Drivers: []driverView{},
 	}
 	for _, part := range b.Parts() {
 		one := runtimePartView{Name: part.Name, Path: part.Path}
 		if info, err := os.Stat(part.Path); err == nil {
 			one.Present, one.SizeBytes = true, info.Size()
 		}
+		if source, ok := b.SourceOf(part.Path); ok {
+			one.Version = source.Version
+		}
 		v.Parts = append(v.Parts, one)
 	}
 	for _, s := range b.Manifest.Sources {
-		v.Sources = append(v.Sources, runtimeSourceView(s))
+		v.Sources = append(v.Sources, runtimeSourceView{Part: s.Part, Version: s.Version, URL: s.URL, SHA256: s.SHA256, Manifest: s.Manifest})
 	}
 	return v
 }
@@ -112,13 +120,13 @@ func newRuntimeStatusCommand(e *Env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "status", Short: "Tell where the runtime directory is and what it has",
 		Args: noArguments, ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(_ *cobra.Command, _ []string) error { return runRuntimeStatus(output, e) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return runRuntimeStatus(cmd.Context(), output, e) },
 	}
 	addOutputFlag(cmd, &output)
 	return cmd
 }
 
-func runRuntimeStatus(output outputFormat, e *Env) error {
+func runRuntimeStatus(ctx context.Context, output outputFormat, e *Env) error {
 	place, err := bundle.Here()
 	if err != nil {
 		return err
@@ -128,11 +136,21 @@ func runRuntimeStatus(output outputFormat, e *Env) error {
 	if err != nil {
 		v.Problem = problemText(err)
 	}
-	v.Listing = e.foundListing(place)
 	for _, p := range v.Parts {
 		if !p.Present && v.Problem == "" {
 			v.Problem = p.Path + " is missing; see what else is wrong: banger runtime verify"
 		}
+	}
+	from, err := supply.Choose(e.listings(place)...)
+	switch {
+	case err == nil:
+		v.Listing = from.Listing
+	case v.Problem == "" && fault.KindOf(err) != fault.NotFound:
+		v.Problem = problemText(err)
+	}
+	// Only the daemon knows which of them can run VMs here; the question does not start one.
+	if status, err := e.daemonStatus(ctx); err == nil && status != nil {
+		v.Drivers = slices.DeleteFunc(viewDaemon(status, "").Drivers, func(d driverView) bool { return !b.HasVMM(d.Name) })
 	}
 	return e.print(output, v, func() string { return describeRuntime(v) })
 }
@@ -145,16 +163,6 @@ func problemText(err error) string {
 	return text
 }
 
-// foundListing returns the manifest that fetch would take a bundle from, or "".
-func (e *Env) foundListing(place bundle.Place) string {
-	for _, path := range e.listings(place) {
-		if _, err := supply.Choose(path); err == nil {
-			return path
-		}
-	}
-	return ""
-}
-
 // listings are the manifests that fetch looks into, the user's own first.
 func (e *Env) listings(place bundle.Place) []string {
 	return []string{e.Paths.BundleListing(), place.Source}
@@ -165,7 +173,7 @@ func describeRuntime(v runtimeView) string {
 	if listing == "" {
 		listing = "no bundle is listed; " + supply.Local
 	}
-	text := fields([]field{
+	all := []field{
 		{"directory", v.Directory},
 		{"chosen by", map[string]string{
 			string(bundle.FromEnvironment): bundle.DirVariable, string(bundle.FromCheckout): "the source checkout",
@@ -175,18 +183,22 @@ func describeRuntime(v runtimeView) string {
 		{"version", v.Version},
 		{"architecture", v.Architecture},
 		{"fetch from", listing},
-	})
+	}
+	for _, d := range v.Drivers {
+		all = append(all, field{d.Name, describeDriver(d)})
+	}
+	text := fields(all)
 	if len(v.Parts) == 0 {
 		return text + "\nNothing is in it. VMs run without: on the QEMU of this machine, with what banger setup makes.\n"
 	}
 	rows := make([][]string, len(v.Parts))
 	for i, p := range v.Parts {
-		rows[i] = []string{p.Name, "missing", p.Path}
+		rows[i] = []string{p.Name, cmp.Or(p.Version, "-"), "missing", p.Path}
 		if p.Present {
-			rows[i][1] = size(p.SizeBytes)
+			rows[i][2] = size(p.SizeBytes)
 		}
 	}
-	return text + "\n" + table([]column{{title: "PART"}, {title: "SIZE", right: true}, {title: "PATH"}}, rows)
+	return text + "\n" + table([]column{{title: "PART"}, {title: "VERSION"}, {title: "SIZE", right: true}, {title: "PATH"}}, rows)
 }
 
 type runtimeFetchOptions struct {
@@ -264,17 +276,37 @@ func runRuntimeVerify(ctx context.Context, output outputFormat, e *Env) error {
 		if err != nil {
 			return err
 		}
-		v := runtimeVerifyView{Directory: place.Dir, Files: len(b.Manifest.Files), Problems: list(problems)}
+		v := runtimeVerifyView{Directory: place.Dir, Files: len(b.Manifest.Files), Problems: []string{}}
+		for _, p := range problems {
+			v.Problems = append(v.Problems, p.Text)
+		}
 		err = e.print(output, v, func() string { return describeVerified(v) })
 		if err != nil || len(problems) == 0 {
 			return err
 		}
 		return fault.New(fault.Precondition, "the runtime directory %s is damaged", place.Dir).
-			WithHint("mend it with: banger runtime fetch, or banger runtime install firecracker")
+			WithHint("%s", mending(place.Dir, problems))
 	})
 }
 
+// mending names the commands that mend what is wrong, each once.
+func mending(dir string, problems []supply.Problem) string {
+	var commands []string
+	for _, p := range problems {
+		if len(p.Mend) == 0 {
+			return "banger did not put all of it there: put back what is wrong, or take it out of " + filepath.Join(dir, bundle.ManifestName)
+		}
+		if command := "banger " + shellLine(p.Mend); !slices.Contains(commands, command) {
+			commands = append(commands, command)
+		}
+	}
+	return "mend it with: " + strings.Join(commands, "; and: ")
+}
+
 func describeVerified(v runtimeVerifyView) string {
+	if len(v.Problems) == 0 && v.Files == 0 {
+		return fmt.Sprintf("nothing in %s has a checksum: no bundle was fetched and no Firecracker installed there\n", v.Directory)
+	}
 	if len(v.Problems) == 0 {
 		return fmt.Sprintf("%d files in %s are as they were put there\n", v.Files, v.Directory)
 	}

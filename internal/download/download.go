@@ -77,6 +77,8 @@ func File(ctx context.Context, address string, o Options) (path string, err erro
 		return "", fault.Wrap(fault.Conflict, err, "%s is being downloaded by another banger", address).WithHint("wait until that is done")
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
+	now := time.Now()
+	_ = os.Chtimes(lock.Path(), now, now) // else forgetOld may take it away from under us
 	forgetOld(o.Dir)
 	return t.path, t.run(ctx)
 }
@@ -154,8 +156,9 @@ func newClient() *http.Client {
 			if len(via) >= maxRedirects {
 				return fault.New(fault.Precondition, "more than %d redirections", maxRedirects)
 			}
-			if via[0].URL.Scheme == "https" && r.URL.Scheme != "https" {
-				return fault.New(fault.Precondition, "redirected from https to %s", r.URL.Scheme)
+			if r.URL.Scheme != "https" && (r.URL.Scheme != "http" || via[0].URL.Scheme == "https") {
+				return fault.New(fault.Precondition, "redirected from %s to %s", via[0].URL.Scheme, r.URL.Scheme).
+					WithHint("nothing was fetched from there; give another address")
 			}
 			return nil
 		},

@@ -243,6 +243,11 @@ func TestWhatServersAnswer(t *testing.T) {
 				}
 			}
 		}, fault.Precondition, "larger than 1000000 bytes", 1},
+		"a redirection to a file": {func(w http.ResponseWriter, r *http.Request) bool {
+			w.Header().Set("Location", "file:///etc/passwd")
+			w.WriteHeader(http.StatusFound)
+			return true
+		}, fault.Precondition, "redirected from http to file", 1},
 		"a redirection without an end": {func(w http.ResponseWriter, r *http.Request) bool {
 			http.Redirect(w, r, "/file", http.StatusFound)
 			return true

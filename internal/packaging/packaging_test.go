@@ -11,10 +11,9 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"banger/internal/hosttest/need"
 )
@@ -72,7 +71,7 @@ func modes(t *testing.T, dir string) map[string]fs.FileMode {
 
 var installed = map[string]fs.FileMode{
 	"bin/banger": 0o755, "bin/bangerd": 0o755, "lib/banger/banger-agent": 0o755, "lib/banger/banger-nethelper": 0o755,
-	"lib/banger/runtime-bundle.toml": 0o644, "lib/systemd/user/bangerd.service": 0o644, "share/doc/banger/README.md": 0o644,
+	"lib/banger/runtime-bundle.toml": 0o644, "share/systemd/user/bangerd.service": 0o644, "share/doc/banger/README.md": 0o644,
 	"share/doc/banger/docs/runtime.md": 0o644, "share/bash-completion/completions/banger": 0o644,
 	"share/zsh/site-functions/_banger": 0o644, "share/fish/vendor_completions.d/banger.fish": 0o644,
 }
@@ -80,9 +79,15 @@ var installed = map[string]fs.FileMode{
 func TestInstallAndUninstall(t *testing.T) {
 	needPrograms(t)
 	dest := t.TempDir()
-	env := []string{"PREFIX=/opt/banger", "DESTDIR=" + dest}
+	const prefix = "/opt/of all/banger"
+	env := []string{"PREFIX=" + prefix, "DESTDIR=" + dest}
+	if err := os.Mkdir(filepath.Join(dest, "opt"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	before := syscall.Umask(0o077) // as root may have it
 	run(t, env, "scripts/install")
-	to := filepath.Join(dest, "opt/banger")
+	syscall.Umask(before)
+	to := filepath.Join(dest, prefix)
 	found := modes(t, to)
 	for name, mode := range installed {
 		if found[name] != mode {
@@ -102,8 +107,8 @@ func TestInstallAndUninstall(t *testing.T) {
 	if status.Origin != "installed" || status.Directory != filepath.Join(to, "lib/banger") || len(status.Parts) != 2 {
 		t.Errorf("%+v", status)
 	}
-	unit, err := os.ReadFile(filepath.Join(to, "lib/systemd/user/bangerd.service"))
-	if err != nil || !strings.Contains(string(unit), "ExecStart=/opt/banger/bin/bangerd\n") || strings.Contains(string(unit), "@") {
+	unit, err := os.ReadFile(filepath.Join(to, "share/systemd/user/bangerd.service"))
+	if err != nil || !strings.Contains(string(unit), "ExecStart=\"/opt/of all/banger/bin/bangerd\"\n") || strings.Contains(string(unit), "@") {
 		t.Errorf("the unit: %v\n%s", err, unit)
 	}
 	run(t, env, "scripts/install") // again, over it
@@ -111,17 +116,22 @@ func TestInstallAndUninstall(t *testing.T) {
 		t.Errorf("a second install left %v", modes(t, to))
 	}
 	run(t, env, "scripts/install", "remove")
-	if left := modes(t, dest); len(left) > 0 {
-		t.Errorf("left behind: %v", left)
+	var left []string
+	err = filepath.WalkDir(dest, func(path string, _ fs.DirEntry, err error) error {
+		left = append(left, strings.TrimPrefix(path, dest))
+		return err
+	})
+	if err != nil || !slices.Equal(left, []string{"", "/opt"}) { // which was there before
+		t.Errorf("left behind: %q, %v", left, err)
 	}
 }
 
 func TestInstallSaysWhatIsWrong(t *testing.T) {
-	for _, prefix := range []string{"opt", "/", "."} {
+	for _, prefix := range []string{"opt", "/", ".", "/opt\nExecStart=/bin/sh", `/opt"`, "/o'pt", `/o\pt`} {
 		cmd := exec.CommandContext(t.Context(), "../../scripts/install")
 		cmd.Env = append(os.Environ(), "PREFIX="+prefix, "DESTDIR="+t.TempDir())
 		out, err := cmd.CombinedOutput()
-		if err == nil || cmd.ProcessState.ExitCode() != 2 || !strings.Contains(string(out), "no absolute path") || !strings.Contains(string(out), "hint: ") {
+		if err == nil || cmd.ProcessState.ExitCode() != 2 || !strings.Contains(string(out), "error: PREFIX ") || !strings.Contains(string(out), "hint: ") {
 			t.Errorf("PREFIX=%s: %v\n%s", prefix, err, out)
 		}
 	}
@@ -130,9 +140,22 @@ func TestInstallSaysWhatIsWrong(t *testing.T) {
 func TestUnit(t *testing.T) {
 	needPrograms(t)
 	need.Binary(t, "systemd-analyze")
-	prefix := filepath.Join(t.TempDir(), "p")
-	run(t, []string{"PREFIX=" + prefix, "DESTDIR=/."}, "scripts/install")
-	run(t, []string{"XDG_RUNTIME_DIR=" + t.TempDir()}, "systemd-analyze", "--user", "verify", filepath.Join(prefix, "lib/systemd/user/bangerd.service"))
+	for _, name := range []string{"p", "with space, 100%h n&|"} {
+		prefix := filepath.Join(t.TempDir(), name)
+		run(t, []string{"PREFIX=" + prefix, "DESTDIR=/."}, "scripts/install")
+		unit := filepath.Join(prefix, "share/systemd/user/bangerd.service")
+		private := []string{"XDG_RUNTIME_DIR=" + t.TempDir()}
+		run(t, private, "systemd-analyze", "--user", "verify", unit)
+		// That verify looks at the program, and so at the quoting, shows when it is gone.
+		if err := os.Remove(filepath.Join(prefix, "bin/bangerd")); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.CommandContext(t.Context(), "systemd-analyze", "--user", "verify", unit)
+		cmd.Env = append(os.Environ(), private...)
+		if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "not executable") {
+			t.Errorf("without the daemon: %v\n%s", err, out)
+		}
+	}
 }
 
 func TestDebianPackage(t *testing.T) {
@@ -162,7 +185,13 @@ func TestDebianPackage(t *testing.T) {
 	if info := run(t, nil, "dpkg-deb", "--info", deb); !strings.Contains(info, "postinst") || strings.Contains(info, " @") {
 		t.Error(info)
 	}
-	for line := range strings.Lines(run(t, nil, "dpkg-deb", "--contents", deb)) {
+	contents := run(t, nil, "dpkg-deb", "--contents", deb)
+	for _, name := range []string{"./usr/lib/systemd/user/bangerd.service", "./usr/share/zsh/vendor-completions/_banger", "./usr/lib/banger/banger-agent"} {
+		if !strings.Contains(contents, " "+name+"\n") {
+			t.Errorf("there is no %s", name)
+		}
+	}
+	for line := range strings.Lines(contents) {
 		fields := strings.Fields(line)
 		mode, owner, name := fields[0], fields[1], fields[5]
 		if owner != "root/root" || !slices.Contains([]string{"drwxr-xr-x", "-rwxr-xr-x", "-rw-r--r--"}, mode) || !strings.HasPrefix(name, "./") {
@@ -193,9 +222,8 @@ func TestDebianPackageInstalls(t *testing.T) {
 	}
 	dpkg("--install", deb)
 	helper := filepath.Join(root, "usr/lib/banger/banger-nethelper")
-	capability := make([]byte, 64)
-	if n, err := unix.Getxattr(helper, "security.capability", capability); err != nil || n == 0 {
-		t.Errorf("the helper has no capability: %v", err)
+	if got := run(t, nil, "getcap", helper); !strings.HasSuffix(got, " cap_net_bind_service,cap_net_admin=ep\n") { // what doctor asks for
+		t.Errorf("the helper may: %q", got)
 	}
 	fetched := filepath.Join(root, "usr/lib/banger/bundle.json")
 	if err := os.WriteFile(fetched, []byte(`{"schema": 1}`), 0o644); err != nil {

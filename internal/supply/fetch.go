@@ -41,7 +41,7 @@ func (s *Store) Fetch(ctx context.Context, from Listed) (b bundle.Bundle, again 
 			return err
 		})
 		c.label = from.SHA256[:12]
-		c.source = bundle.Source{Part: partBundle, Version: c.manifest.Version, URL: from.URL, SHA256: from.SHA256}
+		c.source = bundle.Source{Part: partBundle, Version: c.manifest.Version, URL: from.URL, SHA256: from.SHA256, Manifest: from.Listing}
 		return c, err
 	})
 	if err == nil {
@@ -61,6 +61,9 @@ func has(b bundle.Bundle, part, sum string) bool {
 
 // obtain returns a file with the right checksum: the one at a path, or a download. done removes a download.
 func (s *Store) obtain(ctx context.Context, address, sum string) (file string, done func(), err error) {
+	if err := s.writable(); err != nil {
+		return "", nil, err
+	}
 	if !strings.Contains(address, "://") {
 		return address, func() {}, s.Sink.Run(stageVerify, func() error { return checkFile(address, sum) })
 	}
@@ -118,7 +121,7 @@ func examine(ctx context.Context, dir string) (change, error) {
 		return change{}, err
 	}
 	if len(problems) > 0 {
-		return change{}, fault.New(fault.Precondition, "the bundle is not what it says: %s", strings.ReplaceAll(problems[0], dir+string(filepath.Separator), ""))
+		return change{}, fault.New(fault.Precondition, "the bundle is not what it says: %s", strings.ReplaceAll(problems[0].Text, dir+string(filepath.Separator), ""))
 	}
 	m := b.Manifest
 	if m.Files, err = describe(ctx, dir); err != nil {

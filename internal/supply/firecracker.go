@@ -125,7 +125,7 @@ func (o FirecrackerOptions) address(machine string) (string, error) {
 
 func isLoopback(host string) bool {
 	ip := net.ParseIP(host)
-	return ip != nil && ip.IsLoopback()
+	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
 // sum returns the archive's checksum: the one that was given, or the one beside the archive.

@@ -31,6 +31,8 @@ type Listed struct {
 	Version      string `toml:"version"`
 	URL          string `toml:"url"` // https:, http:, file:, or a path, relative to the listing
 	SHA256       string `toml:"sha256"`
+
+	Listing string `toml:"-"` // absolute path of the file that lists it
 }
 
 const maxListing = 256 << 10 // bytes
@@ -47,9 +49,13 @@ func ReadListing(path string) (Listing, error) {
 		return l, fault.Wrap(kind, err, "cannot read the manifest")
 	}
 	defer func() { _ = f.Close() }()
-	text, err := io.ReadAll(io.LimitReader(f, maxListing))
+	text, err := io.ReadAll(io.LimitReader(f, maxListing+1))
 	if err != nil {
 		return l, fault.Wrap(fault.Precondition, err, "cannot read %s", path)
+	}
+	if len(text) > maxListing {
+		return l, fault.New(fault.Precondition, "%s is larger than %d bytes: it is no manifest of bundles", path, maxListing).
+			WithHint("%s", Local)
 	}
 	if err := tomlfile.Decode(path, text, &l); err != nil {
 		return l, err
@@ -84,18 +90,29 @@ func Choose(paths ...string) (Listed, error) {
 			continue
 		}
 		if err != nil {
-			return Listed{}, err
+			return Listed{}, withHint(err)
 		}
 		for _, b := range l.Bundles {
 			if b.Architecture != runtime.GOARCH {
 				continue
 			}
-			b.URL, err = resolve(path, b.URL)
+			if b.Listing, err = filepath.Abs(path); err != nil {
+				return b, fault.Wrap(fault.Precondition, err, "cannot find %s", path)
+			}
+			b.URL, err = resolve(b.Listing, b.URL)
 			return b, err
 		}
 	}
 	return Listed{}, fault.New(fault.NotFound, "no bundle for %s is listed in %s", runtime.GOARCH, strings.Join(paths, " or ")).
 		WithHint("%s", Local)
+}
+
+// withHint says how to make a manifest, where the error does not say what to do already.
+func withHint(err error) error {
+	if fault.HintOf(err) != "" {
+		return err
+	}
+	return fault.Wrap(fault.KindOf(err), err, "no bundle is chosen").WithHint("%s", Local)
 }
 
 // resolve makes a path of what is no web address.
@@ -104,10 +121,10 @@ func resolve(listing, address string) (string, error) {
 	if err == nil && (u.Scheme == "http" || u.Scheme == "https") {
 		return address, nil
 	}
-	if err == nil && u.Scheme == "file" && u.Host == "" {
+	if err == nil && u.Scheme == "file" && u.Host == "" && u.Path != "" {
 		return u.Path, nil
 	}
-	if strings.Contains(address, "://") {
+	if strings.Contains(address, "://") || strings.HasPrefix(address, "file:") {
 		return "", fault.New(fault.Usage, "%s: %q is no address to fetch from", listing, address).WithHint("use https://, or a path")
 	}
 	if filepath.IsAbs(address) {

@@ -17,6 +17,7 @@ import (
 
 	"github.com/gofrs/flock"
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
 
 	"banger/internal/artifact"
 	"banger/internal/bundle"
@@ -35,6 +36,9 @@ const (
 const (
 	lockName        = ".lock"
 	temporaryPrefix = ".banger-new-"
+	// intentName is a file with the names of parts, a line each, of which some are in use neither before nor after the change
+	// that is under way: whoever comes after a kill removes what bundle.json does not name.
+	intentName = ".banger-change"
 )
 
 // partPattern matches the directories that this package makes: what else lies there is somebody else's.
@@ -61,11 +65,11 @@ func (s *Store) change(f func(dir string) (change, error)) (b bundle.Bundle, err
 		return b, fault.New(fault.Conflict, "another banger changes %s right now", s.Dir).WithHint("wait until that is done")
 	}
 	defer func() { err = errors.Join(err, lock.Close()) }()
-	s.removeLeftovers()
 	old, err := s.current()
 	if err != nil {
 		return b, err
 	}
+	s.removeLeftovers(old.Manifest)
 	dir, err := os.MkdirTemp(s.Dir, temporaryPrefix)
 	if err != nil {
 		return b, s.notWritable(err)
@@ -80,10 +84,9 @@ func (s *Store) change(f func(dir string) (change, error)) (b bundle.Bundle, err
 	if err := made.apply(&m, name); err != nil {
 		return b, err
 	}
-	if err := s.commit(dir, name, m); err != nil {
+	if err := s.commit(dir, name, old.Manifest, m); err != nil {
 		return b, err
 	}
-	removeUnused(s.Dir, old.Manifest, m)
 	return bundle.Read(s.Dir)
 }
 
@@ -102,45 +105,72 @@ func (s *Store) current() (bundle.Bundle, error) {
 }
 
 func (s *Store) notWritable(err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		return fault.Wrap(fault.Precondition, err, "no room in the runtime directory %s", s.Dir).WithHint("free some space there, then try again")
+	}
 	return fault.Wrap(fault.Precondition, err, "cannot change the runtime directory %s", s.Dir).
 		WithHint("do it as its owner (sudo), or set %s to a directory of yours", bundle.DirVariable)
 }
 
-// removeLeftovers removes what an interrupted change left. What stays is removed by the next one.
-func (s *Store) removeLeftovers() {
-	found, _ := filepath.Glob(filepath.Join(s.Dir, temporaryPrefix+"*")) // the pattern is valid
-	for _, path := range found {
-		_ = os.RemoveAll(path)
+// writable tells before a long download whether the directory can be changed at all.
+func (s *Store) writable() error {
+	err := os.MkdirAll(s.Dir, 0o755)
+	if err == nil {
+		err = unix.Access(s.Dir, unix.W_OK|unix.X_OK)
 	}
+	if err != nil {
+		return s.notWritable(err)
+	}
+	return nil
 }
 
-// commit gives the directory its name and writes bundle.json.
-func (s *Store) commit(dir, name string, m bundle.Manifest) error {
-	if err := errors.Join(os.Chmod(dir, 0o755), artifact.FlushTree(dir)); err != nil {
+// removeLeftovers removes what an interrupted change left. What stays is removed by the next one.
+func (s *Store) removeLeftovers(now bundle.Manifest) {
+	for _, pattern := range []string{temporaryPrefix + "*", "." + bundle.ManifestName + "*", "." + intentName + "*"} {
+		found, _ := filepath.Glob(filepath.Join(s.Dir, pattern)) // the pattern is valid
+		for _, path := range found {
+			_ = os.RemoveAll(path)
+		}
+	}
+	s.removeUnused(now)
+}
+
+// commit gives the directory its name, writes bundle.json, and removes what the old one named and the new one does not.
+func (s *Store) commit(dir, name string, old, now bundle.Manifest) error {
+	text, err := json.MarshalIndent(now, "", "  ")
+	if err := errors.Join(err, os.Chmod(dir, 0o755), artifact.FlushTree(dir)); err != nil {
+		return s.notWritable(err)
+	}
+	intent := strings.Join(append(partsOf(old), name), "\n")
+	if err := renameio.WriteFile(filepath.Join(s.Dir, intentName), []byte(intent), 0o644); err != nil {
 		return s.notWritable(err)
 	}
 	final := filepath.Join(s.Dir, name)
-	if err := os.Rename(dir, final); err != nil {
-		return s.notWritable(err)
-	}
-	text, err := json.MarshalIndent(m, "", "  ")
+	err = os.Rename(dir, final)
 	if err == nil {
 		err = renameio.WriteFile(filepath.Join(s.Dir, bundle.ManifestName), append(text, '\n'), 0o644)
 	}
 	if err != nil {
 		return errors.Join(s.notWritable(err), os.RemoveAll(final))
 	}
+	s.removeUnused(now)
 	return nil
 }
 
-// removeUnused removes the parts that the old manifest named and the new one does not. Programs that run from them run on.
-func removeUnused(dir string, old, now bundle.Manifest) {
+// removeUnused removes the parts that the intent of a change names and the manifest does not. Programs that run from them run on.
+func (s *Store) removeUnused(now bundle.Manifest) {
+	path := filepath.Join(s.Dir, intentName)
+	intent, err := os.ReadFile(path)
+	if err != nil {
+		return // no change broke off
+	}
 	used := partsOf(now)
-	for _, part := range partsOf(old) {
+	for _, part := range strings.Split(string(intent), "\n") {
 		if !slices.Contains(used, part) && partPattern.MatchString(part) {
-			_ = os.RemoveAll(filepath.Join(dir, part)) // what stays takes room and does no harm
+			_ = os.RemoveAll(filepath.Join(s.Dir, part)) // what stays takes room and does no harm
 		}
 	}
+	_ = os.Remove(path)
 }
 
 func partsOf(m bundle.Manifest) []string {
@@ -248,46 +278,74 @@ func summed(path, name string) (bundle.File, error) {
 	return bundle.File{Path: name, Size: found[0].Size, SHA256: found[0].SHA256, Sparse: found[0].Sparse}, nil
 }
 
-// Verify sums all files that banger put into the bundle and looks at whether what it names is there. It returns what is wrong, a line
-// each.
-func Verify(ctx context.Context, b bundle.Bundle) (problems []string, err error) {
+// Problem is one thing that is wrong in a runtime directory.
+type Problem struct {
+	Text string   // begins with the path
+	Mend []string // arguments of the banger that mends it; none: banger did not put it there
+}
+
+// Verify sums all files that banger put into the bundle and looks at whether what it names is there. It returns what is wrong.
+func Verify(ctx context.Context, b bundle.Bundle) (problems []Problem, err error) {
+	told := map[string]bool{}
+	tell := func(path, text string) {
+		told[path] = true
+		problems = append(problems, Problem{Text: path + " " + text, Mend: mend(b, path)})
+	}
 	for _, f := range b.Manifest.Files {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		if p := wrong(b.Path(f.Path), f); p != "" {
-			problems = append(problems, p)
+		if text := wrong(b.Path(f.Path), f); text != "" {
+			tell(b.Path(f.Path), text)
 		}
 	}
 	for _, p := range b.Parts() {
 		info, err := os.Stat(p.Path)
 		switch {
+		case told[p.Path]:
 		case err != nil:
-			if !slices.ContainsFunc(problems, func(s string) bool { return strings.HasPrefix(s, p.Path+" ") }) {
-				problems = append(problems, p.Path+" (the "+p.Name+") is missing")
-			}
+			tell(p.Path, "(the "+p.Name+") is missing")
 		case !info.Mode().IsRegular():
-			problems = append(problems, p.Path+" (the "+p.Name+") is no file")
+			tell(p.Path, "(the "+p.Name+") is no file")
 		case isProgram(b, p) && info.Mode()&0o111 == 0:
-			problems = append(problems, p.Path+" may not be executed")
+			tell(p.Path, "may not be executed")
 		}
 	}
 	return problems, nil
+}
+
+// mend returns how to get the file at path again, by where it came from.
+func mend(b bundle.Bundle, path string) []string {
+	s, known := b.SourceOf(path)
+	switch {
+	case known && s.Part == partBundle && s.Manifest != "":
+		return []string{"runtime", "fetch", "--manifest", s.Manifest}
+	case known && s.Part == partBundle:
+		return []string{"runtime", "fetch"}
+	case known && s.Part == partFirecracker && filepath.IsAbs(s.URL):
+		return []string{"runtime", "install", "firecracker", "--from", s.URL}
+	case known && s.Part == partFirecracker:
+		return []string{"runtime", "install", "firecracker", "--version", s.Version}
+	}
+	return nil
 }
 
 func isProgram(b bundle.Bundle, p bundle.Part) bool {
 	return b.Manifest.VMMs[p.Name] != "" || b.Manifest.Helpers[p.Name] != ""
 }
 
+// wrong tells what is wrong with the file at path; "" is nothing.
 func wrong(path string, f bundle.File) string {
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return path + " is missing"
+		return "is missing"
 	case err != nil:
-		return err.Error()
+		return "cannot be read: " + err.Error()
+	case !info.Mode().IsRegular():
+		return "is no file"
 	case info.Size() != f.Size:
-		return path + " has another size than it had"
+		return "has another size than it had"
 	}
 	sumLike := artifact.Sum
 	if f.Sparse {
@@ -296,9 +354,9 @@ func wrong(path string, f bundle.File) string {
 	sum, _, err := sumLike(path)
 	switch {
 	case err != nil:
-		return err.Error()
+		return "cannot be read: " + err.Error()
 	case sum != f.SHA256:
-		return path + " was changed: its checksum is wrong"
+		return "was changed: its checksum is wrong"
 	}
 	return ""
 }

@@ -248,6 +248,10 @@ func TestReleasesThatCannotBeTrusted(t *testing.T) {
 	if _, err := os.Stat(s.Dir); err == nil {
 		t.Error("the runtime directory was made for nothing")
 	}
+	here := strings.Replace(releases(t, "1.14.0"), "127.0.0.1", "localhost", 1)
+	if _, _, err = s.InstallFirecracker(t.Context(), FirecrackerOptions{BaseURL: here, Version: "1.14.0"}); err != nil {
+		t.Errorf("from this machine: %v", err)
+	}
 }
 
 func TestPickSum(t *testing.T) {
@@ -319,7 +323,7 @@ func TestPackAndFetch(t *testing.T) {
 	// What is damaged is fetched anew, and what is not ours stays.
 	put(t, b.Path(b.Manifest.Image), []byte("i/root.exT4"))
 	problems, err := Verify(t.Context(), b)
-	if err != nil || len(problems) != 1 || !strings.Contains(problems[0], "root.ext4 was changed") {
+	if err != nil || len(problems) != 1 || !strings.Contains(problems[0].Text, "root.ext4 was changed") {
 		t.Errorf("%q, %v", problems, err)
 	}
 	b, again, err = s.Fetch(t.Context(), from)
@@ -433,6 +437,94 @@ func TestLeftoversAndTwoAtOnce(t *testing.T) {
 	}
 }
 
+// Wherever a change is killed, the next one removes what is in use neither by the old bundle.json nor by the new one.
+func TestPartsOfAKilledChange(t *testing.T) {
+	base := releases(t, FirecrackerVersion)
+	for moment, stale := range map[string]string{
+		"before bundle.json was written": "firecracker-9.9.9-123",
+		"after it was":                   "firecracker-1.0.0-456",
+	} {
+		s := newStore(t)
+		b, _, err := s.InstallFirecracker(t.Context(), FirecrackerOptions{BaseURL: base})
+		if err != nil {
+			t.Fatal(err)
+		}
+		used, _, _ := strings.Cut(b.Manifest.VMMs["firecracker"], "/")
+		mine := put(t, filepath.Join(s.Dir, "firecracker-1.2.3-4", "firecracker"), nil) // nobody said that it is banger's
+		put(t, filepath.Join(s.Dir, stale, "firecracker"), nil)
+		put(t, filepath.Join(s.Dir, intentName), []byte(used+"\n"+stale))
+		put(t, filepath.Join(s.Dir, "."+bundle.ManifestName+"789"), nil)
+		if _, err := s.change(func(string) (change, error) { return change{}, context.Canceled }); fault.KindOf(err) != fault.Interrupted {
+			t.Errorf("%s: %v", moment, err)
+		}
+		for path, want := range map[string]bool{mine: true, filepath.Join(s.Dir, used): true, filepath.Join(s.Dir, stale): false, filepath.Join(s.Dir, intentName): false} {
+			if _, err := os.Stat(path); (err == nil) != want {
+				t.Errorf("%s: %s: %v", moment, path, err)
+			}
+		}
+		if left, err := filepath.Glob(filepath.Join(s.Dir, ".bundle.json*")); err != nil || len(left) > 0 {
+			t.Errorf("left behind: %q, %v", left, err)
+		}
+	}
+}
+
+// What is wrong is told with the command that mends it.
+func TestEachDamageIsMended(t *testing.T) {
+	s := newStore(t)
+	dir := t.TempDir()
+	kernel := put(t, filepath.Join(dir, "kernel", "vmlinuz"), []byte("a kernel"))
+	p, err := s.Pack(t.Context(), PackOptions{Archive: filepath.Join(dir, "b.tar.zst"), Kernel: filepath.Dir(kernel), Version: "1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, err := Choose(p.Listing)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.Fetch(t.Context(), from); err != nil {
+		t.Fatal(err)
+	}
+	b, _, err := s.InstallFirecracker(t.Context(), FirecrackerOptions{BaseURL: releases(t, FirecrackerVersion)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range b.Manifest.Files {
+		path := b.Path(f.Path)
+		content, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		flipped := bytes.Clone(content)
+		flipped[len(content)/2] ^= 1
+		want := []string{"runtime", "fetch", "--manifest", p.Listing}
+		if strings.HasPrefix(f.Path, "firecracker-") {
+			want = []string{"runtime", "install", "firecracker", "--version", FirecrackerVersion}
+		}
+		put(t, path, flipped)
+		problems, err := Verify(t.Context(), b)
+		if err != nil || len(problems) != 1 || !strings.HasPrefix(problems[0].Text, path+" was changed") || !slices.Equal(problems[0].Mend, want) {
+			t.Errorf("%s: %+v, %v", f.Path, problems, err)
+		}
+		put(t, path, content)
+	}
+	if problems, err := Verify(t.Context(), b); err != nil || len(problems) > 0 {
+		t.Errorf("as it was: %+v, %v", problems, err)
+	}
+}
+
+// A directory that cannot be changed is told before anything is fetched.
+func TestUnwritableDirectoryIsToldFirst(t *testing.T) {
+	asked := false
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { asked = true }))
+	defer server.Close()
+	s := newStore(t)
+	s.Dir = put(t, filepath.Join(t.TempDir(), "a file"), nil) + "/runtime"
+	_, _, err := s.Fetch(t.Context(), Listed{Architecture: runtime.GOARCH, URL: server.URL + "/x", SHA256: strings.Repeat("a", 64)})
+	if fault.KindOf(err) != fault.Precondition || !strings.Contains(err.Error(), "cannot change the runtime directory") || asked {
+		t.Errorf("asked: %t, %v", asked, err)
+	}
+}
+
 func TestListings(t *testing.T) {
 	sum := strings.Repeat("a", 64)
 	entry := func(arch, url string) string {
@@ -450,6 +542,8 @@ func TestListings(t *testing.T) {
 		"relative":      {entry(runtime.GOARCH, "sub/x.tar"), 0, dir + "/sub/x.tar"},
 		"absolute":      {entry(runtime.GOARCH, "/srv/x.tar"), 0, "/srv/x.tar"},
 		"file URL":      {entry(runtime.GOARCH, "file:///srv/x.tar"), 0, "/srv/x.tar"},
+		"file, no path": {entry(runtime.GOARCH, "file:x.tar"), fault.Usage, "no address"},
+		"too large":     {strings.Repeat("#", maxListing+1), fault.Precondition, "larger than"},
 		"other URL":     {entry(runtime.GOARCH, "s3://b/x.tar"), fault.Usage, "no address"},
 		"unknown key":   {"[[bundle]]\nuri = 'x'\n", fault.Usage, ":2: unknown key"},
 		"no TOML":       {"[[bundle", fault.Usage, ":1:"},
@@ -466,7 +560,7 @@ func TestListings(t *testing.T) {
 			t.Errorf("%s: %v (%s)", what, err, fault.HintOf(err))
 		}
 	}
-	if _, err := Choose(filepath.Join(dir, "gone")); fault.KindOf(err) != fault.NotFound {
+	if _, err := Choose(filepath.Join(dir, "gone")); fault.KindOf(err) != fault.NotFound || fault.HintOf(err) != Local {
 		t.Errorf("a manifest that was named and is not there: %v", err)
 	}
 }

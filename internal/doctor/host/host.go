@@ -61,13 +61,18 @@ func program(name, binary, debianPackage, what string) doctor.Check {
 	}}
 }
 
-// checkFirecracker misses nothing: QEMU runs the VMs then. What the daemon finds is in its own check.
-func checkFirecracker(context.Context) doctor.Result {
+// checkFirecracker misses nothing: QEMU runs the VMs then. Whether it can run VMs here is in the daemon's own check.
+func checkFirecracker(ctx context.Context) doctor.Result {
 	path, err := system.Find("firecracker", "")
 	if err != nil {
-		return doctor.Note("not in PATH: unless config.toml names one, QEMU runs the VMs (docs/firecracker.md has where to get it)")
+		return doctor.Note("neither in the runtime directory nor in PATH: unless config.toml names one, QEMU runs the VMs (get it: banger runtime install firecracker)")
 	}
-	return doctor.Good(path)
+	out, err := system.Run(ctx, system.Command{Path: path, Args: []string{"--version"}, Timeout: doctor.Limit / 2})
+	if err != nil {
+		return doctor.Warn(path+" does not run: "+err.Error(), "banger runtime install firecracker")
+	}
+	first, _, _ := strings.Cut(string(out), "\n") // lines of its log may follow
+	return doctor.Good(fmt.Sprintf("%s, which is %s", path, strings.Trim(fmt.Sprintf("%.60q", strings.TrimSpace(first)), `"`)))
 }
 
 // optional makes a warning of what is missing: VMs run without it.

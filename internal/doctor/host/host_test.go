@@ -70,11 +70,17 @@ func TestFirecrackerIsNotMissed(t *testing.T) {
 		t.Errorf("without one: %+v", r)
 	}
 	path := filepath.Join(os.Getenv("PATH"), "firecracker")
-	if err := os.WriteFile(path, nil, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if r := checkFirecracker(context.Background()); r.Status != doctor.OKStatus || r.Message != path {
-		t.Errorf("with one: %+v", r)
+	for script, want := range map[string]doctor.Result{
+		"echo Firecracker v1.16.1; echo; echo a line of its log": {Status: doctor.OKStatus, Message: path + ", which is Firecracker v1.16.1"},
+		"exit 1": {Status: doctor.Warning, Hint: "banger runtime install firecracker"},
+	} {
+		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		r := checkFirecracker(context.Background())
+		if r.Status != want.Status || r.Hint != want.Hint || want.Message != "" && r.Message != want.Message {
+			t.Errorf("with one: %+v", r)
+		}
 	}
 }
 
