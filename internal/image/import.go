@@ -72,6 +72,7 @@ func (s *Store) Import(ctx context.Context, o ImportOptions, sink progress.Sink)
 }
 
 func (s *Store) importAs(ctx context.Context, o ImportOptions, what source, sink progress.Sink) (Image, error) {
+	defer elbowRoom()()
 	name, err := s.shelf.Build(func(dir string) (string, any, error) {
 		b := &importing{options: o, source: what, dir: dir, work: filepath.Join(dir, "work"), sink: sink}
 		m, err := b.run(ctx)
