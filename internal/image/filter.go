@@ -173,6 +173,9 @@ func (f *filter) takeHome(name string, h *tar.Header, content io.Reader) error {
 func copyEntry(w *tar.Writer, h *tar.Header, content io.Reader) error {
 	h.Format = tar.FormatPAX // names, owners and times of any kind
 	h.AccessTime, h.ChangeTime = time.Time{}, time.Time{}
+	if y := h.ModTime.Year(); y < 1970 || y > 2300 { // the writer of the ext4 makes another time of it, and e2fsck doubts it
+		h.ModTime = time.Unix(0, 0)
+	}
 	if err := w.WriteHeader(h); err != nil {
 		return err
 	}

@@ -140,7 +140,7 @@ func (b *importing) importLayers(ctx context.Context, m *Manifest) error {
 		m.Source = found.Reference
 	}
 	b.sink.Update(StageImport, "looking through the archive", 0.4)
-	merged, err := layer.Merge(ctx, layer.Options{Whiteouts: b.source.kind != kindTar, Apart: "root/", Dir: b.work}, found.Layers...)
+	merged, err := layer.Merge(ctx, layer.Options{Whiteouts: b.source.kind != kindTar, Apart: "root/", Directories: mountPoints, Dir: b.work}, found.Layers...)
 	if err != nil {
 		return err
 	}
@@ -156,8 +156,14 @@ func (b *importing) importLayers(ctx context.Context, m *Manifest) error {
 	}
 	m.Packages, m.PackagesHash = result.packages, hash(strings.Join(result.packages, "\n"))
 	b.sink.Update(StageImport, "making the work seed", 0.9)
-	return b.writeSeed(ctx, m)
+	skipped, err := writeSeedFrom(ctx, filepath.Join(b.work, homeName), filepath.Join(b.dir, seedName))
+	m.Skipped = append(merged.Skipped(), skipped...)
+	return err
 }
+
+// mountPoints are the directories that file systems are mounted on before the image's own programs run, and the one that a
+// file system brings.
+var mountPoints = []string{"dev", "lost+found", "proc", "root", "run", "sys"}
 
 // open finds the layers.
 func (b *importing) open(ctx context.Context) (*oci.Image, error) {
@@ -265,23 +271,6 @@ func pipeline(ctx context.Context, first func(io.Writer) error, second func(io.W
 	_ = rawIn.CloseWithError(firstErr)
 	filterErr, writeErr := <-filterDone, <-writeDone
 	return firstCause(ctx, writeErr, filterErr, firstErr)
-}
-
-// writeSeed makes the work seed of what the filter found in /root.
-func (b *importing) writeSeed(ctx context.Context, m *Manifest) error {
-	home, err := os.Open(filepath.Join(b.work, homeName))
-	if err != nil {
-		return err
-	}
-	defer func() { _ = home.Close() }()
-	info, err := home.Stat()
-	if err != nil {
-		return err
-	}
-	// Twice the content, in whole GiB: the metadata and some work fit as well.
-	size := max(SeedBytes, (2*info.Size()+1<<30-1)>>30<<30)
-	m.Skipped, err = disk.CreateExt4FromTar(ctx, filepath.Join(b.dir, seedName), size, "work", home)
-	return err
 }
 
 // importRules keep all of an imported image. Its environment goes where logins look for it.

@@ -70,6 +70,7 @@ func boxTar(t *testing.T) []byte {
 	put(tar.Header{Typeflag: tar.TypeChar, Name: "dev/null", Mode: 0o666, Devmajor: 1, Devminor: 3}, "")
 	put(tar.Header{Typeflag: tar.TypeReg, Name: "root/.profile", Mode: 0o600}, "mine")
 	put(tar.Header{Typeflag: tar.TypeLink, Name: "opt/shared", Linkname: "root/.profile"}, "")
+	put(tar.Header{Typeflag: tar.TypeReg, Name: "etc/before-1970", Mode: 0o644, ModTime: time.Unix(-1e6, 0)}, "x") // e2fsck would say so
 	put(tar.Header{Typeflag: tar.TypeReg, Name: "root/odd\nname", Mode: 0o600}, "x")
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
@@ -213,7 +214,7 @@ func debugfs(t *testing.T, path, command string) string {
 func checkBox(t *testing.T, i Image, container bool) {
 	t.Helper()
 	for _, path := range []string{i.Root, i.WorkSeed} {
-		if out, err := exec.Command(need.Binary(t, "e2fsck"), "-fn", path).CombinedOutput(); err != nil {
+		if out, err := exec.Command(need.Binary(t, "e2fsck"), "-fn", path).CombinedOutput(); err != nil || strings.Contains(string(out), "Fix?") {
 			t.Errorf("e2fsck: %v\n%s", err, out)
 		}
 	}
