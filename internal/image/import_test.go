@@ -582,7 +582,7 @@ func TestCatalogue(t *testing.T) {
 	if err := s.Delete(t.Context(), "two", unused); err != nil {
 		t.Error(err)
 	}
-	if told := s.Reconcile(); len(told) != 1 || !strings.Contains(told[0], "banger setup --rebuild") {
+	if told := s.Reconcile(); len(told) != 1 || !strings.Contains(told[0], "banger image import box.tar") {
 		t.Errorf("no sound image: %q", told)
 	}
 }
@@ -615,6 +615,26 @@ func TestOldLayout(t *testing.T) {
 		i, err := s.Get(t.Context(), name)
 		if err != nil || i.Notice == "" || i.WorkSeed != "" || i.RootBytes == 0 || i.Digest == "" || i.Digest == artifact.Digest(nil) {
 			t.Errorf("%s: %+v, %v", name, i, err)
+		}
+	}
+	// One of this layout is damaged without its manifest, and not old.
+	for what, manifest := range map[string][]byte{"torn": []byte(`{"na`), "empty": {}, "gone": nil} {
+		if err := os.Mkdir(filepath.Join(dir, what), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for name, content := range map[string][]byte{rootName: []byte("root"), seedName: []byte("seed"), manifestName: manifest} {
+			if content == nil {
+				continue
+			}
+			if err := os.WriteFile(filepath.Join(dir, what, name), content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if i, err := s.Get(t.Context(), what); fault.KindOf(err) != fault.Precondition || !strings.Contains(err.Error(), "damaged") {
+			t.Errorf("a manifest that is %s: %+v, %v", what, i, err)
+		}
+		if err := s.Delete(t.Context(), what, func(string) error { return nil }); err != nil {
+			t.Errorf("delete of a damaged one: %v", err)
 		}
 	}
 	list, err := s.List(t.Context())
