@@ -359,8 +359,23 @@ func TestImportExt4(t *testing.T) {
 	if err := os.Truncate(path, 1<<20); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Import(t.Context(), ImportOptions{Source: path}, nil); fault.KindOf(err) != fault.Precondition {
-		t.Errorf("a file system cut short: %v", err)
+	_, err = s.Import(t.Context(), ImportOptions{Source: path}, nil)
+	if fault.KindOf(err) != fault.Precondition || fault.HintOf(err) != "repair it, or a copy of it, with: e2fsck -f "+path {
+		t.Errorf("a file system cut short: %v, hint %q", err, fault.HintOf(err))
+	}
+}
+
+// TestRecognizePacked: two bytes in the middle of a packed archive do not make it a file system.
+func TestRecognizePacked(t *testing.T) {
+	packed := gzipped(t, boxTar(t))
+	// An extra field in the header of gzip (RFC 1952, 2.3.1), with the two bytes where ext4 has its own.
+	extra := make([]byte, 2000)
+	copy(extra[0x438-12:], "\x53\xef")
+	packed = slices.Concat(packed[:3], []byte{packed[3] | 4}, packed[4:10], []byte{2000 & 0xff, 2000 >> 8}, extra, packed[10:])
+	s := Open(filepath.Join(t.TempDir(), "images"))
+	found, err := s.recognize(t.Context(), ImportOptions{Source: writeTemp(t, "box.tgz", packed)})
+	if err != nil || found.kind != kindTar || !found.packed {
+		t.Errorf("%+v, %v", found, err)
 	}
 }
 
