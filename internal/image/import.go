@@ -167,11 +167,16 @@ var mountPoints = []string{"dev", "lost+found", "proc", "root", "run", "sys"}
 
 // open finds the layers.
 func (b *importing) open(ctx context.Context) (*oci.Image, error) {
-	o := oci.Options{Dir: b.work, Architecture: runtime.GOARCH, Select: b.options.Select, Progress: b.fetched}
+	free, err := disk.FreeBytes(b.work)
+	if err != nil {
+		return nil, err
+	}
+	o := oci.Options{
+		Dir: b.work, Architecture: runtime.GOARCH, Select: b.options.Select, Room: max(1, free-importSpace), Progress: b.fetched,
+	}
 	path := b.source.path
 	if b.source.packed && b.source.kind != kindTar { // it is read here and there: that needs a plain one
 		b.sink.Update(StageImport, "unpacking the archive", 0.05)
-		var err error
 		if path, err = oci.Unpack(ctx, path, o); err != nil {
 			return nil, err
 		}
