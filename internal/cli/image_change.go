@@ -135,6 +135,10 @@ func (e *Env) spool() (path string, remove func(), err error) {
 		remove()
 		return "", func() {}, fault.Wrap(fault.Precondition, err, "cannot keep what comes on stdin").WithHint("free some space in %s", e.Paths.Cache)
 	}
+	if info, err := os.Stat(path); err == nil && info.Size() == 0 {
+		remove()
+		return "", func() {}, fault.New(fault.Usage, "nothing came on stdin").WithHint("see whether the program before the pipe failed")
+	}
 	return path, remove, nil
 }
 
