@@ -37,9 +37,9 @@ type Options struct {
 
 const (
 	defaultBytes   = 60 << 30
-	defaultEntries = 4_000_000
-	maxTrailer     = 64 << 20 // bytes behind an archive's end: tar pads, but not without end
-	maxSkipped     = 100      // lines about what was left out
+	defaultEntries = 2_000_000 // at up to some 500 bytes of memory each
+	maxTrailer     = 64 << 20  // bytes behind an archive's end: tar pads, but not without end
+	maxSkipped     = 100       // lines about what was left out
 )
 
 const (
@@ -157,12 +157,21 @@ func (m *Merged) readLayer(ctx context.Context, i int) (entries []*node, err err
 		m.Bytes += h.Size
 		n, err := m.take(i, h)
 		if err != nil {
-			return fault.Wrap(fault.Precondition, err, "entry %q of the archive", h.Name)
+			return fault.Wrap(fault.Precondition, err, "entry %q of the archive", shorten(h.Name))
 		}
 		entries = append(entries, n)
 		return nil
 	})
 	return entries, err
+}
+
+// shorten makes a name one that can be read in an error.
+func shorten(name string) string {
+	const most = 200
+	if len(name) <= most {
+		return name
+	}
+	return name[:most] + "..."
 }
 
 // another counts an entry, or a directory that only a name implies: a name of 4096 bytes implies 2047 of them.
@@ -309,7 +318,7 @@ func (m *Merged) putLink(parent *node, base string, h *tar.Header) error {
 		return fmt.Errorf("it is a hard link to %q: %w", h.Linkname, err)
 	}
 	dir, last := path.Split(name)
-	from, err := m.find(dir, 0)
+	from, err := m.find(dir)
 	if err != nil || from == nil || from.children[last] == nil {
 		return fmt.Errorf("it is a hard link to %q, which is not there before it", h.Linkname)
 	}
@@ -323,57 +332,65 @@ func (m *Merged) putLink(parent *node, base string, h *tar.Header) error {
 
 // directory returns a directory, and makes it, and those above it, when it is not there.
 func (m *Merged) directory(layer int, name string) (*node, error) {
-	n, err := m.find(name, 0)
-	if n != nil || err != nil {
-		return n, err
-	}
-	dir, base := path.Split(strings.TrimSuffix(name, "/"))
-	parent, err := m.directory(layer, dir)
-	if err != nil {
-		return nil, err
-	}
-	if there := parent.children[base]; there != nil { // a symbolic link to nowhere
-		return nil, fmt.Errorf("%q is no directory", name)
-	}
-	made := newDirectory(layer)
-	parent.children[base] = made
-	return made, m.another()
+	hops := 0
+	n, _, err := m.resolve(name, &hops, func() (*node, error) { return newDirectory(layer), m.another() })
+	return n, err
 }
 
-// find returns a directory by its name; symbolic links on the way are followed, as programs that unpack layers
-// one above the other do. nil: there is none. Anything else there is an error.
-func (m *Merged) find(name string, hops int) (*node, error) {
-	n, at := m.root, ""
-	parts := strings.Split(strings.Trim(name, "/"), "/")
-	for i, part := range parts {
+// find returns a directory by its name. nil: there is none. Anything else there is an error.
+func (m *Merged) find(name string) (*node, error) {
+	hops := 0
+	n, _, err := m.resolve(name, &hops, nil)
+	return n, err
+}
+
+// resolve finds a directory, and its path without links; symbolic links on the way are followed, as programs that unpack layers
+// one above the other do. What is not there is made, unless create is nil: then there is no result. It goes through a name
+// once: names of 2000 parts are as cheap as others.
+func (m *Merged) resolve(name string, hops *int, create func() (*node, error)) (n *node, at []string, err error) {
+	n = m.root
+	for part := range strings.SplitSeq(name, "/") {
 		if part == "" {
 			continue
 		}
 		next := n.children[part]
 		switch {
+		case next == nil && create == nil:
+			return nil, nil, nil
 		case next == nil:
-			return nil, nil
+			if next, err = create(); err != nil {
+				return nil, nil, err
+			}
+			n.children[part] = next
 		case next.kind == symlink:
-			if hops++; hops > maxHops {
-				return nil, fmt.Errorf("too many symbolic links on the way to %q", name)
+			if *hops++; *hops > maxHops {
+				return nil, nil, fmt.Errorf("too many symbolic links on the way to %q", name)
 			}
 			to := next.target
 			if !path.IsAbs(to) {
-				to = at + "/" + to
+				to = strings.Join(at, "/") + "/" + to
 			}
-			rest := strings.Join(parts[i+1:], "/")
-			return m.find(path.Clean("/"+to+"/"+rest), hops)
+			if n, at, err = m.resolve(path.Clean("/"+to), hops, nil); err != nil {
+				return nil, nil, err
+			}
+			if n == nil && create != nil { // a link to nowhere
+				return nil, nil, fmt.Errorf("%q is no directory", part)
+			}
+			if n == nil {
+				return nil, nil, nil
+			}
+			continue
 		case next.kind == other:
-			return nil, fmt.Errorf("%q is no directory", path.Join(at, part))
+			return nil, nil, fmt.Errorf("%q is no directory", path.Join(path.Join(at...), part))
 		}
-		n, at = next, path.Join(at, part)
+		n, at = next, append(at, part)
 	}
-	return n, nil
+	return n, at, nil
 }
 
 // takeAway removes what a whiteout hides: of lower layers, never of its own.
 func (m *Merged) takeAway(layer int, dir, base string) error {
-	parent, err := m.find(dir, 0)
+	parent, err := m.find(dir)
 	if err != nil || parent == nil {
 		return err
 	}
@@ -416,7 +433,7 @@ func (m *Merged) nameAll(dir *node, at string) {
 // Append has Write put text at the end of a regular file, on lines of its own. It tells whether there is such a file.
 func (m *Merged) Append(name, text string) bool {
 	dir, base := path.Split(name)
-	parent, err := m.find(dir, 0)
+	parent, err := m.find(dir)
 	if err != nil || parent == nil || parent.children[base] == nil || parent.children[base].kind != other {
 		return false
 	}

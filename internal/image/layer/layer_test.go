@@ -140,6 +140,7 @@ func TestMerge(t *testing.T) {
 		"link outlives its name": {[][]byte{pack(t, file{"b", "1"}, link("a", "b")), pack(t, file{"b", "2"})}, "a 1\nb 2"},
 		"link to a lower layer":  {[][]byte{pack(t, file{"b", "1"}), pack(t, link("c", "b"), file{"d", "2"})}, "b 1\nc = b\nd 2"},
 		"through a symlink":      {[][]byte{pack(t, dir("usr/"), dir("usr/lib/"), sym("lib", "usr/lib")), pack(t, file{"lib/x", "2"})}, "lib -> usr/lib\nusr/\nusr/lib/\nusr/lib/x 2"},
+		"links on links":         {[][]byte{pack(t, dir("a/b/"), sym("a/up", "../c"), dir("c/"), sym("c/l", "../a/b"), file{"a/up/l/new/x", "1"})}, "a/\na/b/\na/b/new/\na/b/new/x 1\na/up -> ../c\nc/\nc/l -> ../a/b"},
 		"symlink beyond root":    {[][]byte{pack(t, dir("etc/"), sym("up", "../../../etc")), pack(t, file{"up/x", "2"})}, "etc/\netc/x 2\nup -> ../../../etc"},
 		"odd names":              {[][]byte{pack(t, file{"two\nlines", "1"}, file{" \"quoted\" \\", "2"}, file{strings.Repeat("n", 255), "3"})}, " \"quoted\" \\ 2\n" + strings.Repeat("n", 255) + " 3\ntwo\nlines 1"},
 	} {
@@ -194,6 +195,7 @@ func TestHostileArchives(t *testing.T) {
 		"long name":         {pack(t, file{strings.Repeat("n", 256), "x"}), "255"},
 		"long path":         {pack(t, file{strings.Repeat("dddddddd/", 600) + "f", "x"}), "4096"},
 		"below a file":      {pack(t, file{"a", "x"}, file{"a/b", "x"}), "no directory"},
+		"link to nowhere":   {pack(t, sym("a", "nowhere"), file{"a/x", "x"}), "no directory"},
 		"circle of links":   {pack(t, sym("a", "b"), sym("b", "a"), file{"a/x", "x"}), "symbolic links"},
 		"chain of links":    {pack(t, append(deep, file{"l0/x", "x"})...), "symbolic links"},
 		"too many bytes":    {pack(t, file{"a", strings.Repeat("x", 5000)}), "bytes"},
