@@ -125,7 +125,34 @@ func (s *Shelf) Missing(name string) error {
 
 func (s *Shelf) damaged(name string, cause error, format string, args ...any) error {
 	return fault.Wrap(fault.Precondition, cause, "%s %s is damaged: %s", s.kind, name, fmt.Sprintf(format, args...)).
-		WithHint("make it again with: banger setup --rebuild")
+		WithHint("%s", s.remedy(name))
+}
+
+// remedy says how to come by a damaged artifact again: as it was made, which its manifest tells if it is left.
+func (s *Shelf) remedy(name string) string {
+	var m struct {
+		Source string                   `json:"source"` // it was imported
+		Build  *struct{ Recipe string } `json:"build"`
+	}
+	b, err := os.ReadFile(filepath.Join(s.dir, name, s.manifest))
+	if err == nil {
+		err = json.Unmarshal(b, &m)
+	}
+	switch {
+	case err != nil || m.Source == "" && m.Build == nil:
+		return "make it again with: banger setup --rebuild"
+	case m.Build != nil:
+		return "build it again with: banger image build " + m.Build.Recipe
+	}
+	return fmt.Sprintf("import it again: banger %s import %s; then delete this one: banger %s delete %s", s.kind, m.Source, s.kind, name)
+}
+
+// Problem is how lists tell of an artifact that cannot be used: what is wrong, and what mends it.
+func Problem(err error) string {
+	if hint := fault.HintOf(err); hint != "" {
+		return err.Error() + "; " + hint
+	}
+	return err.Error()
 }
 
 // ReadManifest decodes the manifest of an artifact into v.
@@ -366,8 +393,8 @@ func (s *Shelf) removeLeftovers() error {
 	return nil
 }
 
-// Delete removes an artifact. used is asked, while the artifact is out of the way already, whether somebody
-// needs it; then it is put back, and used's error returned.
+// Delete removes an artifact. used is asked whether somebody needs it, and asked again while the artifact is out of the way
+// already; then it is put back, and used's error returned.
 func (s *Shelf) Delete(name string, used func() error) error {
 	unlock, err := s.lock()
 	if err != nil {
@@ -376,6 +403,9 @@ func (s *Shelf) Delete(name string, used func() error) error {
 	defer unlock()
 	if !s.Has(name) {
 		return s.Missing(name)
+	}
+	if err := used(); err != nil { // what is in use is not even moved: we may die before it is back
+		return err
 	}
 	aside := filepath.Join(s.dir, temporaryPrefix+"deleted-"+name)
 	if err := os.Rename(s.Dir(name), aside); err != nil {
@@ -496,9 +526,9 @@ func (s *Shelf) Reconcile(check func(name string) error) []string {
 		err = s.Missing(def)
 	}
 	names = slices.DeleteFunc(names, func(name string) bool { return check(name) != nil })
-	wrong := "no default " + s.kind + " is chosen"
+	wrong := "not mended: no default " + s.kind + " is chosen"
 	if def != "" {
-		wrong = fmt.Sprintf("the default %s cannot be used: %v", s.kind, err)
+		wrong = fmt.Sprintf("not mended: the default %s cannot be used: %s", s.kind, Problem(err))
 	}
 	switch {
 	case def == "" && len(names) == 1:
@@ -507,7 +537,9 @@ func (s *Shelf) Reconcile(check func(name string) error) []string {
 		}
 		return []string{fmt.Sprintf("%s %s is the default now: it is the only one", s.kind, names[0])}
 	case len(names) > 0:
-		return []string{fmt.Sprintf("%s; choose another: banger %s default %s", wrong, s.kind, names[0])}
+		return []string{fmt.Sprintf("%s; or choose another: banger %s default %s", wrong, s.kind, names[0])}
+	case def == "":
+		return []string{wrong + ", and none can be used; make one: banger setup --rebuild"}
 	}
-	return []string{wrong + "; make it again: banger setup --rebuild"}
+	return []string{wrong}
 }

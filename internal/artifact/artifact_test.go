@@ -178,8 +178,19 @@ func TestDeleteAndRename(t *testing.T) {
 	build(t, s, "two", "content")
 	inUse := errors.New("in use")
 	used, unused := func() error { return inUse }, func() error { return nil }
-	if err := s.Delete("one", used); !errors.Is(err, inUse) || !s.Has("one") {
-		t.Errorf("one in use: %v", err)
+	moved := false
+	look := func() error { moved = moved || !s.Has("one"); return inUse }
+	if err := s.Delete("one", look); !errors.Is(err, inUse) || !s.Has("one") || moved {
+		t.Errorf("one in use: %v; it was moved: %v", err, moved)
+	}
+	late := func() error { // somebody came to need it since we asked
+		if s.Has("one") {
+			return nil
+		}
+		return inUse
+	}
+	if err := s.Delete("one", late); !errors.Is(err, inUse) || !s.Has("one") {
+		t.Errorf("one in use by now: %v", err)
 	}
 	if err := s.Rename("one", "three", manifest{}, used); !errors.Is(err, inUse) || !s.Has("one") || s.Has("three") {
 		t.Errorf("one in use: %v", err)
@@ -199,6 +210,26 @@ func TestDeleteAndRename(t *testing.T) {
 	}
 	if err := s.Delete("three", unused); fault.KindOf(err) != fault.NotFound {
 		t.Errorf("deleted twice: %v", err)
+	}
+}
+
+// TestReconcileTellsWhatMends: by how the artifact was made.
+func TestReconcileTellsWhatMends(t *testing.T) {
+	for content, want := range map[string]string{
+		`{"name": "one"}`:                               "banger setup --rebuild",
+		`{"name": "one", "source": "alpine:3.20"}`:      "banger image import alpine:3.20",
+		`{"name": "one", "build": {"recipe": "small"}}`: "banger image build small",
+		`torn`: "banger setup --rebuild",
+	} {
+		s := Open(t.TempDir(), "image", "image.json")
+		build(t, s, "one", "content")
+		if err := errors.Join(s.SetDefault("one"), os.WriteFile(filepath.Join(s.Dir("one"), "image.json"), []byte(content), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		told := s.Reconcile(s.Present)
+		if len(told) != 1 || !strings.Contains(told[0], "not mended") || !strings.Contains(told[0], want) {
+			t.Errorf("%s: %q", content, told)
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	bangerv1 "banger/api/banger/v1"
+	"banger/internal/client"
 	"banger/internal/doctor"
 	"banger/internal/doctor/host"
 	"banger/internal/fault"
@@ -30,7 +31,7 @@ func newDoctorCommand(e *Env) *cobra.Command {
 func runDoctor(ctx context.Context, output outputFormat, e *Env) error {
 	return e.within(ctx, quickLimit, func(ctx context.Context) error {
 		checks := append(host.Checks(e.Paths), e.daemonChecks(ctx)...)
-		reports := doctor.Run(ctx, append(checks, e.imagesCheck()))
+		reports := doctor.Run(ctx, append(checks, e.catalogueChecks()...))
 		v := doctorView{OK: doctor.OK(reports), Checks: views(reports, viewCheck)}
 		if err := e.print(output, v, func() string { return e.describeChecks(v) }); err != nil {
 			return err
@@ -118,32 +119,70 @@ func judgeNames(v daemonView) doctor.Result {
 	return doctor.Good(describeNames(v.DNS))
 }
 
-// imagesCheck tells of images that are damaged, old or stale. It starts no daemon.
-func (e *Env) imagesCheck() doctor.Check {
-	return doctor.Check{Name: "images", Run: func(ctx context.Context) doctor.Result {
-		if !listens(ctx, e.Paths.Socket()) {
-			return doctor.Note("not looked at: the daemon is not running")
-		}
-		c, err := e.Dial(ctx, false)
-		if err != nil {
-			return doctor.Fail(err)
-		}
-		defer c.Close()
-		res, err := c.Images.ListImages(ctx, &bangerv1.ListImagesRequest{})
-		if err != nil {
-			return doctor.Fail(err)
-		}
-		var told []string
-		for _, i := range res.GetImages() {
-			if what := cmp.Or(i.GetProblem(), i.GetNotice()); what != "" {
-				told = append(told, i.GetName()+": "+what)
+// catalogueChecks tell of images that are damaged, old or stale, and of damaged kernels. They start no daemon.
+func (e *Env) catalogueChecks() []doctor.Check {
+	of := func(name string, list func(context.Context, *client.Client) ([]doctored, error)) doctor.Check {
+		return doctor.Check{Name: name, Run: func(ctx context.Context) doctor.Result {
+			if !listens(ctx, e.Paths.Socket()) {
+				return doctor.Note("not looked at: the daemon is not running")
 			}
+			c, err := e.Dial(ctx, false)
+			if err != nil {
+				return doctor.Fail(err)
+			}
+			defer c.Close()
+			all, err := list(ctx, c)
+			if err != nil {
+				return doctor.Fail(err)
+			}
+			return judgeCatalogue(all)
+		}}
+	}
+	return []doctor.Check{of("images", listImages), of("kernels", listKernels)}
+}
+
+// doctored is what doctor looks at of an image or a kernel.
+type doctored struct {
+	name, problem, notice string
+	isDefault             bool
+}
+
+func listImages(ctx context.Context, c *client.Client) (all []doctored, err error) {
+	res, err := c.Images.ListImages(ctx, &bangerv1.ListImagesRequest{})
+	for _, i := range res.GetImages() {
+		all = append(all, doctored{i.GetName(), i.GetProblem(), i.GetNotice(), i.GetIsDefault()})
+	}
+	return all, err
+}
+
+func listKernels(ctx context.Context, c *client.Client) (all []doctored, err error) {
+	res, err := c.Images.ListKernels(ctx, &bangerv1.ListKernelsRequest{})
+	for _, k := range res.GetKernels() {
+		all = append(all, doctored{name: k.GetName(), problem: k.GetProblem(), isDefault: k.GetIsDefault()})
+	}
+	return all, err
+}
+
+// judgeCatalogue warns of what is damaged and of what one should know. Damage without a default that works is what keeps VMs from
+// being made. Each problem and notice says itself what to type.
+func judgeCatalogue(all []doctored) doctor.Result {
+	var told []string
+	damaged, usable := false, false
+	for _, one := range all {
+		damaged, usable = damaged || one.problem != "", usable || one.isDefault && one.problem == ""
+		if what := cmp.Or(one.problem, one.notice); what != "" {
+			told = append(told, one.name+": "+what)
 		}
-		if len(told) > 0 {
-			return doctor.Note(strings.Join(told, "; "))
-		}
-		return doctor.Good(fmt.Sprintf("%d, all of them sound", len(res.GetImages())))
-	}}
+	}
+	switch {
+	case damaged && !usable:
+		return doctor.Missing("no default that works; "+strings.Join(told, "; "), "")
+	case len(told) > 0:
+		return doctor.Warn(strings.Join(told, "; "), "")
+	case len(all) == 0:
+		return doctor.Note("none yet: banger setup makes the default")
+	}
+	return doctor.Good(fmt.Sprintf("%d, all of them sound", len(all)))
 }
 
 func viewCheck(r doctor.Report) checkView {

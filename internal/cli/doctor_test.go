@@ -32,3 +32,24 @@ func TestDoctorJudgesTheNetwork(t *testing.T) {
 		}
 	}
 }
+
+// TestDoctorJudgesTheCatalogue: damage is no good news, and without a default that works VMs cannot be made.
+func TestDoctorJudgesTheCatalogue(t *testing.T) {
+	good, old := doctored{name: "good", isDefault: true}, doctored{name: "old", notice: "it is old"}
+	damaged := doctored{name: "bad", problem: "a file is missing; make it again with: banger setup --rebuild"}
+	for name, c := range map[string]struct {
+		all    []doctored
+		status doctor.Status
+		text   string
+	}{
+		"none":            {nil, doctor.OKStatus, "banger setup"},
+		"well":            {[]doctored{good}, doctor.OKStatus, "1, all of them sound"},
+		"old":             {[]doctored{good, old}, doctor.Warning, "old: it is old"},
+		"one damaged":     {[]doctored{good, damaged}, doctor.Warning, "banger setup --rebuild"},
+		"default damaged": {[]doctored{old, damaged}, doctor.MissingStatus, "no default that works"},
+	} {
+		if got := judgeCatalogue(c.all); got.Status != c.status || !strings.Contains(got.Message, c.text) {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}

@@ -56,7 +56,7 @@ func filesFirst(_ *cobra.Command, args []string, _ string) ([]string, cobra.Shel
 }
 
 func runImageImport(ctx context.Context, o imageImportOptions, e *Env) error {
-	source, remove, err := e.importSource(o.source)
+	source, remove, err := e.importSource(ctx, o.source)
 	if err != nil {
 		return err
 	}
@@ -101,10 +101,10 @@ func (e *Env) tellSkipped(i *bangerv1.Image) {
 
 // importSource makes of what was typed what the daemon understands: an absolute path, or a reference as it is. What
 // comes on stdin is put into a file first: it is read twice.
-func (e *Env) importSource(typed string) (source string, remove func(), err error) {
+func (e *Env) importSource(ctx context.Context, typed string) (source string, remove func(), err error) {
 	remove = func() {}
 	if typed == "-" {
-		return e.spool()
+		return e.spool(ctx)
 	}
 	if _, err := os.Stat(typed); err == nil {
 		source, err = filepath.Abs(typed)
@@ -117,7 +117,7 @@ func (e *Env) importSource(typed string) (source string, remove func(), err erro
 	return typed, remove, nil
 }
 
-func (e *Env) spool() (path string, remove func(), err error) {
+func (e *Env) spool(ctx context.Context) (path string, remove func(), err error) {
 	if isTerminal(e.Stdin) {
 		return "", func() {}, fault.New(fault.Usage, "an archive is expected on stdin, and that is a terminal").
 			WithHint("for instance: docker export NAME | banger image import -")
@@ -131,9 +131,21 @@ func (e *Env) spool() (path string, remove func(), err error) {
 	}
 	remove = func() { _ = os.RemoveAll(dir) } // it lies in the cache
 	path = filepath.Join(dir, "stdin.tar")
-	if err := writeAll(path, e.Stdin); err != nil {
+	written := make(chan error, 1)
+	go func() { written <- writeAll(path, e.Stdin) }() // a read that waits ends with the process, and by nothing else
+	select {
+	case err = <-written:
+	case <-ctx.Done():
+		remove()
+		return "", func() {}, ctx.Err()
+	}
+	if err != nil {
 		remove()
 		return "", func() {}, fault.Wrap(fault.Precondition, err, "cannot keep what comes on stdin").WithHint("free some space in %s", e.Paths.Cache)
+	}
+	if info, err := os.Stat(path); err == nil && info.Size() == 0 {
+		remove()
+		return "", func() {}, fault.New(fault.Usage, "nothing came on stdin").WithHint("see whether the program before the pipe failed")
 	}
 	return path, remove, nil
 }

@@ -104,10 +104,24 @@ func walkData(ctx context.Context, path string, packed io.Reader, f func(*tar.He
 			return fault.Wrap(fault.Precondition, err, "package %s is damaged", path)
 		}
 		h.Name = strings.Trim(strings.TrimPrefix(h.Name, "./"), "/")
-		if err := f(h, entries); err != nil {
+		if err := f(h, damagedReader{entries, path}); err != nil {
 			return err
 		}
 	}
+}
+
+// damagedReader tells a package that cannot be read from a disk that cannot be written.
+type damagedReader struct {
+	io.Reader
+	path string
+}
+
+func (d damagedReader) Read(b []byte) (int, error) {
+	n, err := d.Reader.Read(b)
+	if err != nil && !errors.Is(err, io.EOF) {
+		err = fault.Wrap(fault.Precondition, err, "package %s is damaged", d.path)
+	}
+	return n, err
 }
 
 // packings are the formats that Decompress undoes, by their first bytes.

@@ -1,6 +1,7 @@
 package disk
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -28,7 +29,7 @@ func WriteExt4(ctx context.Context, tarStream io.Reader, out io.ReadWriteSeeker)
 	if _, err := io.Copy(io.Discard, r); err != nil { // the padding of the stream's end
 		return err
 	}
-	if err := padInodeBitmaps(out); err != nil {
+	if err := finishCompact(out); err != nil {
 		return spaceFault(fmt.Errorf("cannot finish the ext4: %w", err), nameOf(out))
 	}
 	return nil
@@ -53,34 +54,25 @@ func (c *contextReader) Read(b []byte) (int, error) {
 	return c.r.Read(b)
 }
 
+// finishCompact mends what tar2ext4 leaves wrong.
+func finishCompact(f io.ReadWriteSeeker) error {
+	g, err := readGeometry(f)
+	if err != nil {
+		return err
+	}
+	return errors.Join(padInodeBitmaps(f, g), sortAttributes(f, g))
+}
+
 // padInodeBitmaps sets the bits behind the last inode of each group, which tar2ext4 leaves zero
 // and e2fsck complains about. Its file systems have 32-byte descriptors and no checksums.
-func padInodeBitmaps(f io.ReadWriteSeeker) error {
-	const blockSize, descriptorSize = 4096, 32
-	var super [1024]byte
-	if err := readAt(f, super[:], 1024); err != nil {
-		return err
-	}
-	le := binary.LittleEndian
-	blocks, perGroup, inodes := le.Uint32(super[0x4:]), le.Uint32(super[0x20:]), le.Uint32(super[0x28:])
-	if perGroup == 0 || le.Uint32(super[0x18:]) != 2 || inodes > blockSize*8 {
-		return errors.New("unexpected file system geometry")
-	}
-	if inodes == blockSize*8 { // the bitmaps are full
+func padInodeBitmaps(f io.ReadWriteSeeker, g geometry) error {
+	if g.perGroup == compactBlock*8 { // the bitmaps are full
 		return nil
 	}
-	groups := (blocks + perGroup - 1) / perGroup
-	descriptors := make([]byte, groups*descriptorSize)
-	if err := readAt(f, descriptors, blockSize); err != nil {
-		return err
-	}
-	padding := make([]byte, blockSize-inodes/8) // the number of inodes is a multiple of 8
-	for i := range padding {
-		padding[i] = 0xff
-	}
-	for g := range groups {
-		bitmap := le.Uint32(descriptors[g*descriptorSize+4:])
-		if _, err := f.Seek(int64(bitmap)*blockSize+int64(inodes/8), io.SeekStart); err != nil {
+	padding := bytes.Repeat([]byte{0xff}, compactBlock-int(g.perGroup)/8) // the number of inodes is a multiple of 8
+	for i := range g.groups {
+		bitmap := binary.LittleEndian.Uint32(g.descriptors[i*compactDescriptor+4:])
+		if _, err := f.Seek(int64(bitmap)*compactBlock+int64(g.perGroup/8), io.SeekStart); err != nil {
 			return err
 		}
 		if _, err := f.Write(padding); err != nil {

@@ -4,10 +4,12 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -356,6 +358,52 @@ func TestWriteExt4OfManyFilesIsClean(t *testing.T) {
 		t.Fatal(err)
 	}
 	checkClean(t, f.Name())
+}
+
+// TestAttributesAreFound: the kernel finds attributes by their order. debugfs looks through all of them, so the order itself is read.
+func TestAttributesAreFound(t *testing.T) {
+	records := map[string]string{}
+	for i := range 40 {
+		space := []string{"user.", "trusted.", "security."}[i%3]
+		records["SCHILY.xattr."+space+strings.Repeat(string(rune('z'-i%26)), 1+i*7%11)+string(rune('a'+i%26))] = "value"
+	}
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, name := range []string{"one", "two"} {
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, PAXRecords: records}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = w.Close()
+	f, err := os.Create(filepath.Join(t.TempDir(), "root.ext4"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := WriteExt4(t.Context(), &b, f); err != nil {
+		t.Fatal(err)
+	}
+	checkClean(t, f.Name())
+	if got := strings.Count(debugfs(t, f.Name(), "ea_list /two"), "= \"value\""); got != len(records) {
+		t.Errorf("%d of %d attributes are there", got, len(records))
+	}
+	blocks := 0
+	for at := int64(0); ; at += compactBlock {
+		block := make([]byte, compactBlock)
+		if n, _ := f.ReadAt(block, at); n < len(block) {
+			break
+		}
+		if binary.LittleEndian.Uint32(block) != attributeMagic {
+			continue
+		}
+		blocks++
+		if entries, _ := entriesOf(block); len(entries) < 30 || !slices.IsSortedFunc(entries, byLookup) {
+			t.Errorf("block %d: %d entries, or not in order", at/compactBlock, len(entries))
+		}
+	}
+	if blocks != 2 {
+		t.Errorf("%d attribute blocks", blocks)
+	}
 }
 
 func TestWriteExt4OfBrokenTarFails(t *testing.T) {

@@ -187,6 +187,9 @@ func GrowExt4(ctx context.Context, path string, size int64) error {
 	return toolFault(err, path)
 }
 
+// ErrDamaged is in the chain of errors about a file system that cannot be repaired safely.
+var ErrDamaged = errors.New("the file system is damaged")
+
 // checkExt4 replays the journal and repairs what is safe to repair.
 func checkExt4(ctx context.Context, path string) error {
 	e2fsck, err := system.Find("e2fsck", e2fsprogs)
@@ -199,7 +202,7 @@ func checkExt4(ctx context.Context, path string) error {
 	}
 	// Exit code 1 says that something was mended; then a second look finds nothing.
 	if _, err := runOn(ctx, path, system.Command{Path: e2fsck, Args: []string{"-fn"}}); err != nil {
-		return fault.Wrap(fault.Precondition, first, "the file system of disk %s is damaged", path).
+		return fault.Wrap(fault.Precondition, errors.Join(ErrDamaged, first), "disk %s", path).
 			WithHint("repair it with: e2fsck -f %s", path)
 	}
 	return nil

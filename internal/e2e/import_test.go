@@ -113,22 +113,9 @@ func (w *world) ownCatalogue() {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		w.t.Fatal(err)
 	}
-	entries, err := os.ReadDir(prepared)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), ".") {
-			if err := os.CopyFS(filepath.Join(dir, e.Name()), os.DirFS(filepath.Join(prepared, e.Name()))); err != nil {
-				content, err := os.ReadFile(filepath.Join(prepared, e.Name())) // not a directory
-				if err != nil {
-					w.t.Fatal(err)
-				}
-				if err := os.WriteFile(filepath.Join(dir, e.Name()), content, 0o600); err != nil {
-					w.t.Fatal(err)
-				}
-			}
-		}
+	// Not by os.CopyFS: a work seed is four gigabytes of holes.
+	if out, err := exec.Command("cp", "-a", "--sparse=always", prepared+"/.", dir).CombinedOutput(); err != nil {
+		w.t.Fatalf("%v: %s", err, out)
 	}
 }
 

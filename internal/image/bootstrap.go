@@ -82,6 +82,7 @@ type bootstrapPlan struct {
 
 // makeBootstrapped makes an image of a plan; change has the last word on its manifest.
 func (s *Store) makeBootstrapped(ctx context.Context, plan bootstrapPlan, change func(*Manifest), sink progress.Sink) (name string, err error) {
+	defer elbowRoom()()
 	if err := plan.Check(); err != nil {
 		return "", err
 	}

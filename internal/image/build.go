@@ -98,6 +98,7 @@ type BuildOptions struct {
 // Build makes an image of the root file system of a machine that was made ready. What belongs to that machine alone
 // does not go into it.
 func (s *Store) Build(ctx context.Context, o BuildOptions, sink progress.Sink) (i Image, err error) {
+	defer elbowRoom()()
 	if err := s.Free(o.Name); err != nil {
 		return i, err
 	}

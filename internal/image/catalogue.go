@@ -2,6 +2,8 @@ package image
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"slices"
 
 	"banger/internal/fault"
@@ -16,8 +18,8 @@ func (s *Store) SetDefault(ctx context.Context, name string) (Image, error) {
 	return i, s.shelf.SetDefault(i.Name)
 }
 
-// Delete removes an image, also a damaged one. used tells why it cannot go, or nil; it is asked while the image is
-// out of the way. The default image is not deleted.
+// Delete removes an image, also a damaged one. used tells why it cannot go, or nil; it is asked before, and again while the
+// image is out of the way. The default image is not deleted.
 func (s *Store) Delete(ctx context.Context, name string, used func(name string) error) error {
 	name, err := s.exact(ctx, name)
 	if err != nil {
@@ -72,9 +74,9 @@ func (s *Store) Rename(ctx context.Context, name, to string, used func(name stri
 func (s *Store) Reconcile() []string {
 	return s.shelf.Reconcile(func(name string) error {
 		err := s.shelf.Present(name)
-		if err != nil && oldRoot(s.shelf.Dir(name)) != "" {
+		if err != nil && isOld(s.shelf.Dir(name)) {
 			var m Manifest
-			if s.shelf.ReadManifest(name, &m) != nil || len(m.Files) == 0 {
+			if mErr := s.shelf.ReadManifest(name, &m); errors.Is(mErr, fs.ErrNotExist) || mErr == nil && len(m.Files) == 0 {
 				return nil
 			}
 		}

@@ -18,8 +18,13 @@ import (
 // filterFormat is part of the recipe's hash: raise it when the rules change.
 const filterFormat = 1
 
+// packageLists are the files in which package managers keep what is installed, and what reads them.
+var packageLists = map[string]func(text string) []string{
+	"var/lib/dpkg/status": installed, "lib/apk/db/installed": installedByApk, "usr/lib/apk/db/installed": installedByApk,
+}
+
 const (
-	maxStatus = 64 << 20 // bytes of dpkg's status file
+	maxStatus = 64 << 20 // bytes of a package manager's list
 	maxHome   = 64 << 20 // bytes of files in /root
 )
 
@@ -128,13 +133,13 @@ func (f *filter) take(h *tar.Header, content io.Reader) error {
 	if f.dropped(name, h.Typeflag == tar.TypeDir) {
 		return nil
 	}
-	if name == "var/lib/dpkg/status" && h.Typeflag == tar.TypeReg {
-		status, err := io.ReadAll(io.LimitReader(content, maxStatus))
+	if list := packageLists[name]; list != nil && h.Typeflag == tar.TypeReg {
+		text, err := io.ReadAll(io.LimitReader(content, maxStatus))
 		if err != nil {
 			return err
 		}
-		f.result.packages = installed(string(status))
-		content = bytes.NewReader(status)
+		f.result.packages = list(string(text))
+		content = io.MultiReader(bytes.NewReader(text), content)
 	}
 	if h.Typeflag == tar.TypeLink {
 		if target := clean(h.Linkname); !f.seen[target] {
@@ -173,6 +178,9 @@ func (f *filter) takeHome(name string, h *tar.Header, content io.Reader) error {
 func copyEntry(w *tar.Writer, h *tar.Header, content io.Reader) error {
 	h.Format = tar.FormatPAX // names, owners and times of any kind
 	h.AccessTime, h.ChangeTime = time.Time{}, time.Time{}
+	if y := h.ModTime.Year(); y < 1970 || y > 2300 { // the writer of the ext4 makes another time of it, and e2fsck doubts it
+		h.ModTime = time.Unix(0, 0)
+	}
 	if err := w.WriteHeader(h); err != nil {
 		return err
 	}
@@ -255,6 +263,28 @@ func installed(status string) []string {
 		}
 		if fields["Status"] == "install ok installed" {
 			packages = append(packages, fields["Package"]+"="+fields["Version"])
+		}
+	}
+	slices.Sort(packages)
+	return packages
+}
+
+// installedByApk reads the list of Alpine's package manager, whose fields are letters (apk-tools, doc/apk-v2.5.scd), and
+// returns the same.
+func installedByApk(list string) []string {
+	var packages []string
+	for paragraph := range strings.SplitSeq(list, "\n\n") {
+		var name, version string
+		for line := range strings.Lines(paragraph) {
+			switch field, value, _ := strings.Cut(strings.TrimRight(line, "\n"), ":"); field {
+			case "P":
+				name = value
+			case "V":
+				version = value
+			}
+		}
+		if name != "" {
+			packages = append(packages, name+"="+version)
 		}
 	}
 	slices.Sort(packages)

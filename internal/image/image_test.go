@@ -139,6 +139,27 @@ func TestFilterRoot(t *testing.T) {
 	}
 }
 
+// TestPackagesOfAlpine: the list of apk, as it is in the image.
+func TestPackagesOfAlpine(t *testing.T) {
+	list := "C:Q1x=\nP:musl\nV:1.2.5-r9\nA:x86_64\nT:the musl c library (libc) implementation\nF:lib\nR:libc.musl\n\nC:Q1y=\nP:busybox\nV:1.37.0-r12\np:/bin/sh cmd:busybox=1\n\n"
+	if got := installedByApk(list); !slices.Equal(got, []string{"busybox=1.37.0-r12", "musl=1.2.5-r9"}) {
+		t.Errorf("packages %q", got)
+	}
+	var in, out bytes.Buffer
+	w := tar.NewWriter(&in)
+	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "lib/apk/db/installed", Mode: 0o644, Size: int64(len(list))}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write([]byte(list)); err != nil || w.Close() != nil {
+		t.Fatal(err)
+	}
+	var result filtered
+	f := newFilter(rules{dropped: func(string, bool) bool { return false }}, &out, io.Discard, &result)
+	if err := f.run(t.Context(), &in); err != nil || len(result.packages) != 2 || !bytes.Contains(out.Bytes(), []byte(list)) {
+		t.Errorf("packages %q, %v", result.packages, err)
+	}
+}
+
 func TestFilterRootRefuses(t *testing.T) {
 	var empty, link bytes.Buffer
 	if err := tar.NewWriter(&empty).Close(); err != nil {

@@ -72,6 +72,7 @@ func (s *Store) Import(ctx context.Context, o ImportOptions, sink progress.Sink)
 }
 
 func (s *Store) importAs(ctx context.Context, o ImportOptions, what source, sink progress.Sink) (Image, error) {
+	defer elbowRoom()()
 	name, err := s.shelf.Build(func(dir string) (string, any, error) {
 		b := &importing{options: o, source: what, dir: dir, work: filepath.Join(dir, "work"), sink: sink}
 		m, err := b.run(ctx)
@@ -139,7 +140,7 @@ func (b *importing) importLayers(ctx context.Context, m *Manifest) error {
 		m.Source = found.Reference
 	}
 	b.sink.Update(StageImport, "looking through the archive", 0.4)
-	merged, err := layer.Merge(ctx, layer.Options{Whiteouts: b.source.kind != kindTar, Apart: "root/", Dir: b.work}, found.Layers...)
+	merged, err := layer.Merge(ctx, layer.Options{Whiteouts: b.source.kind != kindTar, Apart: "root/", Directories: mountPoints, Dir: b.work}, found.Layers...)
 	if err != nil {
 		return err
 	}
@@ -155,16 +156,27 @@ func (b *importing) importLayers(ctx context.Context, m *Manifest) error {
 	}
 	m.Packages, m.PackagesHash = result.packages, hash(strings.Join(result.packages, "\n"))
 	b.sink.Update(StageImport, "making the work seed", 0.9)
-	return b.writeSeed(ctx, m)
+	skipped, err := writeSeedFrom(ctx, filepath.Join(b.work, homeName), filepath.Join(b.dir, seedName))
+	m.Skipped = append(merged.Skipped(), skipped...)
+	return err
 }
+
+// mountPoints are the directories that file systems are mounted on before the image's own programs run, and the one that a
+// file system brings.
+var mountPoints = []string{"dev", "lost+found", "proc", "root", "run", "sys"}
 
 // open finds the layers.
 func (b *importing) open(ctx context.Context) (*oci.Image, error) {
-	o := oci.Options{Dir: b.work, Architecture: runtime.GOARCH, Select: b.options.Select, Progress: b.fetched}
+	free, err := disk.FreeBytes(b.work)
+	if err != nil {
+		return nil, err
+	}
+	o := oci.Options{
+		Dir: b.work, Architecture: runtime.GOARCH, Select: b.options.Select, Room: max(1, free-importSpace), Progress: b.fetched,
+	}
 	path := b.source.path
 	if b.source.packed && b.source.kind != kindTar { // it is read here and there: that needs a plain one
 		b.sink.Update(StageImport, "unpacking the archive", 0.05)
-		var err error
 		if path, err = oci.Unpack(ctx, path, o); err != nil {
 			return nil, err
 		}
@@ -264,23 +276,6 @@ func pipeline(ctx context.Context, first func(io.Writer) error, second func(io.W
 	_ = rawIn.CloseWithError(firstErr)
 	filterErr, writeErr := <-filterDone, <-writeDone
 	return firstCause(ctx, writeErr, filterErr, firstErr)
-}
-
-// writeSeed makes the work seed of what the filter found in /root.
-func (b *importing) writeSeed(ctx context.Context, m *Manifest) error {
-	home, err := os.Open(filepath.Join(b.work, homeName))
-	if err != nil {
-		return err
-	}
-	defer func() { _ = home.Close() }()
-	info, err := home.Stat()
-	if err != nil {
-		return err
-	}
-	// Twice the content, in whole GiB: the metadata and some work fit as well.
-	size := max(SeedBytes, (2*info.Size()+1<<30-1)>>30<<30)
-	m.Skipped, err = disk.CreateExt4FromTar(ctx, filepath.Join(b.dir, seedName), size, "work", home)
-	return err
 }
 
 // importRules keep all of an imported image. Its environment goes where logins look for it.

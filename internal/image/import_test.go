@@ -4,13 +4,9 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
-	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log"
-	"net"
-	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -70,6 +66,7 @@ func boxTar(t *testing.T) []byte {
 	put(tar.Header{Typeflag: tar.TypeChar, Name: "dev/null", Mode: 0o666, Devmajor: 1, Devminor: 3}, "")
 	put(tar.Header{Typeflag: tar.TypeReg, Name: "root/.profile", Mode: 0o600}, "mine")
 	put(tar.Header{Typeflag: tar.TypeLink, Name: "opt/shared", Linkname: "root/.profile"}, "")
+	put(tar.Header{Typeflag: tar.TypeReg, Name: "etc/before-1970", Mode: 0o644, ModTime: time.Unix(-1e6, 0)}, "x") // e2fsck would say so
 	put(tar.Header{Typeflag: tar.TypeReg, Name: "root/odd\nname", Mode: 0o600}, "x")
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
@@ -213,7 +210,7 @@ func debugfs(t *testing.T, path, command string) string {
 func checkBox(t *testing.T, i Image, container bool) {
 	t.Helper()
 	for _, path := range []string{i.Root, i.WorkSeed} {
-		if out, err := exec.Command(need.Binary(t, "e2fsck"), "-fn", path).CombinedOutput(); err != nil {
+		if out, err := exec.Command(need.Binary(t, "e2fsck"), "-fn", path).CombinedOutput(); err != nil || strings.Contains(string(out), "Fix?") {
 			t.Errorf("e2fsck: %v\n%s", err, out)
 		}
 	}
@@ -358,8 +355,23 @@ func TestImportExt4(t *testing.T) {
 	if err := os.Truncate(path, 1<<20); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Import(t.Context(), ImportOptions{Source: path}, nil); fault.KindOf(err) != fault.Precondition {
-		t.Errorf("a file system cut short: %v", err)
+	_, err = s.Import(t.Context(), ImportOptions{Source: path}, nil)
+	if fault.KindOf(err) != fault.Precondition || fault.HintOf(err) != "repair it, or a copy of it, with: e2fsck -f "+path {
+		t.Errorf("a file system cut short: %v, hint %q", err, fault.HintOf(err))
+	}
+}
+
+// TestRecognizePacked: two bytes in the middle of a packed archive do not make it a file system.
+func TestRecognizePacked(t *testing.T) {
+	packed := gzipped(t, boxTar(t))
+	// An extra field in the header of gzip (RFC 1952, 2.3.1), with the two bytes where ext4 has its own.
+	extra := make([]byte, 2000)
+	copy(extra[0x438-12:], "\x53\xef")
+	packed = slices.Concat(packed[:3], []byte{packed[3] | 4}, packed[4:10], []byte{2000 & 0xff, 2000 >> 8}, extra, packed[10:])
+	s := Open(filepath.Join(t.TempDir(), "images"))
+	found, err := s.recognize(t.Context(), ImportOptions{Source: writeTemp(t, "box.tgz", packed)})
+	if err != nil || found.kind != kindTar || !found.packed {
+		t.Errorf("%+v, %v", found, err)
 	}
 }
 
@@ -369,32 +381,6 @@ func TestImportRefuses(t *testing.T) {
 	s := Open(dir)
 	plain := boxTar(t)
 	packed := gzipped(t, plain)
-	image := boxImage(t)
-	saved := filepath.Join(t.TempDir(), "saved.tar")
-	two := filepath.Join(t.TempDir(), "two.tar")
-	other, err := mutate.ConfigFile(image, &v1.ConfigFile{OS: "linux", Architecture: "s390x", RootFS: v1.RootFS{Type: "layers"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	second, err := mutate.Config(image, v1.Config{Env: []string{"SECOND=1"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	foreign := filepath.Join(t.TempDir(), "foreign.tar")
-	if err := errors.Join(
-		tarball.WriteToFile(saved, tag(t, "box:1"), image),
-		tarball.MultiWriteToFile(two, map[name.Tag]v1.Image{tag(t, "box:1"): image, tag(t, "box:2"): second}),
-		tarball.WriteToFile(foreign, tag(t, "box:1"), other),
-	); err != nil {
-		t.Fatal(err)
-	}
-	savedBytes, err := os.ReadFile(saved)
-	if err != nil {
-		t.Fatal(err)
-	}
-	flipped := slices.Clone(savedBytes)
-	at := bytes.Index(flipped, []byte("\x1f\x8b")) // a layer
-	flipped[at+200] ^= 0xff
 	for what, c := range map[string]struct {
 		source string
 		kind   fault.Kind
@@ -409,10 +395,6 @@ func TestImportRefuses(t *testing.T) {
 		"zip":               {writeTemp(t, "z", append([]byte("PK\x03\x04"), make([]byte, 1000)...)), fault.Usage, "ZIP"},
 		"tar cut short":     {writeTemp(t, "t.tar", plain[:len(plain)/2+100]), fault.Precondition, "damaged"},
 		"packed, cut short": {writeTemp(t, "t.tgz", packed[:len(packed)/2]), fault.Precondition, "damaged"},
-		"layer flipped":     {writeTemp(t, "f.tar", flipped), fault.Precondition, "damaged"},
-		"saved, cut short":  {writeTemp(t, "s.tar", savedBytes[:len(savedBytes)/2]), fault.Precondition, ""},
-		"two images":        {two, fault.Usage, "several"},
-		"other processor":   {foreign, fault.Precondition, "s390x"},
 		"bad reference":     {"not a reference", fault.Usage, "no reference"},
 		"reference upwards": {"../../etc", fault.Usage, "no reference"},
 	} {
@@ -423,121 +405,9 @@ func TestImportRefuses(t *testing.T) {
 			}
 		})
 	}
-	if i, err := s.Import(t.Context(), ImportOptions{Source: two, Select: "box:2"}, nil); err != nil || i.Manifest.Source != "docker.io/library/box:2" {
-		t.Errorf("the second of two: %s, %v", i.Manifest.Source, err)
-	}
 	if left, _ := filepath.Glob(filepath.Join(dir, ".new-*")); len(left) > 0 {
 		t.Errorf("left behind: %v", left)
 	}
-}
-
-// TestRegistryRefuses: a registry that says no, breaks, or says nothing.
-func TestRegistryRefuses(t *testing.T) {
-	s := Open(filepath.Join(t.TempDir(), "images"))
-	for what, c := range map[string]struct {
-		answer http.HandlerFunc
-		kind   fault.Kind
-		says   string
-	}{
-		"401": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(401) }, fault.Precondition, "does not let us"},
-		"404": {func(w http.ResponseWriter, r *http.Request) {
-			if r.URL.Path != "/v2/" {
-				w.WriteHeader(404)
-			}
-		}, fault.NotFound, "no image"},
-		"429": {func(w http.ResponseWriter, r *http.Request) {
-			if r.URL.Path != "/v2/" {
-				w.WriteHeader(429)
-			}
-		}, fault.Precondition, "less often"},
-		"500":      {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(500) }, fault.Precondition, "500"},
-		"hangs up": {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, fault.Precondition, "cannot fetch"},
-		"nonsense": {func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "<html>") }, fault.Precondition, ""},
-	} {
-		t.Run(what, func(t *testing.T) {
-			server := httptest.NewServer(c.answer)
-			defer server.Close()
-			_, err := s.Import(t.Context(), ImportOptions{Source: strings.TrimPrefix(server.URL, "http://") + "/team/box:1"}, nil)
-			if fault.KindOf(err) != c.kind || !strings.Contains(fmt.Sprint(err), c.says) {
-				t.Errorf("error %v (%v)", err, fault.KindOf(err))
-			}
-		})
-	}
-	t.Run("nobody there", func(t *testing.T) {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = l.Close()
-		_, err = s.Import(t.Context(), ImportOptions{Source: l.Addr().String() + "/team/box:1"}, nil)
-		if fault.KindOf(err) != fault.Precondition || fault.HintOf(err) == "" {
-			t.Errorf("error %v", err)
-		}
-	})
-	t.Run("says nothing", func(t *testing.T) {
-		release := make(chan struct{})
-		server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release }))
-		defer server.Close()
-		defer close(release)
-		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-		defer cancel()
-		_, err := s.Import(ctx, ImportOptions{Source: strings.TrimPrefix(server.URL, "http://") + "/team/box:1"}, nil)
-		if fault.KindOf(err) != fault.Timeout {
-			t.Errorf("error %v", err)
-		}
-	})
-}
-
-// TestRegistryBreaksOff: a layer that breaks off is fetched again; one that is another than was named is refused.
-func TestRegistryBreaksOff(t *testing.T) {
-	needTools(t)
-	image := boxImage(t)
-	layers, err := image.Layers()
-	if err != nil {
-		t.Fatal(err)
-	}
-	digest, err := layers[0].Digest()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for what, c := range map[string]struct {
-		spoil func(asked int, body []byte) []byte
-		good  bool
-	}{
-		"once":  {func(asked int, body []byte) []byte { return body[:len(body)/(1+b2i(asked == 1))] }, true},
-		"other": {func(_ int, body []byte) []byte { body[len(body)/2] ^= 1; return body }, false},
-	} {
-		t.Run(what, func(t *testing.T) {
-			inner, asked := registry.New(registry.Logger(log.New(io.Discard, "", 0))), 0
-			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if r.Method != http.MethodGet || !strings.HasSuffix(r.URL.Path, digest.String()) {
-					inner.ServeHTTP(w, r)
-					return
-				}
-				asked++
-				recorded := httptest.NewRecorder()
-				inner.ServeHTTP(recorded, r)
-				w.Header().Set("Content-Length", fmt.Sprint(recorded.Body.Len()))
-				_, _ = w.Write(c.spoil(asked, recorded.Body.Bytes()))
-			}))
-			defer server.Close()
-			ref := strings.TrimPrefix(server.URL, "http://") + "/team/box:1"
-			if err := remote.Write(tag(t, ref), image); err != nil {
-				t.Fatal(err)
-			}
-			_, err := Open(filepath.Join(t.TempDir(), "images")).Import(t.Context(), ImportOptions{Source: ref}, nil)
-			if c.good && err != nil || !c.good && fault.KindOf(err) != fault.Precondition {
-				t.Errorf("after %d requests: %v", asked, err)
-			}
-		})
-	}
-}
-
-func b2i(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
 }
 
 func TestCatalogue(t *testing.T) {
@@ -581,7 +451,7 @@ func TestCatalogue(t *testing.T) {
 	if err := s.Delete(t.Context(), "two", unused); err != nil {
 		t.Error(err)
 	}
-	if told := s.Reconcile(); len(told) != 1 || !strings.Contains(told[0], "banger setup --rebuild") {
+	if told := s.Reconcile(); len(told) != 1 || !strings.Contains(told[0], "banger image import box.tar") {
 		t.Errorf("no sound image: %q", told)
 	}
 }
@@ -614,6 +484,26 @@ func TestOldLayout(t *testing.T) {
 		i, err := s.Get(t.Context(), name)
 		if err != nil || i.Notice == "" || i.WorkSeed != "" || i.RootBytes == 0 || i.Digest == "" || i.Digest == artifact.Digest(nil) {
 			t.Errorf("%s: %+v, %v", name, i, err)
+		}
+	}
+	// One of this layout is damaged without its manifest, and not old.
+	for what, manifest := range map[string][]byte{"torn": []byte(`{"na`), "empty": {}, "gone": nil} {
+		if err := os.Mkdir(filepath.Join(dir, what), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for name, content := range map[string][]byte{rootName: []byte("root"), seedName: []byte("seed"), manifestName: manifest} {
+			if content == nil {
+				continue
+			}
+			if err := os.WriteFile(filepath.Join(dir, what, name), content, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if i, err := s.Get(t.Context(), what); fault.KindOf(err) != fault.Precondition || !strings.Contains(err.Error(), "damaged") {
+			t.Errorf("a manifest that is %s: %+v, %v", what, i, err)
+		}
+		if err := s.Delete(t.Context(), what, func(string) error { return nil }); err != nil {
+			t.Errorf("delete of a damaged one: %v", err)
 		}
 	}
 	list, err := s.List(t.Context())

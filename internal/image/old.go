@@ -1,6 +1,8 @@
 package image
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -24,10 +26,6 @@ type oldSums struct {
 func (s *Store) loadOld(name string, m Manifest) (Image, error) {
 	dir := s.shelf.Dir(name)
 	file := oldRoot(dir)
-	if file == "" {
-		return Image{}, fault.New(fault.Precondition, "image %s is damaged: its manifest does not tell of it", name).
-			WithHint("make it again with: banger setup --rebuild")
-	}
 	f, err := s.old.describe(dir, file)
 	if err != nil {
 		return Image{}, fault.Wrap(fault.Precondition, err, "image %s cannot be read", name)
@@ -43,6 +41,13 @@ func (s *Store) loadOld(name string, m Manifest) (Image, error) {
 		i.CreatedAt = time.Unix(0, f.ModTime)
 	}
 	return i, nil
+}
+
+// isOld tells whether a directory, whose manifest tells of no files of ours or is not there, holds an image of an older layout.
+// One with a work seed is of this layout, and damaged.
+func isOld(dir string) bool {
+	_, err := os.Stat(filepath.Join(dir, seedName))
+	return errors.Is(err, fs.ErrNotExist) && oldRoot(dir) != ""
 }
 
 // oldRoot returns the name of the root file system in a directory of an older layout, or "".

@@ -114,11 +114,13 @@ func recognizeFile(ctx context.Context, f *os.File, found source) (source, error
 	if n == 0 {
 		return found, fault.New(fault.Usage, "%s is empty", found.path)
 	}
-	if has(head, magic{0x438, "\x53\xef"}) { // ext4's superblock: Documentation/filesystems/ext4/super.rst
+	isTar := has(head, magic{257, "ustar"}) || debian.Packed(head)
+	// ext4's superblock: Documentation/filesystems/ext4/super.rst. Its mark is two bytes, which anything packed may have there.
+	if !isTar && has(head, magic{0x438, "\x53\xef"}) {
 		found.kind = kindExt4
 		return found, nil
 	}
-	if !has(head, magic{257, "ustar"}) && !debian.Packed(head) {
+	if !isTar {
 		for _, known := range foreign {
 			if has(head, known.magic) {
 				return found, fault.New(fault.Usage, "%s is %s, which cannot be imported", found.path, known.what).WithHint("%s", known.hint)

@@ -4,6 +4,8 @@ package image
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -85,7 +87,7 @@ func (s *Store) List(ctx context.Context) ([]Image, error) {
 		}
 		i, err := s.load(name)
 		if err != nil {
-			i.Name, i.Dir, i.Problem = name, s.shelf.Dir(name), err.Error()
+			i.Name, i.Dir, i.Problem = name, s.shelf.Dir(name), artifact.Problem(err)
 		}
 		images = append(images, i)
 	}
@@ -138,13 +140,13 @@ func (s *Store) Verify(ctx context.Context, name string) error {
 
 func (s *Store) load(name string) (Image, error) {
 	var m Manifest
+	dir := s.shelf.Dir(name)
 	if err := s.shelf.ReadManifest(name, &m); err != nil {
-		if old, oldErr := s.loadOld(name, m); oldErr == nil {
-			return old, nil
+		if errors.Is(err, fs.ErrNotExist) && isOld(dir) {
+			return s.loadOld(name, m)
 		}
 		return Image{}, err
 	}
-	dir := s.shelf.Dir(name)
 	i := Image{
 		Name: name, Digest: m.Digest, Description: m.Description, Architecture: m.Architecture, Dir: dir,
 		Root: filepath.Join(dir, rootName), Packages: m.Packages,
@@ -158,8 +160,12 @@ func (s *Store) load(name string) (Image, error) {
 			i.WorkSeed, i.WorkSeedBytes = filepath.Join(dir, seedName), f.Size
 		}
 	}
-	if i.RootBytes == 0 {
+	if i.RootBytes == 0 && isOld(dir) {
 		return s.loadOld(name, m)
+	}
+	if i.RootBytes == 0 {
+		return Image{}, fault.New(fault.Precondition, "image %s is damaged: its manifest tells of no root file system", name).
+			WithHint("delete it: banger image delete %s", name)
 	}
 	if m.Architecture != "" && m.Architecture != runtime.GOARCH {
 		return Image{}, fault.New(fault.Precondition, "image %s is for %s, this machine is %s", name, m.Architecture, runtime.GOARCH).

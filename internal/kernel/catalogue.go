@@ -15,8 +15,8 @@ func (s *Store) SetDefault(ctx context.Context, name string) (Kernel, error) {
 	return k, s.shelf.SetDefault(k.Name)
 }
 
-// Delete removes a kernel, also a damaged one. used tells why it cannot go, or nil; it is asked while the kernel
-// is out of the way. The default kernel is not deleted.
+// Delete removes a kernel, also a damaged one. used tells why it cannot go, or nil; it is asked before, and again
+// while the kernel is out of the way. The default kernel is not deleted.
 func (s *Store) Delete(_ context.Context, name string, used func(name string) error) error {
 	def, err := s.shelf.Default()
 	switch {

@@ -300,6 +300,10 @@ func tarTree(out io.Writer, dir string) error {
 // writeBootModules writes the modules that an initramfs may need, decompressed, as a cpio archive.
 func writeBootModules(tree, release, out string) ([]BootModule, error) {
 	deps, compiledIn, err := readIndexes(tree)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fault.Wrap(fault.Precondition, err, "the modules of kernel %s are not whole", release).
+			WithHint("take them as the kernel's make modules_install, or its package, puts them")
+	}
 	if err != nil {
 		return nil, err
 	}

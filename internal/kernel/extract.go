@@ -30,13 +30,32 @@ func extractELF(ctx context.Context, bzImage []byte) ([]byte, error) {
 		return nil, fault.Wrap(fault.Precondition, err, "not a kernel image for this processor")
 	}
 	unpacked, err := unpackPayload(ctx, payload)
+	if size := binary.LittleEndian.Uint32(payload[max(0, len(payload)-4):]); err == nil && !isELF(payload) && uint32(len(unpacked)) != size {
+		err = fmt.Errorf("%d bytes instead of %d", len(unpacked), size)
+	}
 	if err != nil {
 		return nil, fault.Wrap(fault.Precondition, err, "cannot unpack the kernel image")
 	}
-	if _, err := elf.NewFile(bytes.NewReader(unpacked)); err != nil {
+	f, err := elf.NewFile(bytes.NewReader(unpacked))
+	if err == nil {
+		err = wholeELF(f, len(unpacked))
+	}
+	if err != nil {
 		return nil, fault.Wrap(fault.Precondition, err, "the kernel image holds no ELF file")
 	}
 	return unpacked, nil
+}
+
+func isELF(b []byte) bool { return bytes.HasPrefix(b, []byte(elf.ELFMAG)) }
+
+// wholeELF finds an ELF file that was cut short: what it is loaded from must be there.
+func wholeELF(f *elf.File, size int) error {
+	for _, p := range f.Progs {
+		if end := p.Off + p.Filesz; p.Type == elf.PT_LOAD && (end < p.Off || end > uint64(size)) {
+			return fmt.Errorf("it ends at %d bytes, and is loaded from as many as %d", size, end)
+		}
+	}
+	return nil
 }
 
 func payloadOf(image []byte) ([]byte, error) {
@@ -59,8 +78,8 @@ func payloadOf(image []byte) ([]byte, error) {
 	return image[start:end], nil
 }
 
-// unpackPayload unpacks by the first bytes. Behind every format but gzip the kernel's build puts
-// the unpacked size, four bytes.
+// unpackPayload unpacks by the first bytes. Behind every format but gzip, which ends with it anyway, the kernel's build
+// puts the unpacked size, four bytes.
 func unpackPayload(ctx context.Context, p []byte) ([]byte, error) {
 	starts := func(magic string) bool { return bytes.HasPrefix(p, []byte(magic)) }
 	if len(p) < 8 {
@@ -86,7 +105,7 @@ func unpackPayload(ctx context.Context, p []byte) ([]byte, error) {
 		return readBounded(r)
 	case starts("\x02\x21\x4c\x18"):
 		return unpackLZ4(body)
-	case starts("\x7fELF"):
+	case isELF(p):
 		return p, nil
 	}
 	return nil, fmt.Errorf("unknown compression (begins with % x)", p[:4])

@@ -96,6 +96,9 @@ func parseBzImage(ctx context.Context, file []byte, architecture string) (boot, 
 
 func parseELF(file []byte, architecture string) (boot, error) {
 	f, err := elf.NewFile(bytes.NewReader(file))
+	if err == nil {
+		err = wholeELF(f, len(file))
+	}
 	if err != nil {
 		return boot{}, fault.Wrap(fault.Usage, err, "the ELF file is damaged")
 	}

@@ -1,6 +1,7 @@
 package kernel
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -159,6 +160,9 @@ func startsWith(path, magic string) (bool, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, fault.New(fault.NotFound, "there is no file %s", path)
 	}
+	if errors.Is(err, fs.ErrPermission) { // Ubuntu keeps its own from being read
+		return false, fault.Wrap(fault.Precondition, err, "cannot read the kernel").WithHint("let yourself read it: sudo chmod a+r %s", path)
+	}
 	if err != nil {
 		return false, fault.Wrap(fault.Precondition, err, "cannot read the kernel")
 	}
@@ -228,7 +232,7 @@ func importFile(ctx context.Context, dir string, o ImportOptions, m *Manifest, s
 		}
 	}
 	if o.Modules == "" {
-		m.BootModules, err = builtInModules(dir, b.release, config)
+		m.BootModules, err = builtInModules(dir, b, config)
 		files = append(files, bootName)
 	} else {
 		sink.Update(Stage, "preparing modules", 0.4)
@@ -277,9 +281,9 @@ func configOf(o ImportOptions, b boot) ([]byte, error) {
 	return config, nil
 }
 
-// builtInModules is the list of a kernel without modules: what it needs must be in it. Where its configuration
-// does not tell, it is believed to be.
-func builtInModules(dir, release string, config []byte) ([]BootModule, error) {
+// builtInModules is the list of a kernel without modules: what it needs must be in it. Where its configuration is not
+// known, the names that drivers and file systems register are looked for.
+func builtInModules(dir string, b boot, config []byte) ([]BootModule, error) {
 	f, err := os.OpenFile(filepath.Join(dir, bootName), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
@@ -291,20 +295,26 @@ func builtInModules(dir, release string, config []byte) ([]BootModule, error) {
 	var modules []BootModule
 	for _, name := range append(slices.Clone(bootModules), optionalModules...) {
 		value := known[builtInOption[name]]
-		if config == nil || value == "y" {
+		if value == "y" || config == nil && registers(b.plain, name) {
 			modules = append(modules, BootModule{Name: name})
 			continue
 		}
 		if slices.Contains(optionalModules, name) || name == "virtio_mmio" || name == "virtio_rng" {
 			continue
 		}
-		err := fault.New(fault.Precondition, "kernel %s has no %s built in", release, name)
-		if value == "m" {
-			return nil, err.WithHint("give its modules: banger kernel import FILE --modules /lib/modules/%s", release)
+		err := fault.New(fault.Precondition, "kernel %s has no %s built in", b.release, name)
+		if value == "m" || config == nil {
+			return nil, err.WithHint("give its modules: banger kernel import FILE --modules /lib/modules/%s", b.release)
 		}
 		return nil, err.WithHint("build it with CONFIG_%s=y", builtInOption[name])
 	}
 	return modules, nil
+}
+
+// registers tells whether a kernel has a driver or file system built in, by the name that it registers: a string of the
+// kernel's own, with an underscore or a dash.
+func registers(image []byte, name string) bool {
+	return bytes.Contains(image, []byte(name+"\x00")) || bytes.Contains(image, []byte(strings.ReplaceAll(name, "_", "-")+"\x00"))
 }
 
 // modulesOf makes the modules disk, and the modules of the initramfs, of a directory like /lib/modules/<release>.

@@ -21,6 +21,9 @@ import (
 
 const testRelease = "6.1.0-test"
 
+// builtInNames are the strings of a kernel that has all built in; in the place of a configuration for vmlinux.
+const builtInNames = "\x00virtio-pci\x00virtio_blk\x00virtio_net\x00virtio_console\x00ext4\x00overlay\x00"
+
 // vmlinux is an ELF file that looks like a kernel: it says its version, has the PVH note unless told otherwise, and its
 // configuration when there is one.
 func vmlinux(t *testing.T, pvh bool, config string) []byte {
@@ -30,15 +33,21 @@ func vmlinux(t *testing.T, pvh bool, config string) []byte {
 		note[8] = 0x13
 	}
 	h := elf.Header64{
-		Type: uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: 1, Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 1, Shentsize: 64,
+		Type: uint16(elf.ET_EXEC), Machine: uint16(elf.EM_X86_64), Version: 1, Phoff: 64, Ehsize: 64, Phentsize: 56, Phnum: 2, Shentsize: 64,
 	}
 	copy(h.Ident[:], "\x7fELF\x02\x01\x01")
-	p := elf.Prog64{Type: uint32(elf.PT_NOTE), Off: 120, Filesz: uint64(len(note)), Memsz: uint64(len(note))}
+	const headers = 64 + 2*56
+	loaded := elf.Prog64{Type: uint32(elf.PT_LOAD), Off: headers, Filesz: uint64(len(note)), Memsz: uint64(len(note))}
+	p := elf.Prog64{Type: uint32(elf.PT_NOTE), Off: headers, Filesz: uint64(len(note)), Memsz: uint64(len(note))}
 	var b bytes.Buffer
-	if err := errors.Join(binary.Write(&b, binary.LittleEndian, h), binary.Write(&b, binary.LittleEndian, p)); err != nil {
+	if err := errors.Join(binary.Write(&b, binary.LittleEndian, h), binary.Write(&b, binary.LittleEndian, loaded), binary.Write(&b, binary.LittleEndian, p)); err != nil {
 		t.Fatal(err)
 	}
 	b.Write(note)
+	if strings.Contains(config, builtInNames) {
+		b.WriteString(builtInNames)
+		config = ""
+	}
 	b.WriteString("Linux version %s (template)\x00Linux version " + testRelease + " (someone@somewhere) #1 SMP\n\x00")
 	if config != "" {
 		b.WriteString("IKCFG_ST")
@@ -132,9 +141,10 @@ func TestParseKernelRefuses(t *testing.T) {
 		"arm64 here":       {arm64Image(), "amd64", fault.Usage, "arm64"},
 		"zboot here":       {zboot(t, gzipped(t, string(arm64Image()))), "amd64", fault.Usage, "UEFI"},
 		"amd64 there":      {bzImage64(plain), "arm64", fault.Usage, "amd64"},
-		"program":          {append(plain[:140:140], "no version"...), "amd64", fault.Usage, "version"},
+		"program":          {append(plain[:200:200], "no version"...), "amd64", fault.Usage, "version"},
 		"u-boot":           {append([]byte("\x27\x05\x19\x56"), make([]byte, 1000)...), "arm64", fault.Usage, "U-Boot"},
 		"flipped":          {flipped, "amd64", fault.Precondition, "unpack"},
+		"ELF cut short":    {plain[:180], "amd64", fault.Usage, "loaded from"},
 		"cut short":        {bzImage64(gzipped(t, string(plain)))[:2200], "amd64", fault.Precondition, "outside"},
 		"zboot outside":    {zboot(t, gzipped(t, "x"))[:130], "arm64", fault.Usage, "outside"},
 		"packed for ever":  {gzipped(t, string(gzipped(t, string(plain)))), "amd64", fault.Usage, "more than once"},
@@ -191,7 +201,7 @@ func TestImportFile(t *testing.T) {
 	if err != nil || len(modules) != 0 || !whole(archive) {
 		t.Errorf("initramfs with modules %v, error %v", modules, err)
 	}
-	if k, err := s.Import(t.Context(), ImportOptions{Source: writeKernel(t, "vmlinux", vmlinux(t, true, "")), Name: "own"}, nil); err != nil || k.BzImage != "" || k.Name != "own" {
+	if k, err := s.Import(t.Context(), ImportOptions{Source: writeKernel(t, "vmlinux", vmlinux(t, true, builtInNames)), Name: "own"}, nil); err != nil || k.BzImage != "" || k.Name != "own" {
 		t.Errorf("an ELF alone, of which the configuration is not known: %+v, %v", k, err)
 	}
 	if _, _, err := s.CheckConfig(t.Context(), "own"); fault.KindOf(err) != fault.Precondition {
@@ -214,7 +224,12 @@ func TestImportFileRefuses(t *testing.T) {
 		t.Skip("the kernels of this test are for amd64")
 	}
 	s := Open(filepath.Join(t.TempDir(), "kernels"), t.TempDir())
-	good := writeKernel(t, "bzImage", bzImage64(vmlinux(t, true, "")))
+	good := writeKernel(t, "bzImage", bzImage64(vmlinux(t, true, builtInNames)))
+	silent := writeKernel(t, "silent", bzImage64(vmlinux(t, true, "")))
+	unindexed := filepath.Join(t.TempDir(), testRelease)
+	if err := errors.Join(os.MkdirAll(filepath.Join(unindexed, "kernel"), 0o755), os.WriteFile(filepath.Join(unindexed, "modules.dep"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
 	modular := writeKernel(t, "modular", bzImage64(vmlinux(t, true, strings.ReplaceAll(builtInConfig, "BLK=y", "BLK=m"))))
 	without := writeKernel(t, "without", bzImage64(vmlinux(t, true, strings.ReplaceAll(builtInConfig, "CONFIG_OVERLAY_FS=y", "# CONFIG_OVERLAY_FS is not set"))))
 	for name, c := range map[string]struct {
@@ -223,6 +238,8 @@ func TestImportFileRefuses(t *testing.T) {
 		says string
 	}{
 		"modules missing":  {ImportOptions{Source: modular}, fault.Precondition, "no virtio_blk built in"},
+		"modules unnamed":  {ImportOptions{Source: silent}, fault.Precondition, "no virtio_pci built in"},
+		"modules in part":  {ImportOptions{Source: good, Modules: unindexed}, fault.Precondition, "not whole"},
 		"option off":       {ImportOptions{Source: without}, fault.Precondition, "no overlay built in"},
 		"no file":          {ImportOptions{Source: "/nowhere/bzImage"}, fault.NotFound, "no file"},
 		"directory":        {ImportOptions{Source: t.TempDir()}, fault.Usage, "no file"},
@@ -328,6 +345,16 @@ func TestImportPackage(t *testing.T) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	s := Open(filepath.Join(t.TempDir(), "kernels"), t.TempDir())
+	whole, err := os.ReadFile(deb)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []int{4, 2} { // in this or that place
+		cut := writeKernel(t, "cut.deb", whole[:len(whole)-len(whole)/part])
+		if _, err := s.Import(t.Context(), ImportOptions{Source: cut, Name: "cut"}, nil); fault.KindOf(err) != fault.Precondition || !strings.Contains(err.Error(), "damaged") {
+			t.Errorf("a package without its last 1/%d: %v", part, err)
+		}
+	}
 	k, err := s.Import(t.Context(), ImportOptions{Source: deb, Name: "packaged"}, nil)
 	if err != nil {
 		t.Fatal(err)

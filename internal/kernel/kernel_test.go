@@ -116,7 +116,8 @@ func TestExtractELFRefuses(t *testing.T) {
 	for name, image := range map[string][]byte{
 		"empty": nil, "text": bytes.Repeat([]byte("x"), 4096), "old protocol": old, "payload outside": outside,
 		"unknown packing": bzImage([]byte("no known magic")), "no ELF": bzImage(gzipped(t, "hello")),
-		"cut short": bzImage(gzipped(t, strings.Repeat("hello", 100))[:20]),
+		"cut short":  bzImage(gzipped(t, strings.Repeat("hello", 100))[:20]),
+		"wrong size": bzImage(withSize(pipe(t, smallELF(t), "lz4", "-l", "-c"), 12345)),
 	} {
 		if _, err := extractELF(t.Context(), image); fault.KindOf(err) != fault.Precondition {
 			t.Errorf("%s: %v", name, err)

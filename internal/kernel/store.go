@@ -84,7 +84,7 @@ func (s *Store) List(ctx context.Context) ([]Kernel, error) {
 		}
 		k, err := s.load(name)
 		if err != nil {
-			k.Name, k.Dir, k.Problem = name, s.shelf.Dir(name), err.Error()
+			k.Name, k.Dir, k.Problem = name, s.shelf.Dir(name), artifact.Problem(err)
 		}
 		kernels = append(kernels, k)
 	}

@@ -113,11 +113,19 @@ func (s *service) forgetTemplates(ctx context.Context, image string) error {
 	return nil
 }
 
+// RenameImage forgets the templates of the image, as they are known by its name.
 func (s *imageService) RenameImage(ctx context.Context, req *bangerv1.RenameImageRequest) (*bangerv1.RenameImageResponse, error) {
 	if err := wanted("image", req.GetName()); err != nil {
 		return nil, err
 	}
-	i, err := s.Images.Rename(ctx, req.GetName(), req.GetNewName(), s.unused(ctx, "image", imageOf))
+	before, err := s.Images.Get(ctx, req.GetName()) // its name, where it is called by an alias
+	if err != nil {
+		return nil, err
+	}
+	i, err := s.Images.Rename(ctx, before.Name, req.GetNewName(), s.unused(ctx, "image", imageOf))
+	if err == nil {
+		err = s.forgetTemplates(ctx, before.Name)
+	}
 	if err != nil {
 		return nil, err
 	}

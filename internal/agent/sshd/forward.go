@@ -76,15 +76,15 @@ func join(ctx context.Context, conn net.Conn, channel ssh.Channel) {
 	both.Wait()
 }
 
-// global serves the requests of the connection itself: ports to listen on here.
-func (c *connected) global(requests <-chan *ssh.Request) {
+// global serves the requests of the connection itself: ports to listen on here. What came to them ends with ctx.
+func (c *connected) global(ctx context.Context, requests <-chan *ssh.Request) {
 	for r := range requests {
 		ok, answer := false, []byte(nil)
 		var a address
 		if ssh.Unmarshal(r.Payload, &a) == nil {
 			switch r.Type {
 			case "tcpip-forward":
-				ok, answer = c.listen(a)
+				ok, answer = c.listen(ctx, a)
 			case "cancel-tcpip-forward":
 				ok = c.unlisten(a)
 			}
@@ -96,7 +96,7 @@ func (c *connected) global(requests <-chan *ssh.Request) {
 }
 
 // listen listens for the client; the answer names the port when the client left it to us.
-func (c *connected) listen(a address) (bool, []byte) {
+func (c *connected) listen(ctx context.Context, a address) (bool, []byte) {
 	host := a.Host
 	if host == "localhost" {
 		host = "127.0.0.1"
@@ -116,22 +116,22 @@ func (c *connected) listen(a address) (bool, []byte) {
 		answer = ssh.Marshal(struct{ Port uint32 }{a.Port})
 	}
 	c.forwards[a.String()] = l
-	go c.accept(l, a) // ends when l is closed
+	go c.accept(ctx, l, a) // ends when l is closed
 	return true, answer
 }
 
-func (c *connected) accept(l net.Listener, a address) {
+func (c *connected) accept(ctx context.Context, l net.Listener, a address) {
 	for {
 		conn, err := l.Accept()
 		if err != nil {
 			return
 		}
-		go c.forwarded(conn, a) // ends with the connection, or the client
+		go c.forwarded(ctx, conn, a) // ends with the connection, or the client
 	}
 }
 
 // forwarded hands a connection that came here to the client.
-func (c *connected) forwarded(conn net.Conn, a address) {
+func (c *connected) forwarded(ctx context.Context, conn net.Conn, a address) {
 	from, _ := conn.RemoteAddr().(*net.TCPAddr)
 	channel, requests, err := c.client.OpenChannel("forwarded-tcpip", ssh.Marshal(struct {
 		Host     string
@@ -144,7 +144,7 @@ func (c *connected) forwarded(conn net.Conn, a address) {
 		return
 	}
 	go ssh.DiscardRequests(requests) // ends with the channel
-	join(context.Background(), conn, channel)
+	join(ctx, conn, channel)
 }
 
 func (c *connected) unlisten(a address) bool {

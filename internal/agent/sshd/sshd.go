@@ -96,7 +96,7 @@ func (o Options) connection(ctx context.Context, conn net.Conn) {
 	c := &connected{Options: o, client: client, forwards: map[string]net.Listener{}}
 	defer c.stopForwarding()
 	var all sync.WaitGroup
-	all.Go(func() { c.global(requests) })
+	all.Go(func() { c.global(ctx, requests) })
 	for asked := range channels {
 		switch asked.ChannelType() {
 		case "session":

@@ -282,6 +282,37 @@ func TestForwarding(t *testing.T) {
 	}
 }
 
+// TestForwardedEndsWithClient: what came to a client's port here ends with the client, also where the other end says
+// nothing and stays.
+func TestForwardedEndsWithClient(t *testing.T) {
+	g := start(t)
+	before := goleak.IgnoreCurrent()
+	c, _ := g.session(t)
+	l, err := c.Listen("tcp", "127.0.0.1:0") // in the guest
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	there, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, "x"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(there, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	if err := goleak.Find(before); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestClientGoes: a program whose client is gone is ended.
 func TestClientGoes(t *testing.T) {
 	g := start(t)

@@ -15,7 +15,6 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"time"
 
 	"banger/internal/fault"
 )
@@ -28,16 +27,19 @@ type Options struct {
 	Whiteouts bool // names that begin with ".wh." take away what lower layers have
 	// Apart begins the names of files that share no hard links with others, "root/": a file with names on both sides
 	// is written twice. Empty: there are no such sides.
-	Apart      string
-	Dir        string // for temporary files
-	MaxBytes   int64  // of content, with what later layers replace
-	MaxEntries int    // headers of all layers
+	Apart string
+	// Directories are names below the root that are directories in the end: what else layers have there is left out.
+	Directories []string
+	Dir         string // for temporary files
+	MaxBytes    int64  // of content, with what later layers replace
+	MaxEntries  int    // headers of all layers
 }
 
 const (
 	defaultBytes   = 60 << 30
-	defaultEntries = 4_000_000
-	maxTrailer     = 64 << 20 // bytes behind an archive's end: tar pads, but not without end
+	defaultEntries = 2_000_000 // at up to some 500 bytes of memory each
+	maxTrailer     = 64 << 20  // bytes behind an archive's end: tar pads, but not without end
+	maxSkipped     = 100       // lines about what was left out
 )
 
 const (
@@ -80,6 +82,9 @@ type Merged struct {
 	count   int
 	// appended is text for the ends of files.
 	appended map[*node]string
+	// skipped are lines about what was left out, and how many more there were.
+	skipped []string
+	more    int
 
 	Files int   // in the end, directories too
 	Bytes int64 // of content, with what later layers replace
@@ -102,8 +107,38 @@ func Merge(ctx context.Context, o Options, layers ...Layer) (*Merged, error) {
 		}
 		m.entries = append(m.entries, entries)
 	}
+	for _, name := range o.Directories {
+		if n := m.root.children[name]; n != nil && n.kind != directory {
+			m.root.children[name] = newDirectory(0)
+			m.skip(name, n.whatElse())
+		}
+	}
 	m.nameAll(m.root, "")
 	return m, nil
+}
+
+// whatElse says why a file that is no directory had to go.
+func (n *node) whatElse() string {
+	if n.kind == symlink {
+		return fmt.Sprintf("it is a symbolic link to %q and has to be a directory", n.target)
+	}
+	return "it has to be a directory"
+}
+
+func (m *Merged) skip(name, what string) {
+	if len(m.skipped) == maxSkipped {
+		m.more++
+		return
+	}
+	m.skipped = append(m.skipped, fmt.Sprintf("%q: %s", "/"+name, what))
+}
+
+// Skipped tells what was left out, a line each. All of it is known when Write is done.
+func (m *Merged) Skipped() []string {
+	if m.more == 0 {
+		return m.skipped
+	}
+	return append(slices.Clone(m.skipped), fmt.Sprintf("and %d more", m.more))
 }
 
 func (m *Merged) readLayer(ctx context.Context, i int) (entries []*node, err error) {
@@ -113,8 +148,8 @@ func (m *Merged) readLayer(ctx context.Context, i int) (entries []*node, err err
 	}
 	defer func() { err = errors.Join(err, r.Close()) }()
 	err = walk(ctx, r, func(_ int, h *tar.Header, _ io.Reader) error {
-		if m.count++; m.count > m.options.MaxEntries {
-			return fault.New(fault.Precondition, "the archive has more than %d entries", m.options.MaxEntries)
+		if err := m.another(); err != nil {
+			return err
 		}
 		if h.Size < 0 || h.Size > m.options.MaxBytes-m.Bytes {
 			return fault.New(fault.Precondition, "the archive holds more than %d bytes", m.options.MaxBytes)
@@ -122,12 +157,29 @@ func (m *Merged) readLayer(ctx context.Context, i int) (entries []*node, err err
 		m.Bytes += h.Size
 		n, err := m.take(i, h)
 		if err != nil {
-			return fault.Wrap(fault.Precondition, err, "entry %q of the archive", h.Name)
+			return fault.Wrap(fault.Precondition, err, "entry %q of the archive", shorten(h.Name))
 		}
 		entries = append(entries, n)
 		return nil
 	})
 	return entries, err
+}
+
+// shorten makes a name one that can be read in an error.
+func shorten(name string) string {
+	const most = 200
+	if len(name) <= most {
+		return name
+	}
+	return name[:most] + "..."
+}
+
+// another counts an entry, or a directory that only a name implies: a name of 4096 bytes implies 2047 of them.
+func (m *Merged) another() error {
+	if m.count++; m.count > m.options.MaxEntries {
+		return fault.New(fault.Precondition, "the archive has more than %d entries", m.options.MaxEntries)
+	}
+	return nil
 }
 
 // walk calls f with each entry of an archive and reads to the end of the stream.
@@ -202,7 +254,7 @@ func (m *Merged) take(layer int, h *tar.Header) (*node, error) {
 	}
 	if name == "" {
 		if h.Typeflag == tar.TypeDir {
-			m.root.header, m.root.layer = keepHeader(h), layer
+			m.root.header, m.root.layer = m.keepHeader(h, ""), layer
 		}
 		return nil, nil
 	}
@@ -216,7 +268,7 @@ func (m *Merged) take(layer int, h *tar.Header) (*node, error) {
 	}
 	switch h.Typeflag {
 	case tar.TypeDir:
-		m.putDirectory(parent, base, layer, h)
+		m.putDirectory(parent, name, layer, h)
 		return nil, nil
 	case tar.TypeLink:
 		return nil, m.putLink(parent, base, h)
@@ -233,22 +285,28 @@ func (m *Merged) take(layer int, h *tar.Header) (*node, error) {
 	return parent.children[base], nil
 }
 
-func (m *Merged) putDirectory(parent *node, base string, layer int, h *tar.Header) {
+func (m *Merged) putDirectory(parent *node, name string, layer int, h *tar.Header) {
+	base := path.Base(name)
 	n := parent.children[base]
 	if n == nil || n.kind != directory {
 		n = newDirectory(layer)
 		parent.children[base] = n
 	}
-	n.layer, n.header = layer, keepHeader(h)
+	n.layer, n.header = layer, m.keepHeader(h, name)
 }
 
 // keepHeader keeps what a directory needs of its header.
-func keepHeader(h *tar.Header) *tar.Header {
-	kept := &tar.Header{Typeflag: tar.TypeDir, Mode: h.Mode, Uid: h.Uid, Gid: h.Gid, ModTime: h.ModTime}
-	for k, v := range h.PAXRecords {
-		if strings.HasPrefix(k, xattrRecord) {
-			kept.PAXRecords = addRecord(kept.PAXRecords, k, v)
-		}
+func (m *Merged) keepHeader(h *tar.Header, name string) *tar.Header {
+	return &tar.Header{
+		Typeflag: tar.TypeDir, Mode: h.Mode, Uid: h.Uid, Gid: h.Gid, ModTime: h.ModTime, PAXRecords: m.attributes(name, h.PAXRecords),
+	}
+}
+
+// attributes returns the records of the extended attributes that can be kept, as ext4 stores them.
+func (m *Merged) attributes(name string, records map[string]string) map[string]string {
+	kept, left := keepAttributes(records)
+	for _, attribute := range left {
+		m.skip(name, "its attribute "+attribute+" has no room beside the others")
 	}
 	return kept
 }
@@ -260,7 +318,7 @@ func (m *Merged) putLink(parent *node, base string, h *tar.Header) error {
 		return fmt.Errorf("it is a hard link to %q: %w", h.Linkname, err)
 	}
 	dir, last := path.Split(name)
-	from, err := m.find(dir, 0)
+	from, err := m.find(dir)
 	if err != nil || from == nil || from.children[last] == nil {
 		return fmt.Errorf("it is a hard link to %q, which is not there before it", h.Linkname)
 	}
@@ -274,57 +332,65 @@ func (m *Merged) putLink(parent *node, base string, h *tar.Header) error {
 
 // directory returns a directory, and makes it, and those above it, when it is not there.
 func (m *Merged) directory(layer int, name string) (*node, error) {
-	n, err := m.find(name, 0)
-	if n != nil || err != nil {
-		return n, err
-	}
-	dir, base := path.Split(strings.TrimSuffix(name, "/"))
-	parent, err := m.directory(layer, dir)
-	if err != nil {
-		return nil, err
-	}
-	if there := parent.children[base]; there != nil { // a symbolic link to nowhere
-		return nil, fmt.Errorf("%q is no directory", name)
-	}
-	made := newDirectory(layer)
-	parent.children[base] = made
-	return made, nil
+	hops := 0
+	n, _, err := m.resolve(name, &hops, func() (*node, error) { return newDirectory(layer), m.another() })
+	return n, err
 }
 
-// find returns a directory by its name; symbolic links on the way are followed, as programs that unpack layers
-// one above the other do. nil: there is none. Anything else there is an error.
-func (m *Merged) find(name string, hops int) (*node, error) {
-	n, at := m.root, ""
-	parts := strings.Split(strings.Trim(name, "/"), "/")
-	for i, part := range parts {
+// find returns a directory by its name. nil: there is none. Anything else there is an error.
+func (m *Merged) find(name string) (*node, error) {
+	hops := 0
+	n, _, err := m.resolve(name, &hops, nil)
+	return n, err
+}
+
+// resolve finds a directory, and its path without links; symbolic links on the way are followed, as programs that unpack layers
+// one above the other do. What is not there is made, unless create is nil: then there is no result. It goes through a name
+// once: names of 2000 parts are as cheap as others.
+func (m *Merged) resolve(name string, hops *int, create func() (*node, error)) (n *node, at []string, err error) {
+	n = m.root
+	for part := range strings.SplitSeq(name, "/") {
 		if part == "" {
 			continue
 		}
 		next := n.children[part]
 		switch {
+		case next == nil && create == nil:
+			return nil, nil, nil
 		case next == nil:
-			return nil, nil
+			if next, err = create(); err != nil {
+				return nil, nil, err
+			}
+			n.children[part] = next
 		case next.kind == symlink:
-			if hops++; hops > maxHops {
-				return nil, fmt.Errorf("too many symbolic links on the way to %q", name)
+			if *hops++; *hops > maxHops {
+				return nil, nil, fmt.Errorf("too many symbolic links on the way to %q", name)
 			}
 			to := next.target
 			if !path.IsAbs(to) {
-				to = at + "/" + to
+				to = strings.Join(at, "/") + "/" + to
 			}
-			rest := strings.Join(parts[i+1:], "/")
-			return m.find(path.Clean("/"+to+"/"+rest), hops)
+			if n, at, err = m.resolve(path.Clean("/"+to), hops, nil); err != nil {
+				return nil, nil, err
+			}
+			if n == nil && create != nil { // a link to nowhere
+				return nil, nil, fmt.Errorf("%q is no directory", part)
+			}
+			if n == nil {
+				return nil, nil, nil
+			}
+			continue
 		case next.kind == other:
-			return nil, fmt.Errorf("%q is no directory", path.Join(at, part))
+			return nil, nil, fmt.Errorf("%q is no directory", path.Join(path.Join(at...), part))
 		}
-		n, at = next, path.Join(at, part)
+		n, at = next, append(at, part)
 	}
-	return n, nil
+	return n, at, nil
 }
 
 // takeAway removes what a whiteout hides: of lower layers, never of its own.
 func (m *Merged) takeAway(layer int, dir, base string) error {
-	parent, err := m.find(dir, 0)
+	parent, err := m.find(dir)
 	if err != nil || parent == nil {
 		return err
 	}
@@ -367,7 +433,7 @@ func (m *Merged) nameAll(dir *node, at string) {
 // Append has Write put text at the end of a regular file, on lines of its own. It tells whether there is such a file.
 func (m *Merged) Append(name, text string) bool {
 	dir, base := path.Split(name)
-	parent, err := m.find(dir, 0)
+	parent, err := m.find(dir)
 	if err != nil || parent == nil || parent.children[base] == nil || parent.children[base].kind != other {
 		return false
 	}
@@ -422,7 +488,7 @@ func (m *Merged) writeDirectories(w *tar.Writer, dir *node, name string) error {
 	if h == nil {
 		h = &tar.Header{Typeflag: tar.TypeDir, Mode: 0o755}
 	}
-	if err := writeHeader(w, h, name+"/"); err != nil {
+	if err := writeHeader(w, h, name+"/", h.PAXRecords); err != nil {
 		return err
 	}
 	for _, base := range slices.Sorted(maps.Keys(dir.children)) {
@@ -461,6 +527,7 @@ func (m *Merged) writeLayer(ctx context.Context, w *tar.Writer, i int, passed fu
 
 // writeFile writes a file with all its names.
 func (m *Merged) writeFile(w *tar.Writer, h *tar.Header, content io.Reader, names []string) error {
+	attributes := m.attributes(names[0], h.PAXRecords)
 	var inside, outside []string
 	for _, name := range names {
 		if m.options.Apart != "" && strings.HasPrefix(name, m.options.Apart) {
@@ -470,7 +537,7 @@ func (m *Merged) writeFile(w *tar.Writer, h *tar.Header, content io.Reader, name
 		}
 	}
 	if len(inside) == 0 || len(outside) == 0 {
-		return writeLinked(w, h, content, names)
+		return writeLinked(w, h, content, names, attributes)
 	}
 	kept, err := os.CreateTemp(m.options.Dir, "shared-")
 	if err != nil {
@@ -481,16 +548,16 @@ func (m *Merged) writeFile(w *tar.Writer, h *tar.Header, content io.Reader, name
 		return err
 	}
 	again := *h
-	if err := writeLinked(w, h, io.TeeReader(content, kept), outside); err != nil {
+	if err := writeLinked(w, h, io.TeeReader(content, kept), outside, attributes); err != nil {
 		return err
 	}
 	if _, err := kept.Seek(0, io.SeekStart); err != nil {
 		return err
 	}
-	return writeLinked(w, &again, kept, inside)
+	return writeLinked(w, &again, kept, inside, attributes)
 }
 
-func writeLinked(w *tar.Writer, h *tar.Header, content io.Reader, names []string) error {
+func writeLinked(w *tar.Writer, h *tar.Header, content io.Reader, names []string, attributes map[string]string) error {
 	if len(names) > maxLinks {
 		return fault.New(fault.Precondition, "the file %q of the archive has %d names, more than a file can have", h.Name, len(names))
 	}
@@ -501,7 +568,7 @@ func writeLinked(w *tar.Writer, h *tar.Header, content io.Reader, names []string
 	default:
 		h.Size = 0
 	}
-	if err := writeHeader(w, h, names[0]); err != nil {
+	if err := writeHeader(w, h, names[0], attributes); err != nil {
 		return err
 	}
 	if regular {
@@ -510,34 +577,16 @@ func writeLinked(w *tar.Writer, h *tar.Header, content io.Reader, names []string
 		}
 	}
 	for _, name := range names[1:] {
-		if err := writeHeader(w, &tar.Header{Typeflag: tar.TypeLink, Linkname: names[0]}, name); err != nil {
+		if err := writeHeader(w, &tar.Header{Typeflag: tar.TypeLink, Linkname: names[0]}, name, nil); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func writeHeader(w *tar.Writer, h *tar.Header, name string) error {
-	out := &tar.Header{
+func writeHeader(w *tar.Writer, h *tar.Header, name string, attributes map[string]string) error {
+	return w.WriteHeader(&tar.Header{
 		Typeflag: h.Typeflag, Name: name, Linkname: h.Linkname, Size: h.Size, Mode: h.Mode & 0o7777, Uid: h.Uid, Gid: h.Gid,
-		ModTime: h.ModTime, Devmajor: h.Devmajor, Devminor: h.Devminor, Format: tar.FormatPAX,
-	}
-	if y := out.ModTime.Year(); y < 1902 || y > 2400 { // what ext4 can hold
-		out.ModTime = time.Unix(0, 0)
-	}
-	for k, v := range h.PAXRecords {
-		key, value, ok := keepXattr(k, v)
-		if ok {
-			out.PAXRecords = addRecord(out.PAXRecords, key, value)
-		}
-	}
-	return w.WriteHeader(out)
-}
-
-func addRecord(records map[string]string, key, value string) map[string]string {
-	if records == nil {
-		records = map[string]string{}
-	}
-	records[key] = value
-	return records
+		ModTime: h.ModTime, Devmajor: h.Devmajor, Devminor: h.Devminor, PAXRecords: attributes, Format: tar.FormatPAX,
+	})
 }

@@ -140,6 +140,7 @@ func TestMerge(t *testing.T) {
 		"link outlives its name": {[][]byte{pack(t, file{"b", "1"}, link("a", "b")), pack(t, file{"b", "2"})}, "a 1\nb 2"},
 		"link to a lower layer":  {[][]byte{pack(t, file{"b", "1"}), pack(t, link("c", "b"), file{"d", "2"})}, "b 1\nc = b\nd 2"},
 		"through a symlink":      {[][]byte{pack(t, dir("usr/"), dir("usr/lib/"), sym("lib", "usr/lib")), pack(t, file{"lib/x", "2"})}, "lib -> usr/lib\nusr/\nusr/lib/\nusr/lib/x 2"},
+		"links on links":         {[][]byte{pack(t, dir("a/b/"), sym("a/up", "../c"), dir("c/"), sym("c/l", "../a/b"), file{"a/up/l/new/x", "1"})}, "a/\na/b/\na/b/new/\na/b/new/x 1\na/up -> ../c\nc/\nc/l -> ../a/b"},
 		"symlink beyond root":    {[][]byte{pack(t, dir("etc/"), sym("up", "../../../etc")), pack(t, file{"up/x", "2"})}, "etc/\netc/x 2\nup -> ../../../etc"},
 		"odd names":              {[][]byte{pack(t, file{"two\nlines", "1"}, file{" \"quoted\" \\", "2"}, file{strings.Repeat("n", 255), "3"})}, " \"quoted\" \\ 2\n" + strings.Repeat("n", 255) + " 3\ntwo\nlines 1"},
 	} {
@@ -194,10 +195,12 @@ func TestHostileArchives(t *testing.T) {
 		"long name":         {pack(t, file{strings.Repeat("n", 256), "x"}), "255"},
 		"long path":         {pack(t, file{strings.Repeat("dddddddd/", 600) + "f", "x"}), "4096"},
 		"below a file":      {pack(t, file{"a", "x"}, file{"a/b", "x"}), "no directory"},
+		"link to nowhere":   {pack(t, sym("a", "nowhere"), file{"a/x", "x"}), "no directory"},
 		"circle of links":   {pack(t, sym("a", "b"), sym("b", "a"), file{"a/x", "x"}), "symbolic links"},
 		"chain of links":    {pack(t, append(deep, file{"l0/x", "x"})...), "symbolic links"},
 		"too many bytes":    {pack(t, file{"a", strings.Repeat("x", 5000)}), "bytes"},
 		"too many entries":  {pack(t, many...), "entries"},
+		"implied entries":   {pack(t, file{strings.Repeat("d/", 300) + "f", "x"}), "entries"},
 		"endless":           {append(pack(t, file{"a", "x"}), make([]byte, maxTrailer+1)...), "behind its end"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -245,6 +248,58 @@ func TestWhatBelongsToFiles(t *testing.T) {
 	if r := got.PAXRecords; r["SCHILY.xattr.user.a"] != "b" || r["SCHILY.xattr.trusted.overlay.opaque"] != "" || r["SCHILY.xattr.com.apple.x"] != "" ||
 		r["SCHILY.xattr.system.posix_acl_access"] != "\x01\x00\x00\x00"+"\x01\x00\x07\x00"+"\x02\x00\x05\x00\xe8\x03\x00\x00" {
 		t.Errorf("records %q", r)
+	}
+}
+
+// TestDirectoriesInTheEnd: what file systems are mounted on is a directory, and what had its place is told of.
+func TestDirectoriesInTheEnd(t *testing.T) {
+	o := Options{Directories: []string{"root", "proc", "dev", "run"}}
+	layers := pack(t, dir("var/"), sym("root", "/var/roothome"), file{"proc", "x"}, dir("dev/"), file{"etc", "x"})
+	m, err := Merge(t.Context(), o, opener(layers))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := m.Skipped(), []string{
+		`"/root": it is a symbolic link to "/var/roothome" and has to be a directory`, `"/proc": it has to be a directory`,
+	}; !slices.Equal(got, want) {
+		t.Errorf("left out: %q", got)
+	}
+	if got, err := flatten(t.Context(), o, layers); err != nil || got != "dev/\netc x\nproc/\nroot/\nvar/" {
+		t.Errorf("%v, got:\n%s", err, got)
+	}
+}
+
+// TestAttributesWithoutRoom: attributes that a file of ext4 has no room for are left out, and told of; a file of many is not
+// told of without end.
+func TestAttributesWithoutRoom(t *testing.T) {
+	big := map[string]string{"SCHILY.xattr.user.a": strings.Repeat("a", 4000), "SCHILY.xattr.user.b": strings.Repeat("b", 4000), "SCHILY.xattr.user.c": "c"}
+	entries := []any{tar.Header{Typeflag: tar.TypeDir, Name: ".config/", PAXRecords: big}}
+	for i := range maxSkipped + 5 {
+		entries = append(entries, tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprint(i), PAXRecords: big})
+	}
+	m, err := Merge(t.Context(), Options{}, opener(pack(t, entries...)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	if err := m.Write(t.Context(), &b, nil); err != nil {
+		t.Fatal(err)
+	}
+	for r, seen := tar.NewReader(&b), 0; ; seen++ {
+		h, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := h.PAXRecords; seen > 0 && (got["SCHILY.xattr.user.a"] == "" || got["SCHILY.xattr.user.b"] != "" || got["SCHILY.xattr.user.c"] != "c") {
+			t.Errorf("%s: %d attributes", h.Name, len(got))
+		}
+	}
+	got := m.Skipped()
+	if len(got) != maxSkipped+1 || got[0] != `"/.config": its attribute user.b has no room beside the others` || got[maxSkipped] != "and 6 more" {
+		t.Errorf("%d lines: %q", len(got), got[:2])
 	}
 }
 

@@ -3,6 +3,7 @@ package oci
 import (
 	"archive/tar"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -28,7 +29,12 @@ const syscallNoSpace = syscall.ENOSPC
 // annotationName is where a layout keeps an image's name (OCI image specification, annotations.md).
 const annotationName = "org.opencontainers.image.ref.name"
 
-const maxDepth = 4 // of indexes within indexes
+const (
+	maxDepth     = 4       // of indexes within indexes
+	maxMembers   = 100_000 // files in an archive with an image
+	manifestFile = "manifest.json"
+	notAFile     = -1
+)
 
 // IsLayout tells whether a directory is an OCI layout.
 func IsLayout(dir string) bool {
@@ -56,12 +62,12 @@ func OpenLayout(dir string, o Options) (*Image, error) {
 			}
 		})
 	}
-	out, layers, err := describe(found[0].image, o)
+	out, layers, err := describeStored(found[0].image, o)
 	if err != nil {
 		return nil, err
 	}
 	out.Reference = reference(found[0].name)
-	return openAll(out, layers)
+	return openAll(out, layers, v1.Layer.Compressed)
 }
 
 // reference returns a name in full when it is one of a registry: layouts often have only a tag there.
@@ -167,7 +173,7 @@ func KindOfArchive(ctx context.Context, r io.Reader) (Kind, error) {
 			return PlainTar, fault.Wrap(fault.Precondition, err, "the archive is damaged")
 		}
 		switch clean := strings.TrimPrefix(path.Clean("/"+h.Name), "/"); {
-		case clean == "manifest.json":
+		case clean == manifestFile:
 			return DockerArchive, nil
 		case clean == "oci-layout" || clean == "index.json":
 			kind = LayoutArchive
@@ -181,6 +187,9 @@ func KindOfArchive(ctx context.Context, r io.Reader) (Kind, error) {
 // OpenDockerArchive opens an image of an unpacked archive as "docker save" writes it.
 func OpenDockerArchive(file string, o Options) (*Image, error) {
 	opener := func() (io.ReadCloser, error) { return os.Open(file) }
+	if err := boundDocuments(file); err != nil {
+		return nil, err
+	}
 	manifest, err := tarball.LoadManifest(opener)
 	if err != nil {
 		return nil, explainDamage(err)
@@ -210,13 +219,61 @@ func OpenDockerArchive(file string, o Options) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	out.Digest = "" // of a manifest that the library made up
 	if tag != nil {
 		out.Reference = canonical(*tag)
 	} else if len(manifest) == 1 && len(manifest[0].RepoTags) > 0 {
 		out.Reference = reference(manifest[0].RepoTags[0])
 	}
-	return openAll(out, layers)
+	// Not as they would be stored: these are not packed, and the library would pack them for us to unpack.
+	return openAll(out, layers, v1.Layer.Uncompressed)
+}
+
+// boundDocuments refuses an archive with more in its documents than the library should read into memory: in the manifest, and in
+// the configurations, which newer engines keep as blobs among the layers.
+func boundDocuments(file string) error {
+	f, err := os.Open(file)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	sizes, manifest := map[string]int64{}, []byte(nil)
+	for t := tar.NewReader(f); ; {
+		h, err := t.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err == nil && len(sizes) > maxMembers {
+			err = fmt.Errorf("there are more than %d files in it", maxMembers)
+		}
+		if err != nil {
+			return explainDamage(err)
+		}
+		if sizes[h.Name] = h.Size; h.Typeflag != tar.TypeReg {
+			sizes[h.Name] = notAFile // the library follows links
+		}
+		if h.Name == manifestFile && h.Size <= maxDocument {
+			if manifest, err = io.ReadAll(t); err != nil {
+				return explainDamage(err)
+			}
+		}
+	}
+	var images []struct{ Config string }
+	if err := json.Unmarshal(manifest, &images); sizes[manifestFile] <= maxDocument && err != nil {
+		return explainDamage(err)
+	}
+	documents := []string{manifestFile}
+	for _, i := range images {
+		documents = append(documents, i.Config)
+	}
+	for _, name := range documents {
+		switch size := sizes[name]; {
+		case size == notAFile:
+			return fault.New(fault.Precondition, "the image is damaged: %s in it is no regular file", name)
+		case size > maxDocument:
+			return fault.New(fault.Precondition, "the image is damaged: %s in it has %d bytes", name, size)
+		}
+	}
+	return nil
 }
 
 // OpenLayoutArchive unpacks an OCI layout from an archive into o.Dir and opens it.
@@ -243,8 +300,15 @@ func OpenLayoutArchive(ctx context.Context, file string, o Options) (*Image, err
 		if h.Typeflag != tar.TypeReg || !known {
 			continue
 		}
-		if err := writeNew(ctx, filepath.Join(dir, clean), t); err != nil {
-			return nil, fmt.Errorf("cannot unpack the layout: %w", err)
+		n, err := o.unpackTo(ctx, filepath.Join(dir, clean), t)
+		if errors.Is(err, os.ErrExist) {
+			err = fault.New(fault.Precondition, "the archive is damaged: %s is in it twice", clean)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if o.Room > 0 {
+			o.Room = max(1, o.Room-n) // 0 would be no bound
 		}
 	}
 	return OpenLayout(dir, o)
@@ -263,5 +327,6 @@ func Unpack(ctx context.Context, file string, o Options) (string, error) {
 	}
 	defer func() { _ = r.Close() }()
 	plain := filepath.Join(o.Dir, "archive.tar")
-	return plain, writeNew(ctx, plain, r)
+	_, err = o.unpackTo(ctx, plain, r)
+	return plain, err
 }

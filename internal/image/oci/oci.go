@@ -22,8 +22,10 @@ import (
 	"banger/internal/image/layer"
 )
 
-// maxLayers bounds the layers of an image; engines stop at 127.
-const maxLayers = 512
+const (
+	maxLayers   = 512     // of an image; engines stop at 127
+	maxDocument = 8 << 20 // bytes of what an image says of itself; registries stop at 4 MiB
+)
 
 // Image is a container image whose layers are at hand.
 type Image struct {
@@ -31,7 +33,7 @@ type Image struct {
 	Digest    string        // of its manifest, "sha256:" and 64 hex digits; empty: it has none
 	Env       []string      // NAME=value
 	Layers    []layer.Layer // the lowest first
-	Bytes     int64         // of the layers as they are stored
+	Bytes     int64         // of the layers as they are stored, where that is known
 }
 
 // Options say which image is wanted, and where there is room.
@@ -39,12 +41,42 @@ type Options struct {
 	Dir          string // for temporary files, the caller's to remove
 	Architecture string // as Go and Debian call it
 	Select       string // of several images in one file, the one of this name
+	Room         int64  // bytes that may be written to Dir; 0: no bound
 	// Progress is told how far the fetching is; nil: nobody wants to know.
 	Progress func(done, all int64)
 }
 
 func (o Options) platform() v1.Platform {
 	return v1.Platform{OS: "linux", Architecture: o.Architecture}
+}
+
+// hasRoom tells whether bytes more may be written.
+func (o Options) hasRoom(bytes int64) error {
+	if o.Room == 0 || bytes <= o.Room {
+		return nil
+	}
+	return fault.New(fault.Precondition, "no room for the image: there is less than %d MB in %s", (bytes+999_999)/1_000_000, o.Dir).WithHint("free some space there")
+}
+
+// describeStored is describe for an image with a manifest of its own.
+func describeStored(i v1.Image, o Options) (*Image, []v1.Layer, error) {
+	manifest, err := i.Manifest()
+	if err != nil {
+		return nil, nil, explainDamage(err)
+	}
+	if size := manifest.Config.Size; size > maxDocument {
+		return nil, nil, fault.New(fault.Precondition, "the image is damaged: its configuration has %d bytes", size)
+	}
+	out, layers, err := describe(i, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	digest, err := i.Digest()
+	if err != nil {
+		return nil, nil, explainDamage(err)
+	}
+	out.Digest = digest.String()
+	return out, layers, nil
 }
 
 // describe checks what an image says of itself, and takes over what is kept of it.
@@ -63,11 +95,7 @@ func describe(i v1.Image, o Options) (*Image, []v1.Layer, error) {
 	if len(layers) == 0 || len(layers) > maxLayers {
 		return nil, nil, fault.New(fault.Precondition, "the image has %d layers", len(layers))
 	}
-	out := &Image{Env: config.Config.Env}
-	if d, err := i.Digest(); err == nil {
-		out.Digest = d.String()
-	}
-	return out, layers, nil
+	return &Image{Env: config.Config.Env}, layers, nil
 }
 
 // explainDamage makes a fault of whatever a file with an image did not hold.
@@ -142,11 +170,11 @@ func (s *stream) Close() error {
 	return errors.Join(errs...)
 }
 
-// openAll makes layers that are read from where the image is.
-func openAll(out *Image, layers []v1.Layer) (*Image, error) {
+// openAll makes layers that are read from where the image is, each by read.
+func openAll(out *Image, layers []v1.Layer, read func(v1.Layer) (io.ReadCloser, error)) (*Image, error) {
 	for _, l := range layers {
 		opened, err := open(l, func() (io.ReadCloser, error) {
-			r, err := l.Compressed()
+			r, err := read(l)
 			if err != nil {
 				return nil, explainDamage(err)
 			}
@@ -154,9 +182,6 @@ func openAll(out *Image, layers []v1.Layer) (*Image, error) {
 		})
 		if err != nil {
 			return nil, err
-		}
-		if size, err := l.Size(); err == nil {
-			out.Bytes += size
 		}
 		out.Layers = append(out.Layers, opened)
 	}
@@ -176,6 +201,22 @@ func copyContext(ctx context.Context, w io.Writer, r io.Reader) (int64, error) {
 type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
+
+// unpackTo writes a new file of what an archive holds, whose size is not known before, as far as there is room.
+func (o Options) unpackTo(ctx context.Context, path string, r io.Reader) (written int64, err error) {
+	err = writeNew(ctx, path, readerFunc(func(b []byte) (int, error) {
+		n, err := r.Read(b)
+		written += int64(n)
+		if err := o.hasRoom(written); err != nil {
+			return 0, err
+		}
+		if err != nil && !errors.Is(err, io.EOF) {
+			err = explainDamage(err)
+		}
+		return n, err
+	}))
+	return written, err
+}
 
 // writeNew writes a new file.
 func writeNew(ctx context.Context, path string, r io.Reader) error {

@@ -3,7 +3,9 @@ package oci
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"os"
@@ -41,14 +43,27 @@ func ParseReference(ref string) (string, error) {
 
 func parse(ref string) (name.Reference, error) {
 	r, err := name.ParseReference(ref)
-	if err == nil && strings.HasPrefix(r.Context().RegistryStr(), ".") {
-		err = errors.New("a registry's name begins with no dot")
+	if err == nil {
+		err = checkParts(r)
 	}
 	if err != nil {
 		return nil, fault.Wrap(fault.Usage, err, "%q is no reference to an image", ref).
 			WithHint("write it like docker.io/library/alpine:3.20")
 	}
 	return r, nil
+}
+
+// checkParts refuses names that lead somewhere else in a path, which the library lets through.
+func checkParts(r name.Reference) error {
+	if strings.HasPrefix(r.Context().RegistryStr(), ".") {
+		return errors.New("a registry's name begins with no dot")
+	}
+	for part := range strings.SplitSeq(r.Context().RepositoryStr(), "/") {
+		if part == "" || strings.HasPrefix(part, ".") { // the grammar of distribution's reference has them begin with a letter or digit
+			return fmt.Errorf("%q is no part of a name", part)
+		}
+	}
+	return nil
 }
 
 // canonical is the form people know: the library calls Docker's registry by its host.
@@ -71,17 +86,17 @@ func Fetch(ctx context.Context, ref string, o Options) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	client := newTransport()
-	defer client.CloseIdleConnections()
+	connections := newTransport()
+	defer connections.CloseIdleConnections()
 	found, err := remote.Image(r,
 		remote.WithContext(ctx), remote.WithPlatform(o.platform()), remote.WithAuthFromKeychain(authn.DefaultKeychain),
-		remote.WithTransport(client), remote.WithUserAgent("banger"),
+		remote.WithTransport(impatient{connections, stallTimeout}), remote.WithUserAgent("banger"),
 		remote.WithRetryBackoff(remote.Backoff{Duration: 300 * time.Millisecond, Factor: 3, Jitter: 0.2, Steps: attempts}),
 	)
 	if err != nil {
 		return nil, explain(ctx, r, err)
 	}
-	out, layers, err := describe(found, o)
+	out, layers, err := describeStored(found, o)
 	if err != nil {
 		return nil, explain(ctx, r, err)
 	}
@@ -101,6 +116,9 @@ func newTransport() *http.Transport {
 
 // fetchAll fetches the layers, each once also when it is there twice, and opens them from their files.
 func fetchAll(ctx context.Context, out *Image, layers []v1.Layer, o Options) error {
+	if err := roomForLayers(layers, o); err != nil {
+		return err
+	}
 	files := map[string]string{} // by digest
 	group, inside := errgroup.WithContext(ctx)
 	group.SetLimit(fetchers)
@@ -132,6 +150,22 @@ func fetchAll(ctx context.Context, out *Image, layers []v1.Layer, o Options) err
 	return group.Wait()
 }
 
+// roomForLayers finds a disk too full before anything is fetched.
+func roomForLayers(layers []v1.Layer, o Options) error {
+	var all int64
+	for _, l := range layers {
+		_, size, err := identify(l)
+		if err != nil {
+			return err
+		}
+		if size < 0 || size > math.MaxInt64-all {
+			return fault.New(fault.Precondition, "the image is damaged: it has a layer of %d bytes", size)
+		}
+		all += size
+	}
+	return o.hasRoom(all)
+}
+
 func identify(l v1.Layer) (digest string, size int64, err error) {
 	d, err := l.Digest()
 	if err != nil {
@@ -161,7 +195,7 @@ func fetchLayer(ctx context.Context, l v1.Layer, path string, passed func(int)) 
 // mayPass tells whether it makes sense to ask again: the connection broke, and not that the answer was wrong.
 func mayPass(err error) bool {
 	var broken net.Error
-	return errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &broken) && !errors.Is(err, errStalled)
+	return errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &broken) && fault.KindOf(err) != fault.Timeout
 }
 
 func pause(ctx context.Context, d time.Duration) error {
@@ -178,29 +212,16 @@ func fetchOnce(ctx context.Context, l v1.Layer, path string, passed func(int)) e
 	if err != nil {
 		return err
 	}
-	// A registry that falls silent in the middle: the close ends the read that waits.
-	var stalled atomic.Bool
-	watch := time.AfterFunc(stallTimeout, func() {
-		stalled.Store(true)
-		_ = r.Close()
-	})
-	release := context.AfterFunc(ctx, func() { _ = r.Close() })
+	release := context.AfterFunc(ctx, func() { _ = r.Close() }) // another layer failed
 	err = writeNew(ctx, path, readerFunc(func(b []byte) (int, error) {
 		n, err := r.Read(b)
-		watch.Reset(stallTimeout)
 		passed(n)
 		return n, err
 	}))
-	watch.Stop()
 	release()
 	_ = r.Close() // what it may still say does not matter: all was read and checked, or not
-	if stalled.Load() {
-		return errStalled
-	}
 	return err
 }
-
-var errStalled = fault.New(fault.Timeout, "the registry sent nothing for %s", stallTimeout).WithHint("check the network, then try again")
 
 // explain makes a fault of whatever went wrong between us and a registry.
 func explain(ctx context.Context, r name.Reference, err error) error {
@@ -212,8 +233,10 @@ func explain(ctx context.Context, r name.Reference, err error) error {
 	var known *fault.Error
 	var slow net.Error
 	switch {
-	case errors.As(err, &known):
+	case errors.As(err, &known) && fault.HintOf(err) != "":
 		return err
+	case errors.As(err, &known):
+		return fault.Wrap(known.Kind, err, "cannot fetch %s", canonical(r)).WithHint("try again later, and check that %s is a registry of container images", host)
 	case errors.As(err, &answer):
 		return refused(r, answer)
 	case errors.Is(err, syscallNoSpace):
@@ -227,6 +250,8 @@ func explain(ctx context.Context, r name.Reference, err error) error {
 func refused(r name.Reference, answer *transport.Error) error {
 	what, host := canonical(r), r.Context().RegistryStr()
 	switch code := answer.StatusCode; {
+	case answer.Request != nil && code == http.StatusNotFound && !strings.HasPrefix(answer.Request.URL.Path, "/v2/"):
+		return fault.Wrap(fault.Precondition, answer, "registry %s has us ask for a token where nothing is", host).WithHint("check that %s is a registry of container images", host)
 	case code == http.StatusUnauthorized || code == http.StatusForbidden:
 		return fault.Wrap(fault.Precondition, answer, "registry %s does not let us read %s", host, what).
 			WithHint("check the name; if the image is private, log in first: docker login %s", host)
