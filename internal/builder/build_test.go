@@ -36,6 +36,16 @@ func (h *house) Create(_ context.Context, spec vm.Spec, _ bool, _ progress.Sink)
 	return vm.VM{ID: "00000000", Spec: spec}, nil
 }
 
+func (h *house) List(context.Context) (all []vm.VM, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name, spec := range h.vms {
+		spec.Name = name
+		all = append(all, vm.VM{Spec: spec})
+	}
+	return all, nil
+}
+
 func (h *house) Delete(_ context.Context, ref string, _ bool, _ progress.Sink) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -248,7 +248,8 @@ func (j *job) runStep(ctx context.Context, g *guest, s Step, stage string) error
 	return fault.Wrap(kind, failed, "the build cannot go on").WithHint("%s", hint)
 }
 
-// script writes the script to a file and runs it there, as a session of its own: what it started ends with it.
+// script writes the script to a file and runs it there. What it started in the background ends with it, as the session
+// would not be over before: the shell around it, which is the first of their group, tells them to.
 func (g *guest) script(ctx context.Context, s Step) error {
 	text := s.Run
 	if !strings.HasPrefix(text, "#!") {
@@ -262,5 +263,5 @@ func (g *guest) script(ctx context.Context, s Step) error {
 	if s.Needs == needsInternet {
 		env += g.env
 	}
-	return g.run(ctx, "cd /root && exec env "+env+file+" </dev/null", nil)
+	return g.run(ctx, "trap : TERM; cd /root && env "+env+file+" </dev/null; code=$?; kill -TERM 0; exit $code", nil)
 }

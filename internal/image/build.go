@@ -45,6 +45,8 @@ type BaseOptions struct {
 	Mirror   string   // URL; empty: Debian's own
 	Suite    string   // release; empty: stable
 	Packages []string // beside those of the default image
+	// Log is given each line that mmdebstrap says. May be nil.
+	Log func(line string)
 }
 
 // BootstrapBase makes an image of a Debian release with further packages in it, at the host's speed. It becomes
@@ -54,7 +56,7 @@ func (s *Store) BootstrapBase(ctx context.Context, o BaseOptions, sink progress.
 		return Image{}, err
 	}
 	source := debian.Source{Mirror: o.Mirror, Suite: o.Suite}.WithDefaults(runtime.GOARCH)
-	plan := bootstrapPlan{Source: source, packages: append(append([]string{}, packages...), o.Packages...)}
+	plan := bootstrapPlan{Source: source, packages: append(append([]string{}, packages...), o.Packages...), log: o.Log}
 	made, err := s.makeBootstrapped(ctx, plan, func(m *Manifest) { m.Name, m.Aliases = o.Name, nil }, sink)
 	if err != nil {
 		return Image{}, noRoom(err, s.shelf.Dir(""))
