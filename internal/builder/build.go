@@ -366,9 +366,9 @@ func (j *job) export(ctx context.Context, g *guest, base image.Image, kernel str
 		},
 		Finish: func(m *image.Manifest) {
 			m.Build = &image.Built{
-				Recipe: r.Origin, Parent: parent, ParentDigest: base.Digest, Kernel: kernel, ListHash: r.ListHash,
+				Recipe: r.Origin, From: j.request.From, Parent: parent, ParentDigest: base.Digest, Kernel: kernel, ListHash: r.ListHash,
 				Seconds:    append(j.seconds, image.StageTime{Stage: image.StageExport, Seconds: time.Since(begin).Seconds()}),
-				Definition: r.tests(), Incomplete: j.skipped,
+				Definition: testsOfAll(j.recipes), Incomplete: j.skipped,
 			}
 		},
 	}, j.sink)

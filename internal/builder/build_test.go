@@ -200,21 +200,21 @@ func TestStale(t *testing.T) {
 		t.Fatal(err)
 	}
 	i := image.Image{Manifest: image.Manifest{Recipe: r.Hash, Build: &image.Built{Recipe: dir, ListHash: r.ListHash}}}
-	if said := b.Stale(i); said != "" {
+	if said, stale := b.Stale(i); said != "" || stale {
 		t.Errorf("a fresh one: %q", said)
 	}
 	i.Manifest.Build.Incomplete = []string{"one: it failed"}
-	if said := b.Stale(i); !strings.Contains(said, "left out") {
+	if said, stale := b.Stale(i); !strings.Contains(said, "left out") || stale {
 		t.Errorf("one without a step: %q", said)
 	}
 	write(t, dir, map[string]string{RecipeFile: "from = \"debian\"\npackages = [\"git\", \"jq\"]\n"})
-	if said := b.Stale(i); !strings.Contains(said, "list of packages has changed") || !strings.Contains(said, "banger image build "+dir) {
+	if said, stale := b.Stale(i); !stale || !strings.Contains(said, "list of packages has changed") || !strings.Contains(said, "banger image build "+dir) {
 		t.Errorf("one of another list: %q", said)
 	}
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	if said := b.Stale(image.Image{Manifest: image.Manifest{Build: &image.Built{Recipe: dir}}}); said != "" {
+	if said, _ := b.Stale(image.Image{Manifest: image.Manifest{Build: &image.Built{Recipe: dir}}}); said != "" {
 		t.Errorf("one whose recipe is gone: %q", said)
 	}
 }

@@ -422,9 +422,13 @@ func way(all []*Recipe) string {
 	return strings.Join(names, " -> ")
 }
 
-// tests returns the form in which an image keeps its recipe's tests.
-func (r *Recipe) tests() json.RawMessage {
-	b, err := json.Marshal(r.Tests)
+// testsOfAll returns the form in which an image keeps the tests of its recipe and of those that it is built on.
+func testsOfAll(recipes []*Recipe) json.RawMessage {
+	var tests []Step
+	for _, r := range slices.Backward(recipes) {
+		tests = append(tests, r.Tests...)
+	}
+	b, err := json.Marshal(tests)
 	if err != nil {
 		panic("builder: tests are not JSON: " + err.Error()) // strings and booleans only
 	}

@@ -247,14 +247,15 @@ func runBootstrap(ctx context.Context, mmdebstrap string, source bootstrapPlan, 
 }
 
 // ownMounts has root's mmdebstrap mount what it mounts in a namespace of its own: when it is killed, the
-// mounts go with it, and nothing of the host lies below the directory that is removed then. Another
-// user's mmdebstrap makes such a namespace itself.
+// mounts go with it, and nothing of the host lies below the directory that is removed then. So do its
+// children, apt and dpkg, by a namespace of processes. Another user's mmdebstrap makes such namespaces itself.
 func ownMounts(mmdebstrap string, args []string) (program string, all []string, err error) {
 	if os.Geteuid() != 0 {
 		return mmdebstrap, args, nil
 	}
 	unshare, err := system.Find("unshare", "util-linux")
-	return unshare, append([]string{"--mount", "--propagation", propagation(), "--", mmdebstrap}, args...), err
+	own := []string{"--mount", "--propagation", propagation(), "--pid", "--fork", "--kill-child", "--mount-proc", "--", mmdebstrap}
+	return unshare, append(own, args...), err
 }
 
 // propagation keeps mounts to the namespace. In a plain chroot that cannot be asked for: the root is no

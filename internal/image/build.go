@@ -25,6 +25,7 @@ const StageExport = "export"
 type Built struct {
 	Recipe       string          `json:"recipe"`               // its name, or the directory it lies in
 	Parent       string          `json:"parent,omitempty"`     // name of the image that the temporary VM booted from
+	From         string          `json:"from,omitempty"`       // the image that was asked for instead of what the recipe says
 	ParentDigest string          `json:"parent_digest"`        // of that image
 	Kernel       string          `json:"kernel"`               // that the VM booted
 	ListHash     string          `json:"package_list_hash"`    // of the packages that the recipe asks for
