@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +26,9 @@ const (
 // provision puts into the VM what the recipes say: those that others are built on first.
 func (j *job) provision(ctx context.Context, g *guest, base image.Image) error {
 	if err := j.prepare(ctx, g); err != nil {
+		return err
+	}
+	if err := j.needTar(ctx, g, base); err != nil {
 		return err
 	}
 	kind, _ := j.recipes[len(j.recipes)-1].base()
@@ -69,6 +73,23 @@ func (j *job) prepare(ctx context.Context, g *guest) error {
 	env, err := j.b.o.Way.open(ctx, g)
 	g.env = env
 	return err
+}
+
+// needTar refuses a base whose result could not leave the VM: better now than after all the work.
+func (j *job) needTar(ctx context.Context, g *guest, base image.Image) error {
+	if slices.Contains(j.packages(), "tar") {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, fileTimeout)
+	defer cancel()
+	if err := g.run(ctx, tarScript, nil); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return fault.New(fault.Precondition, "image %s has no GNU tar, with which the result leaves the VM", base.Name).
+			WithHint(`add it to the recipe: packages = ["tar"]`)
+	}
+	return nil
 }
 
 // installPackages installs into an image that was not bootstrapped for this recipe, with its own package manager.
