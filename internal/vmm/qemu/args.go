@@ -50,7 +50,7 @@ var platforms = map[string]platform{
 		binary: "qemu-system-x86_64", debianPackage: "qemu-system-x86",
 		// microvm lacks a timer to calibrate by and hangs at times without KVM. Without its disk
 		// controllers, which nothing is connected to, q35 boots faster than pc.
-		machine: "q35,usb=off,vmport=off,sata=off,smbus=off",
+		machine:     "q35,usb=off,vmport=off,sata=off,smbus=off",
 		softwareCPU: "max",
 		generation:  true,
 		// An ELF kernel starts by PVH, without the firmware's loading and the guest's own
