@@ -3,6 +3,7 @@ package helper
 import (
 	"fmt"
 	"log/slog"
+	"os"
 	"unsafe"
 
 	"github.com/landlock-lsm/go-landlock/landlock"
@@ -31,6 +32,7 @@ func confine(log *slog.Logger) (right bool, err error) {
 		log.Info("this kernel has no Landlock: access to files is not confined")
 		return right, nil
 	}
+	holdOpen(ipForward, bridgeNFCall)
 	err = landlock.V5.BestEffort().RestrictPaths(
 		landlock.RWFiles(tunDevice).WithIoctlDev().IgnoreIfMissing(), landlock.RWFiles(ipForward).IgnoreIfMissing(),
 		landlock.ROFiles(bridgeNFCall).IgnoreIfMissing(),
@@ -40,6 +42,18 @@ func confine(log *slog.Logger) (right bool, err error) {
 	}
 	return right, nil
 }
+
+// holdOpen keeps files open for good. Landlock knows a file by its inode, and that of a kernel setting is another one when
+// the kernel has let go of it, as it does when memory is short: then the file would be refused.
+func holdOpen(paths ...string) {
+	for _, path := range paths {
+		if f, err := os.Open(path); err == nil { // one that is missing is not allowed either
+			held = append(held, f)
+		}
+	}
+}
+
+var held []*os.File // for ever: a file that nobody knows any more is closed
 
 // kept are the capabilities that requests need: for devices and the packet filter, and for port 53.
 const kept = 1<<unix.CAP_NET_ADMIN | 1<<unix.CAP_NET_BIND_SERVICE
