@@ -262,14 +262,18 @@ func (j *job) runStep(ctx context.Context, g *guest, s Step, stage string) error
 	default:
 		failed.reason = "was cut off: the VM or its SSH server ended (" + err.Error() + ")"
 	}
-	hint := "mend the script, or give it more time with timeout"
-	if s.Needs == needsInternet {
+	hint := "mend the step"
+	switch {
+	case kind == fault.Timeout:
+		hint = "give it more time with timeout, or see what it waits for"
+	case s.Needs == needsInternet:
 		hint = "see whether the VM reaches the internet, or mark the step optional"
 	}
 	return fault.Wrap(kind, failed, "the build cannot go on").WithHint("%s", hint)
 }
 
-// script writes the script to a file and runs it there. What it started in the background ends with it, as the session
+// script writes the script to a file and runs it there. Its two outputs come as one, as what it says last is often why it
+// failed, and two streams lose their order. What it started in the background ends with it, as the session
 // would not be over before: the shell around it, which is the first of their group, tells them to.
 func (g *guest) script(ctx context.Context, s Step) error {
 	text := s.Run
@@ -284,5 +288,5 @@ func (g *guest) script(ctx context.Context, s Step) error {
 	if s.Needs == needsInternet {
 		env += g.env
 	}
-	return g.run(ctx, "trap : TERM; cd /root && env "+env+file+" </dev/null; code=$?; kill -TERM 0; exit $code", nil)
+	return g.run(ctx, "trap : TERM; cd /root && env "+env+file+" </dev/null 2>&1; code=$?; kill -TERM 0; exit $code", nil)
 }
