@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"banger/internal/disk"
@@ -31,7 +32,9 @@ const (
 const (
 	buildTimeout  = 6 * time.Hour
 	exportTimeout = time.Hour
-	exportRoom    = 1 << 30 // bytes free in the store before the VM boots, beside twice the base
+	roomPause     = 2 * time.Second // between two looks at the disk
+	leastRoom     = 16 << 20        // bytes free that a build needs to be taken back
+	exportRoom    = 1 << 30         // bytes free in the store before the VM boots, beside twice the base
 )
 
 // Machines is what the builder needs of the engine.
@@ -66,14 +69,19 @@ type Options struct {
 }
 
 // Builder builds images. Several builds may be under way.
-type Builder struct{ o Options }
+type Builder struct {
+	o Options
+
+	mu   sync.Mutex
+	busy map[string]bool // the ids of the builds under way
+}
 
 // New returns a builder.
 func New(o Options) *Builder {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Builder{o}
+	return &Builder{o: o, busy: map[string]bool{}}
 }
 
 // Request says what to build.
@@ -88,7 +96,9 @@ type Request struct {
 // Build makes an image of a recipe. When it fails or is cancelled nothing is left but the log, whose path is in the
 // error's hint, and with KeepFailed the VM.
 func (b *Builder) Build(ctx context.Context, r Request, sink progress.Sink) (image.Image, error) {
-	b.forgetKept(ctx)
+	for _, line := range b.Reconcile(ctx) { // what could not be taken back before, for want of room as it may be
+		b.o.Logger.Info("builds", "told", line)
+	}
 	if err := b.o.Images.Free(r.Name); err != nil {
 		return image.Image{}, err
 	}
@@ -189,7 +199,12 @@ func (j *job) run(ctx context.Context) (made image.Image, err error) {
 	if err != nil {
 		return made, err
 	}
-	made, err = j.inVM(ctx, v, base, kernel)
+	watched, stop := j.watchRoom(ctx)
+	defer stop()
+	made, err = j.inVM(watched, v, base, kernel)
+	if full := context.Cause(watched); err != nil && ctx.Err() == nil && full != nil {
+		err = full // what came of it does not matter
+	}
 	if err != nil && j.request.KeepFailed && ctx.Err() == nil {
 		u.Keep()
 		return made, j.keep(v.Spec.Name, err)
@@ -200,6 +215,7 @@ func (j *job) run(ctx context.Context) (made image.Image, err error) {
 // takeBack removes what the build made, whatever became of ctx. The record stays while anything does: the next daemon
 // tries again.
 func (j *job) takeBack(ctx context.Context, u *undo.Stack, forget func() error, err error) error {
+	defer j.b.over(j.id)
 	var left error
 	u.Unwind(ctx, &left)
 	if left == nil && j.kept == "" {
@@ -296,6 +312,28 @@ func (j *job) room(base image.Image) error {
 		return err
 	}
 	return disk.RequireFree(j.b.o.Paths.State, size+exportRoom, "the build of an image")
+}
+
+// watchRoom ends ctx, with a fault as its cause, when the disk is as good as full: the VM would stand still then, and
+// nobody could say why. stop has to be called.
+func (j *job) watchRoom(ctx context.Context) (watched context.Context, stop func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		tick := time.NewTicker(roomPause)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			if free, err := disk.FreeBytes(j.b.o.Paths.State); err == nil && free < leastRoom {
+				cancel(fault.New(fault.Precondition, "disk full: %d MB are left in %s", free/1_000_000, j.b.o.Paths.State).WithHint("free some space there"))
+				return
+			}
+		}
+	}()
+	return ctx, func() { cancel(nil) }
 }
 
 func (j *job) largest(of func(*Recipe) string) (size int64) {

@@ -24,6 +24,8 @@ type house struct {
 	said     []string
 	bootFail error
 	baseFail error
+	// deleteFail is why VMs cannot be deleted.
+	deleteFail error
 }
 
 func (h *house) Create(_ context.Context, spec vm.Spec, _ bool, _ progress.Sink) (vm.VM, error) {
@@ -51,6 +53,9 @@ func (h *house) Delete(_ context.Context, ref string, _ bool, _ progress.Sink) e
 	defer h.mu.Unlock()
 	if _, ok := h.vms[ref]; !ok {
 		return fault.New(fault.NotFound, "no VM %s", ref)
+	}
+	if h.deleteFail != nil {
+		return h.deleteFail
 	}
 	delete(h.vms, ref)
 	return nil
@@ -182,12 +187,67 @@ func TestReconcile(t *testing.T) {
 	if _, err := b.record("build-12345678"); err != nil {
 		t.Fatal(err)
 	}
+	h.vms["build-12345678"] = vm.Spec{}
+	if told := b.Reconcile(t.Context()); len(told) > 0 || len(h.vms) != 1 {
+		t.Errorf("one at work: %v", told)
+	}
+	b.over("build-12345678") // as in the next daemon
 	h.vms["build-12345678"], h.vms["mine"] = vm.Spec{}, vm.Spec{}
 	h.images["build-12345678-base"] = image.Image{}
 	if told := b.Reconcile(t.Context()); len(told) != 1 || !strings.Contains(told[0], "build-12345678") {
 		t.Errorf("told: %v", told)
 	}
 	if left := h.left(t, b); len(left) != 1 || left[0] != "VM mine" {
+		t.Errorf("left: %v", left)
+	}
+}
+
+// TestTakenBackLater: what a build cannot take back is taken back by the next one.
+func TestTakenBackLater(t *testing.T) {
+	h, b := newHouse(t)
+	h.deleteFail = fault.New(fault.Precondition, "no room for the database")
+	onDebian := recipe(t, "from = \"debian\"\n")
+	if _, err := b.Build(t.Context(), Request{Recipe: onDebian}, nil); !strings.Contains(err.Error(), "no room") {
+		t.Errorf("%v", err)
+	}
+	if left := h.left(t, b); len(left) != 2 { // the record and the VM
+		t.Errorf("left: %v", left)
+	}
+	h.deleteFail = nil
+	if _, err := b.Build(t.Context(), Request{Recipe: recipe(t, "from = \"image:gone\"\n")}, nil); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("%v", err)
+	}
+	if left := h.left(t, b); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+// TestKeptBase: the base image of a VM that was left to look into goes when nobody needs it any more.
+func TestKeptBase(t *testing.T) {
+	h, b := newHouse(t)
+	if err := os.MkdirAll(b.o.Paths.Builds(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	const id = "build-12345678"
+	if _, err := b.record(id); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.markKept(id); err != nil {
+		t.Fatal(err)
+	}
+	b.over(id)
+	h.images[baseOf(id)] = image.Image{}
+	for _, needed := range []map[string]vm.Spec{{id: {Image: baseOf(id)}}, {"fork": {Image: baseOf(id)}}} {
+		h.vms = needed
+		if told := b.Reconcile(t.Context()); len(told) > 0 || len(h.images) != 2 {
+			t.Errorf("with the VMs %v: %v, %v", needed, told, h.images)
+		}
+	}
+	h.vms = map[string]vm.Spec{}
+	if told := b.Reconcile(t.Context()); len(told) > 0 {
+		t.Errorf("told: %v", told)
+	}
+	if left := h.left(t, b); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
 }

@@ -21,10 +21,32 @@ const (
 // record notes that a build is under way, by the name that all it makes begins with. forget takes the note away.
 func (b *Builder) record(id string) (forget func() error, err error) {
 	path := filepath.Join(b.o.Paths.Builds(), id+recordSuffix)
+	b.mu.Lock()
+	b.busy[id] = true
+	b.mu.Unlock()
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		b.over(id)
 		return nil, fault.Wrap(fault.Precondition, err, "cannot begin a build")
 	}
 	return func() error { return gone(os.Remove(path)) }, nil
+}
+
+// over says that nobody is at work on a build any more: what it left may be taken back.
+func (b *Builder) over(id string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.busy, id)
+}
+
+func (b *Builder) underWay(id string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.busy[id]
+}
+
+func isGone(path string) bool {
+	_, err := os.Lstat(path)
+	return errors.Is(err, os.ErrNotExist)
 }
 
 func gone(err error) error {
@@ -74,8 +96,8 @@ func (b *Builder) removeBase(ctx context.Context, id string) error {
 	return err
 }
 
-// Reconcile takes back what builds of a daemon that died have left: their VMs and base images. Call it before the
-// first build. It returns what it did and what it could not do, a line each.
+// Reconcile takes back what builds of a daemon that died have left, and those that could not do so themselves: their VMs
+// and base images. It returns what it did and what it could not do, a line each.
 func (b *Builder) Reconcile(ctx context.Context) (told []string) {
 	found, err := filepath.Glob(filepath.Join(b.o.Paths.Builds(), "build-*"+recordSuffix))
 	if err != nil {
@@ -83,6 +105,9 @@ func (b *Builder) Reconcile(ctx context.Context) (told []string) {
 	}
 	for _, path := range found {
 		id := strings.TrimSuffix(filepath.Base(path), recordSuffix)
+		if b.underWay(id) || isGone(path) { // in this order: a build that ends renames or removes its record first
+			continue
+		}
 		err := b.removeVM(ctx, id)
 		if err == nil {
 			err = b.removeBase(ctx, id)
