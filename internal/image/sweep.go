@@ -26,8 +26,8 @@ func (s *Store) Sweep(ctx context.Context) error {
 	return errors.Join(err, sweepScratch(ctx, mmdebstrap))
 }
 
-// endStrays kills the programs that a dead build has left at work in dir, known by their environment. Those of a user
-// namespace cannot be looked at, and end when they find nobody to read what they write.
+// endStrays kills the programs that a dead build has left at work in dir, known by their environment. Whoever made a user
+// namespace may do so with those in it as well.
 func endStrays(dir string) {
 	found, err := filepath.Glob("/proc/[0-9]*/environ")
 	if err != nil {
