@@ -127,6 +127,7 @@ func (b *Builder) Build(ctx context.Context, r Request, sink progress.Sink) (ima
 type job struct {
 	b       *Builder
 	id      string
+	what    string // is made or tested, for errors: "recipe dev"
 	request Request
 	recipes []*Recipe // the one asked for, then those it is built on
 	sink    progress.Sink
@@ -145,7 +146,7 @@ func (b *Builder) newJob(r Request, recipes []*Recipe, sink progress.Sink) (*job
 	if err != nil {
 		return nil, err
 	}
-	return &job{b: b, id: id, request: r, recipes: recipes, sink: log.follow(sink), log: log}, nil
+	return &job{b: b, id: id, what: "recipe " + recipes[0].Name, request: r, recipes: recipes, sink: log.follow(sink), log: log}, nil
 }
 
 func (j *job) close() {
@@ -159,6 +160,9 @@ func (j *job) explain(ctx context.Context, err error) error {
 	if fault.KindOf(err) == fault.Interrupted && ctx.Err() != nil && j.kept == "" {
 		return err
 	}
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		err = fault.Wrap(fault.Timeout, err, "no end within %s", buildTimeout)
+	}
 	hint := fault.HintOf(err)
 	if hint != "" {
 		hint += "; "
@@ -171,7 +175,7 @@ func (j *job) explain(ctx context.Context, err error) error {
 		}
 	}
 	j.log.note("failed: " + err.Error())
-	return fault.Wrap(fault.KindOf(err), err, "recipe %s", j.recipes[0].Name).WithHint("%s", hint)
+	return fault.Wrap(fault.KindOf(err), err, "%s", j.what).WithHint("%s", hint)
 }
 
 // stage runs one part and notes how long it took.

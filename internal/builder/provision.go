@@ -96,7 +96,7 @@ func (j *job) needTar(ctx context.Context, g *guest, base image.Image) error {
 func (j *job) installPackages(ctx context.Context, g *guest, names []string, base image.Image) error {
 	list := strings.Join(names, " ")
 	script := "if command -v apt-get >/dev/null; then\n" +
-		"  export DEBIAN_FRONTEND=noninteractive\n  apt-get -q update\n  apt-get -q -y --no-install-recommends install " + list + "\n" +
+		"  export DEBIAN_FRONTEND=noninteractive\n  apt-get -q update\n  apt-get -q -y --no-install-recommends -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold install " + list + "\n" +
 		"elif command -v apk >/dev/null; then apk add " + list + "\n" +
 		"else echo \"the image has neither apt-get nor apk\" >&2; exit 1; fi\n"
 	s := Step{Name: "packages", Run: script, Needs: needsInternet, Timeout: packageTimeout.String()}

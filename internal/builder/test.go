@@ -47,6 +47,7 @@ func (b *Builder) Test(ctx context.Context, name string, keepFailed bool, sink p
 		return report, err
 	}
 	defer j.close()
+	j.what = "the tests of image " + i.Name
 	ctx, cancel := context.WithTimeout(ctx, buildTimeout)
 	defer cancel()
 	if err := j.testAll(ctx, i, tests, &report); err != nil {
