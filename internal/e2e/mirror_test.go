@@ -32,7 +32,7 @@ func serveMirror(socket string) (end func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	onward := &httputil.ReverseProxy{Director: func(*http.Request) {}}
+	onward := &httputil.ReverseProxy{Rewrite: func(*httputil.ProxyRequest) {}}
 	server := &http.Server{ReadHeaderTimeout: mirrorLimit, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Host != mirror.Host {
 			http.Error(w, "only the mirror is reached from here", http.StatusForbidden)
