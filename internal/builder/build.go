@@ -32,9 +32,7 @@ const (
 const (
 	buildTimeout  = 6 * time.Hour
 	exportTimeout = time.Hour
-	roomPause     = 2 * time.Second // between two looks at the disk
-	leastRoom     = 16 << 20        // bytes free that a build needs to be taken back
-	exportRoom    = 1 << 30         // bytes free in the store before the VM boots, beside twice the base
+	exportRoom    = 1 << 30 // bytes free in the store before the VM boots, beside twice the base
 )
 
 // Machines is what the builder needs of the engine.
@@ -203,12 +201,7 @@ func (j *job) run(ctx context.Context) (made image.Image, err error) {
 	if err != nil {
 		return made, err
 	}
-	watched, stop := j.watchRoom(ctx)
-	defer stop()
-	made, err = j.inVM(watched, v, base, kernel)
-	if full := context.Cause(watched); err != nil && ctx.Err() == nil && full != nil {
-		err = full // what came of it does not matter
-	}
+	made, err = j.inVM(ctx, v, base, kernel)
 	if err != nil && j.request.KeepFailed && ctx.Err() == nil {
 		u.Keep()
 		return made, j.keep(v.Spec.Name, err)
@@ -318,28 +311,6 @@ func (j *job) room(base image.Image) error {
 	return disk.RequireFree(j.b.o.Paths.State, size+exportRoom, "the build of an image")
 }
 
-// watchRoom ends ctx, with a fault as its cause, when the disk is as good as full: the VM would stand still then, and
-// nobody could say why. stop has to be called.
-func (j *job) watchRoom(ctx context.Context) (watched context.Context, stop func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	go func() {
-		tick := time.NewTicker(roomPause)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-			}
-			if free, err := disk.FreeBytes(j.b.o.Paths.State); err == nil && free < leastRoom {
-				cancel(fault.New(fault.Precondition, "disk full: %d MB are left in %s", free/1_000_000, j.b.o.Paths.State).WithHint("free some space there"))
-				return
-			}
-		}
-	}()
-	return ctx, func() { cancel(nil) }
-}
-
 func (j *job) largest(of func(*Recipe) string) (size int64) {
 	for _, r := range j.recipes {
 		if n, err := vm.ParseSize(of(r)); err == nil { // checked when it was loaded
@@ -359,6 +330,8 @@ func (b *Builder) removeVM(ctx context.Context, name string) error {
 
 // inVM does what needs a running system, and makes the image of the result.
 func (j *job) inVM(ctx context.Context, v vm.VM, base image.Image, kernel string) (made image.Image, err error) {
+	ctx, stop := j.watch(ctx)
+	defer func() { err = stop(err) }()
 	g, err := j.connect(ctx, v)
 	if err != nil {
 		return made, err

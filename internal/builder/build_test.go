@@ -24,6 +24,7 @@ type house struct {
 	said     []string
 	bootFail error
 	baseFail error
+	state    vm.State // of all VMs
 	// deleteFail is why VMs cannot be deleted.
 	deleteFail error
 }
@@ -43,7 +44,7 @@ func (h *house) List(context.Context) (all []vm.VM, err error) {
 	defer h.mu.Unlock()
 	for name, spec := range h.vms {
 		spec.Name = name
-		all = append(all, vm.VM{Spec: spec})
+		all = append(all, vm.VM{Spec: spec, State: h.state})
 	}
 	return all, nil
 }
@@ -249,6 +250,40 @@ func TestKeptBase(t *testing.T) {
 	}
 	if left := h.left(t, b); len(left) > 0 {
 		t.Errorf("left: %v", left)
+	}
+}
+
+// TestTrouble: a VM that cannot go on ends the build with the reason; all other states may pass.
+func TestTrouble(t *testing.T) {
+	h, b := newHouse(t)
+	if err := os.MkdirAll(b.o.Paths.State, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	j := &job{b: b, id: "build-12345678"}
+	if err := j.trouble(t.Context()); fault.KindOf(err) != fault.Conflict {
+		t.Errorf("a VM that is gone: %v", err)
+	}
+	h.vms[j.id] = vm.Spec{}
+	for state, bad := range map[vm.State]bool{vm.Running: false, vm.Paused: false, vm.Suspending: false, vm.Failed: true, vm.Stopping: true, vm.Stopped: true} {
+		h.state = state
+		if err := j.trouble(t.Context()); bad != (err != nil) || bad && !strings.Contains(err.Error(), string(state)) {
+			t.Errorf("%s: %v", state, err)
+		}
+	}
+	h.state = vm.Failed
+	watched, stop := j.watch(t.Context())
+	<-watched.Done() // the VM is stopped
+	if err := stop(watched.Err()); !strings.Contains(err.Error(), "is "+string(h.state)) {
+		t.Errorf("%v", err)
+	}
+	gaveUp, cancel := context.WithCancel(t.Context())
+	_, stop = j.watch(gaveUp)
+	cancel()
+	if err := stop(context.Canceled); fault.KindOf(err) != fault.Interrupted {
+		t.Errorf("somebody gave up: %v", err)
+	}
+	if err := stop(nil); err != nil {
+		t.Errorf("what succeeded: %v", err)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"banger/internal/image"
 	"banger/internal/progress"
 	"banger/internal/undo"
+	"banger/internal/vm"
 )
 
 // Report is how the tests of an image went.
@@ -83,12 +84,24 @@ func (j *job) testAll(ctx context.Context, i image.Image, tests []Step, report *
 	if err != nil {
 		return err
 	}
+	failed, err := j.runTests(ctx, v, i, tests, report)
+	if err == nil && failed && j.request.KeepFailed {
+		u.Keep()
+		report.VM = v.Spec.Name
+		return j.keep(v.Spec.Name, nil)
+	}
+	return err
+}
+
+// runTests tells whether one failed.
+func (j *job) runTests(ctx context.Context, v vm.VM, i image.Image, tests []Step, report *Report) (failed bool, err error) {
+	ctx, stop := j.watch(ctx)
+	defer func() { err = stop(err) }()
 	g, err := j.connect(ctx, v)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer func() { _ = g.Close() }()
-	failed := false
 	err = j.stage(StageTest, func() error {
 		if err := j.prepare(ctx, g); err != nil {
 			return err
@@ -103,12 +116,7 @@ func (j *job) testAll(ctx context.Context, i image.Image, tests []Step, report *
 		}
 		return nil
 	})
-	if err == nil && failed && j.request.KeepFailed {
-		u.Keep()
-		report.VM = v.Spec.Name
-		return j.keep(v.Spec.Name, nil)
-	}
-	return err
+	return failed, err
 }
 
 // test runs one test. That of a step which was left out is not run, and one that is optional may fail for want of the

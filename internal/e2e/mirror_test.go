@@ -99,8 +99,8 @@ func carry(inside net.Conn, socket string) {
 	<-back
 }
 
-// TestBuildFromDebian takes the recipe "small" through every stage, mmdebstrap's as well, behind a proxy on the host's
-// loopback, of which nothing stays in the image.
+// TestBuildFromDebian takes the recipe "small", and one on it, through every stage, mmdebstrap's as well, behind a proxy on
+// the host's loopback, of which nothing stays in the image.
 func TestBuildFromDebian(t *testing.T) {
 	w := newColdWorld(t)
 	w.ownImages()
@@ -112,37 +112,43 @@ func TestBuildFromDebian(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	name := w.banger("image", "build", "small")
-	if !strings.HasPrefix(name, "small-") {
-		t.Errorf("built %q", name)
-	}
-	if left := w.leftOfBuilds(); len(left) > 0 {
-		t.Errorf("left: %v", left)
-	}
-	if r := w.try("image", "test", "small"); r.code != 0 || !strings.Contains(r.stdout, "passed greeting") {
-		t.Errorf("image test: %+v", r)
-	}
-
-	// What a recipe on it fetches comes by the same way.
 	_, port, err := net.SplitHostPort(strings.TrimPrefix(proxy, "http://"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := w.recipe("fetches", `
-from = "image:small"
+	dir := w.recipe("mine", `
+from = "recipe:small"
 [[step]]
 name = "inside"
-run = "test -z \"${http_proxy:-}\""
+run = "test -z \"${http_proxy:-}\" && test -e /root/hello.json"
 [[step]]
 name = "fetch"
 needs = "internet"
 run = "curl -fsS -o /srv/fetched `+need.Mirror()+`/dists/stable/InRelease"
 [[test]]
 name = "fetched"
-run = "grep -q Suite /srv/fetched && ! grep -rIl -e '127.0.0.1:`+port+`' -e http_proxy= /etc /root /var/lib 2>/dev/null | grep ."
+run = "grep -q Suite /srv/fetched"
+[[test]]
+name = "no trace of the proxy"
+run = "! grep -rIl -e '127.0.0.1:`+port+`' -e http_proxy= /etc /root /var/lib 2>/dev/null | grep ."
 `, nil)
-	w.banger("image", "build", dir)
-	if r := w.try("image", "test", "fetches"); r.code != 0 {
-		t.Errorf("image test: %+v", r)
+	if name := w.banger("image", "build", dir); !strings.HasPrefix(name, "mine-") {
+		t.Errorf("built %q", name)
+	}
+	if left := w.leftOfBuilds(); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+	r := w.try("image", "test", "mine")
+	for _, want := range []string{"passed greeting", "passed fetched", "passed no trace of the proxy"} {
+		if r.code != 0 || !strings.Contains(r.stdout, want) {
+			t.Errorf("image test does not say %q: %+v", want, r)
+		}
+	}
+	logs, _ := filepath.Glob(filepath.Join(w.dir, "state/banger/builds/mine-*.log"))
+	if len(logs) != 1 {
+		t.Fatalf("logs: %v", logs)
+	}
+	if text, err := os.ReadFile(logs[0]); err != nil || !strings.Contains(string(text), "installing remaining packages") {
+		t.Errorf("the log does not have what mmdebstrap says: %v\n%s", err, text)
 	}
 }
