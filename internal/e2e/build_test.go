@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"os"
@@ -223,13 +224,14 @@ func TestBuildFails(t *testing.T) {
 	}
 }
 
-// TestBuildEndsEarly: neither Ctrl-C nor the daemon's death leaves anything.
+// TestBuildEndsEarly: neither Ctrl-C nor the death of the VM or the daemon leaves anything.
 func TestBuildEndsEarly(t *testing.T) {
 	w := newColdWorld(t)
 	w.ownImages()
 	dir := w.recipe("long", "from = \"image:debian\"\n[[step]]\nname = \"long\"\nrun = \"echo begun; sleep 1000\"\n", nil)
 	begin := func() *exec.Cmd {
 		cmd := w.command(context.Background(), "image", "build", dir)
+		cmd.Stderr = &bytes.Buffer{}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -257,6 +259,19 @@ func TestBuildEndsEarly(t *testing.T) {
 			t.Fatalf("left after Ctrl-C: %v", left)
 		}
 		time.Sleep(200 * time.Millisecond)
+	}
+
+	// The VM dies: the build does not wait for an answer.
+	cmd = begin()
+	if err := syscall.Kill(w.show(w.list()[0].Name).PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // as above
+	if said := strings.Join(strings.Fields(cmd.Stderr.(*bytes.Buffer).String()), " "); cmd.ProcessState.ExitCode() != 5 || !strings.Contains(said, "the temporary VM build-") {
+		t.Errorf("exit %d: %s", cmd.ProcessState.ExitCode(), said)
+	}
+	if left := w.leftOfBuilds(); len(left) > 0 {
+		t.Errorf("left after the VM's death: %v", left)
 	}
 
 	// Half of an image that a dead daemon was writing, as it may be at any moment of the export.
