@@ -156,6 +156,7 @@ func (j *job) close() {
 // explain adds where the log is, and which VM was left.
 func (j *job) explain(ctx context.Context, err error) error {
 	if fault.KindOf(err) == fault.Interrupted && ctx.Err() != nil && j.kept == "" {
+		j.log.note("interrupted")
 		return err
 	}
 	if errors.Is(ctx.Err(), context.DeadlineExceeded) {

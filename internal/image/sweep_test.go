@@ -7,10 +7,13 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"banger/internal/hosttest/need"
 )
 
 // TestSweep: what a dead build left goes, with the program that is still at work for it; one at work stays.
 func TestSweep(t *testing.T) {
+	need.Binary(t, "mmdebstrap")
 	t.Setenv("TMPDIR", t.TempDir())
 	s := Open(filepath.Join(t.TempDir(), "images"))
 	if err := s.Sweep(t.Context()); err != nil {
