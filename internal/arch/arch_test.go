@@ -103,7 +103,7 @@ var rooms = map[string][]string{
 		"internal/snapshot", "internal/store", "internal/template", "internal/vm", "internal/vmm",
 	},
 	"internal/builder": {
-		"images", "internal/fault", "internal/image", "internal/paths", "internal/progress",
+		"images", "internal/disk", "internal/fault", "internal/image", "internal/paths", "internal/progress",
 		"internal/tomlfile", "internal/undo", "internal/vm",
 	},
 	"internal/server": {

@@ -89,7 +89,7 @@ func (s stock) boot(ctx context.Context, e emulation, cpus int, memoryMiB int) (
 		Args: []string{
 			"-M", "q35", "-accel", e.accel, "-cpu", e.cpu, "-smp", fmt.Sprint(cpus), "-m", fmt.Sprint(memoryMiB),
 			"-nodefaults", "-display", "none", "-no-reboot", "-serial", "file:serial.log",
-			"-kernel", "vmlinuz", "-initrd", "initrd.img", "-append", "root=/dev/vda ro console=ttyS0 quiet",
+			"-kernel", "vmlinuz", "-initrd", "initrd.img", "-append", "root=/dev/vda ro console=ttyS0 quiet " + e.kernelArgs,
 			"-drive", "file=root.ext4,format=raw,if=virtio,snapshot=on",
 			"-netdev", "user,id=n0,restrict=on,hostfwd=tcp:" + address + "-:22", "-device", "virtio-net-pci,netdev=n0",
 			"-device", "virtio-rng-pci",
@@ -112,11 +112,12 @@ func (s stock) boot(ctx context.Context, e emulation, cpus int, memoryMiB int) (
 }
 
 // emulation is how QEMU runs a guest's CPUs.
-type emulation struct{ accel, cpu string }
+type emulation struct{ accel, cpu, kernelArgs string }
 
 var (
 	accelWord = regexp.MustCompile(`-accel '?([^\s'\\]+)`)
 	cpuWord   = regexp.MustCompile(`-cpu '?([^\s'\\]+)`)
+	cpuArg    = regexp.MustCompile(`clearcpuid=\d+`) // without it such a kernel does not boot every time
 )
 
 // emulationOf reads it off the command line of a machine of banger's, so that the baseline has the same.
@@ -129,7 +130,7 @@ func emulationOf(commandFile string) (emulation, error) {
 	if accel == nil || cpu == nil {
 		return emulation{}, fmt.Errorf("%s names no accelerator or CPU", commandFile)
 	}
-	return emulation{string(accel[1]), string(cpu[1])}, nil
+	return emulation{string(accel[1]), string(cpu[1]), string(cpuArg.Find(text))}, nil
 }
 
 // awaitBanner returns when an SSH server at address has sent its identification string (RFC 4253, 4.2).

@@ -9,8 +9,10 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"sync"
 	"time"
 
+	"banger/internal/disk"
 	"banger/internal/fault"
 	"banger/internal/image"
 	"banger/internal/paths"
@@ -30,12 +32,12 @@ const (
 const (
 	buildTimeout  = 6 * time.Hour
 	exportTimeout = time.Hour
-	exportRoom    = 1 << 30 // bytes free in the store before the VM boots
-	takeBackLimit = 2 * time.Minute
+	exportRoom    = 1 << 30 // bytes free in the store before the VM boots, beside twice the base
 )
 
 // Machines is what the builder needs of the engine.
 type Machines interface {
+	List(ctx context.Context) ([]vm.VM, error)
 	Create(ctx context.Context, spec vm.Spec, start bool, sink progress.Sink) (vm.VM, error)
 	Delete(ctx context.Context, ref string, force bool, sink progress.Sink) error
 }
@@ -65,14 +67,19 @@ type Options struct {
 }
 
 // Builder builds images. Several builds may be under way.
-type Builder struct{ o Options }
+type Builder struct {
+	o Options
+
+	mu   sync.Mutex
+	busy map[string]bool // the ids of the builds under way
+}
 
 // New returns a builder.
 func New(o Options) *Builder {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	return &Builder{o}
+	return &Builder{o: o, busy: map[string]bool{}}
 }
 
 // Request says what to build.
@@ -87,6 +94,9 @@ type Request struct {
 // Build makes an image of a recipe. When it fails or is cancelled nothing is left but the log, whose path is in the
 // error's hint, and with KeepFailed the VM.
 func (b *Builder) Build(ctx context.Context, r Request, sink progress.Sink) (image.Image, error) {
+	for _, line := range b.Reconcile(ctx) { // what could not be taken back before, for want of room as it may be
+		b.o.Logger.Info("builds", "told", line)
+	}
 	if err := b.o.Images.Free(r.Name); err != nil {
 		return image.Image{}, err
 	}
@@ -115,6 +125,7 @@ func (b *Builder) Build(ctx context.Context, r Request, sink progress.Sink) (ima
 type job struct {
 	b       *Builder
 	id      string
+	what    string // is made or tested, for errors: "recipe dev"
 	request Request
 	recipes []*Recipe // the one asked for, then those it is built on
 	sink    progress.Sink
@@ -122,6 +133,7 @@ type job struct {
 	seconds []image.StageTime
 	skipped []string
 	kept    string // the VM that was left to look into
+	based   bool   // the base image was made for this build alone
 }
 
 func (b *Builder) newJob(r Request, recipes []*Recipe, sink progress.Sink) (*job, error) {
@@ -132,7 +144,7 @@ func (b *Builder) newJob(r Request, recipes []*Recipe, sink progress.Sink) (*job
 	if err != nil {
 		return nil, err
 	}
-	return &job{b: b, id: id, request: r, recipes: recipes, sink: log.follow(sink), log: log}, nil
+	return &job{b: b, id: id, what: "recipe " + recipes[0].Name, request: r, recipes: recipes, sink: log.follow(sink), log: log}, nil
 }
 
 func (j *job) close() {
@@ -144,7 +156,11 @@ func (j *job) close() {
 // explain adds where the log is, and which VM was left.
 func (j *job) explain(ctx context.Context, err error) error {
 	if fault.KindOf(err) == fault.Interrupted && ctx.Err() != nil && j.kept == "" {
+		j.log.note("interrupted")
 		return err
+	}
+	if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		err = fault.Wrap(fault.Timeout, err, "no end within %s", buildTimeout)
 	}
 	hint := fault.HintOf(err)
 	if hint != "" {
@@ -153,9 +169,12 @@ func (j *job) explain(ctx context.Context, err error) error {
 	hint += "the log of the build is " + j.log.path
 	if j.kept != "" {
 		hint += fmt.Sprintf("; look into it with: banger vm ssh %s, and remove it with: banger vm delete --force %s", j.kept, j.kept)
+		if j.based {
+			hint += " && banger image delete " + baseOf(j.id)
+		}
 	}
 	j.log.note("failed: " + err.Error())
-	return fault.Wrap(fault.KindOf(err), err, "recipe %s", j.recipes[0].Name).WithHint("%s", hint)
+	return fault.Wrap(fault.KindOf(err), err, "%s", j.what).WithHint("%s", hint)
 }
 
 // stage runs one part and notes how long it took.
@@ -174,12 +193,7 @@ func (j *job) run(ctx context.Context) (made image.Image, err error) {
 		return made, err
 	}
 	u := undo.New()
-	u.Push("record", func(context.Context) error { return forget() })
-	defer func() {
-		back, cancel := context.WithTimeout(context.WithoutCancel(ctx), takeBackLimit)
-		defer cancel()
-		u.Unwind(back, &err)
-	}()
+	defer func() { err = j.takeBack(ctx, u, forget, err) }()
 	base, err := j.base(ctx, u)
 	if err != nil {
 		return made, err
@@ -190,12 +204,33 @@ func (j *job) run(ctx context.Context) (made image.Image, err error) {
 	}
 	made, err = j.inVM(ctx, v, base, kernel)
 	if err != nil && j.request.KeepFailed && ctx.Err() == nil {
-		j.kept = v.Spec.Name
 		u.Keep()
-		return made, errors.Join(err, forget())
+		return made, j.keep(v.Spec.Name, err)
 	}
 	return made, err
 }
+
+// takeBack removes what the build made, whatever became of ctx. The record stays while anything does: the next daemon
+// tries again.
+func (j *job) takeBack(ctx context.Context, u *undo.Stack, forget func() error, err error) error {
+	defer j.b.over(j.id)
+	var left error
+	u.Unwind(ctx, &left)
+	if left == nil && j.kept == "" {
+		left = forget()
+	}
+	return errors.Join(err, left)
+}
+
+// keep leaves the VM to look into. With it stays a base image that was made for it: the record says that it can go when
+// the VM is gone.
+func (j *job) keep(name string, err error) error {
+	j.kept = name
+	return errors.Join(err, j.b.markKept(j.id))
+}
+
+// baseOf names the image that is bootstrapped for a build.
+func baseOf(id string) string { return id + "-base" }
 
 // base returns the image that the temporary VM boots from: one that is there, or a Debian bootstrapped with the
 // recipe's packages.
@@ -209,17 +244,12 @@ func (j *job) base(ctx context.Context, u *undo.Stack) (base image.Image, err er
 		err := j.stage("base", func() (err error) { base, err = j.present(ctx, rest); return err })
 		return base, err
 	}
-	name := j.id + "-base"
-	u.Push("base image", func(ctx context.Context) error {
-		err := j.b.o.Images.Delete(ctx, name, func(string) error { return nil })
-		if fault.KindOf(err) == fault.NotFound {
-			return nil
-		}
-		return err
-	})
+	name := baseOf(j.id)
+	j.based = true
+	u.Push("base image", func(ctx context.Context) error { return j.b.removeBase(ctx, j.id) })
 	err = j.stage(image.Stage, func() (err error) {
 		base, err = j.b.o.Images.BootstrapBase(ctx, image.BaseOptions{
-			Name: name, Mirror: j.b.o.Mirror, Suite: rest, Packages: j.packages(),
+			Name: name, Mirror: j.b.o.Mirror, Suite: rest, Packages: j.packages(), Log: j.log.note,
 		}, j.sink)
 		return err
 	})
@@ -258,12 +288,28 @@ func (j *job) boot(ctx context.Context, base image.Image, u *undo.Stack) (v vm.V
 	if spec.Kernel, err = j.b.o.Kernel(ctx); err != nil {
 		return v, "", err
 	}
+	if err := j.room(base); err != nil {
+		return v, "", err
+	}
 	u.Push("temporary VM", func(ctx context.Context) error { return j.b.removeVM(ctx, j.id) })
 	err = j.stage("boot", func() (err error) {
 		v, err = j.b.o.Machines.Create(ctx, spec, true, j.log.quiet())
 		return err
 	})
 	return v, spec.Kernel, err
+}
+
+// room refuses to begin what would fail at its end: the overlay and the new image each hold what is added, and the new
+// image the base as well.
+func (j *job) room(base image.Image) error {
+	if base.Root == "" {
+		return nil
+	}
+	size, err := disk.AllocatedBytes(base.Root)
+	if err != nil {
+		return err
+	}
+	return disk.RequireFree(j.b.o.Paths.State, size+exportRoom, "the build of an image")
 }
 
 func (j *job) largest(of func(*Recipe) string) (size int64) {
@@ -285,6 +331,8 @@ func (b *Builder) removeVM(ctx context.Context, name string) error {
 
 // inVM does what needs a running system, and makes the image of the result.
 func (j *job) inVM(ctx context.Context, v vm.VM, base image.Image, kernel string) (made image.Image, err error) {
+	ctx, stop := j.watch(ctx)
+	defer func() { err = stop(err) }()
 	g, err := j.connect(ctx, v)
 	if err != nil {
 		return made, err
@@ -334,9 +382,9 @@ func (j *job) export(ctx context.Context, g *guest, base image.Image, kernel str
 		},
 		Finish: func(m *image.Manifest) {
 			m.Build = &image.Built{
-				Recipe: r.Origin, Parent: parent, ParentDigest: base.Digest, Kernel: kernel, ListHash: r.ListHash,
+				Recipe: r.Origin, From: j.request.From, Parent: parent, ParentDigest: base.Digest, Kernel: kernel, ListHash: r.ListHash,
 				Seconds:    append(j.seconds, image.StageTime{Stage: image.StageExport, Seconds: time.Since(begin).Seconds()}),
-				Definition: r.tests(), Incomplete: j.skipped,
+				Definition: testsOfAll(j.recipes), Incomplete: j.skipped,
 			}
 		},
 	}, j.sink)

@@ -24,6 +24,9 @@ type house struct {
 	said     []string
 	bootFail error
 	baseFail error
+	state    vm.State // of all VMs
+	// deleteFail is why VMs cannot be deleted.
+	deleteFail error
 }
 
 func (h *house) Create(_ context.Context, spec vm.Spec, _ bool, _ progress.Sink) (vm.VM, error) {
@@ -36,11 +39,24 @@ func (h *house) Create(_ context.Context, spec vm.Spec, _ bool, _ progress.Sink)
 	return vm.VM{ID: "00000000", Spec: spec}, nil
 }
 
+func (h *house) List(context.Context) (all []vm.VM, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for name, spec := range h.vms {
+		spec.Name = name
+		all = append(all, vm.VM{Spec: spec, State: h.state})
+	}
+	return all, nil
+}
+
 func (h *house) Delete(_ context.Context, ref string, _ bool, _ progress.Sink) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if _, ok := h.vms[ref]; !ok {
 		return fault.New(fault.NotFound, "no VM %s", ref)
+	}
+	if h.deleteFail != nil {
+		return h.deleteFail
 	}
 	delete(h.vms, ref)
 	return nil
@@ -172,6 +188,11 @@ func TestReconcile(t *testing.T) {
 	if _, err := b.record("build-12345678"); err != nil {
 		t.Fatal(err)
 	}
+	h.vms["build-12345678"] = vm.Spec{}
+	if told := b.Reconcile(t.Context()); len(told) > 0 || len(h.vms) != 1 {
+		t.Errorf("one at work: %v", told)
+	}
+	b.over("build-12345678") // as in the next daemon
 	h.vms["build-12345678"], h.vms["mine"] = vm.Spec{}, vm.Spec{}
 	h.images["build-12345678-base"] = image.Image{}
 	if told := b.Reconcile(t.Context()); len(told) != 1 || !strings.Contains(told[0], "build-12345678") {
@@ -179,6 +200,90 @@ func TestReconcile(t *testing.T) {
 	}
 	if left := h.left(t, b); len(left) != 1 || left[0] != "VM mine" {
 		t.Errorf("left: %v", left)
+	}
+}
+
+// TestTakenBackLater: what a build cannot take back is taken back by the next one.
+func TestTakenBackLater(t *testing.T) {
+	h, b := newHouse(t)
+	h.deleteFail = fault.New(fault.Precondition, "no room for the database")
+	onDebian := recipe(t, "from = \"debian\"\n")
+	if _, err := b.Build(t.Context(), Request{Recipe: onDebian}, nil); !strings.Contains(err.Error(), "no room") {
+		t.Errorf("%v", err)
+	}
+	if left := h.left(t, b); len(left) != 2 { // the record and the VM
+		t.Errorf("left: %v", left)
+	}
+	h.deleteFail = nil
+	if _, err := b.Build(t.Context(), Request{Recipe: recipe(t, "from = \"image:gone\"\n")}, nil); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("%v", err)
+	}
+	if left := h.left(t, b); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+// TestKeptBase: the base image of a VM that was left to look into goes when nobody needs it any more.
+func TestKeptBase(t *testing.T) {
+	h, b := newHouse(t)
+	if err := os.MkdirAll(b.o.Paths.Builds(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	const id = "build-12345678"
+	if _, err := b.record(id); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.markKept(id); err != nil {
+		t.Fatal(err)
+	}
+	b.over(id)
+	h.images[baseOf(id)] = image.Image{}
+	for _, needed := range []map[string]vm.Spec{{id: {Image: baseOf(id)}}, {"fork": {Image: baseOf(id)}}} {
+		h.vms = needed
+		if told := b.Reconcile(t.Context()); len(told) > 0 || len(h.images) != 2 {
+			t.Errorf("with the VMs %v: %v, %v", needed, told, h.images)
+		}
+	}
+	h.vms = map[string]vm.Spec{}
+	if told := b.Reconcile(t.Context()); len(told) > 0 {
+		t.Errorf("told: %v", told)
+	}
+	if left := h.left(t, b); len(left) > 0 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+// TestTrouble: a VM that cannot go on ends the build with the reason; all other states may pass.
+func TestTrouble(t *testing.T) {
+	h, b := newHouse(t)
+	if err := os.MkdirAll(b.o.Paths.State, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	j := &job{b: b, id: "build-12345678"}
+	if err := j.trouble(t.Context()); fault.KindOf(err) != fault.Conflict {
+		t.Errorf("a VM that is gone: %v", err)
+	}
+	h.vms[j.id] = vm.Spec{}
+	for state, bad := range map[vm.State]bool{vm.Running: false, vm.Paused: false, vm.Suspending: false, vm.Failed: true, vm.Stopping: true, vm.Stopped: true} {
+		h.state = state
+		if err := j.trouble(t.Context()); bad != (err != nil) || bad && !strings.Contains(err.Error(), string(state)) {
+			t.Errorf("%s: %v", state, err)
+		}
+	}
+	h.state = vm.Failed
+	watched, stop := j.watch(t.Context())
+	<-watched.Done() // the VM is stopped
+	if err := stop(watched.Err()); !strings.Contains(err.Error(), "is "+string(h.state)) {
+		t.Errorf("%v", err)
+	}
+	gaveUp, cancel := context.WithCancel(t.Context())
+	_, stop = j.watch(gaveUp)
+	cancel()
+	if err := stop(context.Canceled); fault.KindOf(err) != fault.Interrupted {
+		t.Errorf("somebody gave up: %v", err)
+	}
+	if err := stop(nil); err != nil {
+		t.Errorf("what succeeded: %v", err)
 	}
 }
 
@@ -190,21 +295,21 @@ func TestStale(t *testing.T) {
 		t.Fatal(err)
 	}
 	i := image.Image{Manifest: image.Manifest{Recipe: r.Hash, Build: &image.Built{Recipe: dir, ListHash: r.ListHash}}}
-	if said := b.Stale(i); said != "" {
+	if said, stale := b.Stale(i); said != "" || stale {
 		t.Errorf("a fresh one: %q", said)
 	}
 	i.Manifest.Build.Incomplete = []string{"one: it failed"}
-	if said := b.Stale(i); !strings.Contains(said, "left out") {
+	if said, stale := b.Stale(i); !strings.Contains(said, "left out") || stale {
 		t.Errorf("one without a step: %q", said)
 	}
 	write(t, dir, map[string]string{RecipeFile: "from = \"debian\"\npackages = [\"git\", \"jq\"]\n"})
-	if said := b.Stale(i); !strings.Contains(said, "list of packages has changed") || !strings.Contains(said, "banger image build "+dir) {
+	if said, stale := b.Stale(i); !stale || !strings.Contains(said, "list of packages has changed") || !strings.Contains(said, "banger image build "+dir) {
 		t.Errorf("one of another list: %q", said)
 	}
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	if said := b.Stale(image.Image{Manifest: image.Manifest{Build: &image.Built{Recipe: dir}}}); said != "" {
+	if said, _ := b.Stale(image.Image{Manifest: image.Manifest{Build: &image.Built{Recipe: dir}}}); said != "" {
 		t.Errorf("one whose recipe is gone: %q", said)
 	}
 }

@@ -165,8 +165,13 @@ func (g *guest) output(ctx context.Context, line string) (string, error) {
 // put writes a file, by way of a new one beside it, so that a half-written one is never seen.
 func (g *guest) put(ctx context.Context, path, mode, owner string, content io.Reader) error {
 	p, t, d := quote(path), quote(path+".banger-new"), quote(filepath.Dir(path))
-	line := fmt.Sprintf("umask 022 && mkdir -p %s && cat >%s && chown %s %s && chmod %s %s && mv -f %s %s", d, t, quote(owner), t, mode, t, t, p)
+	line := fmt.Sprintf("test ! -d %s || { echo 'it is a directory' >&2; exit 1; }; ", p) +
+		fmt.Sprintf("umask 022 && mkdir -p %s && cat >%s && chown %s %s && chmod %s %s && mv -f %s %s", d, t, quote(owner), t, mode, t, t, p)
+	g.log.begin(nil)
 	if err := g.run(ctx, line, content); err != nil {
+		if said := g.log.end(); len(said) > 0 {
+			err = errors.New(said[len(said)-1])
+		}
 		return fmt.Errorf("cannot write %s: %w", path, err)
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +26,9 @@ const (
 // provision puts into the VM what the recipes say: those that others are built on first.
 func (j *job) provision(ctx context.Context, g *guest, base image.Image) error {
 	if err := j.prepare(ctx, g); err != nil {
+		return err
+	}
+	if err := j.needTar(ctx, g, base); err != nil {
 		return err
 	}
 	kind, _ := j.recipes[len(j.recipes)-1].base()
@@ -71,11 +75,28 @@ func (j *job) prepare(ctx context.Context, g *guest) error {
 	return err
 }
 
+// needTar refuses a base whose result could not leave the VM: better now than after all the work.
+func (j *job) needTar(ctx context.Context, g *guest, base image.Image) error {
+	if slices.Contains(j.packages(), "tar") {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, fileTimeout)
+	defer cancel()
+	if err := g.run(ctx, tarScript, nil); err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return fault.New(fault.Precondition, "image %s has no GNU tar, with which the result leaves the VM", base.Name).
+			WithHint(`add it to the recipe: packages = ["tar"]`)
+	}
+	return nil
+}
+
 // installPackages installs into an image that was not bootstrapped for this recipe, with its own package manager.
 func (j *job) installPackages(ctx context.Context, g *guest, names []string, base image.Image) error {
 	list := strings.Join(names, " ")
 	script := "if command -v apt-get >/dev/null; then\n" +
-		"  export DEBIAN_FRONTEND=noninteractive\n  apt-get -q update\n  apt-get -q -y --no-install-recommends install " + list + "\n" +
+		"  export DEBIAN_FRONTEND=noninteractive\n  apt-get -q update\n  apt-get -q -y --no-install-recommends -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold install " + list + "\n" +
 		"elif command -v apk >/dev/null; then apk add " + list + "\n" +
 		"else echo \"the image has neither apt-get nor apk\" >&2; exit 1; fi\n"
 	s := Step{Name: "packages", Run: script, Needs: needsInternet, Timeout: packageTimeout.String()}
@@ -241,14 +262,19 @@ func (j *job) runStep(ctx context.Context, g *guest, s Step, stage string) error
 	default:
 		failed.reason = "was cut off: the VM or its SSH server ended (" + err.Error() + ")"
 	}
-	hint := "mend the script, or give it more time with timeout"
-	if s.Needs == needsInternet {
+	hint := "mend the step"
+	switch {
+	case kind == fault.Timeout:
+		hint = "give it more time with timeout, or see what it waits for"
+	case s.Needs == needsInternet:
 		hint = "see whether the VM reaches the internet, or mark the step optional"
 	}
 	return fault.Wrap(kind, failed, "the build cannot go on").WithHint("%s", hint)
 }
 
-// script writes the script to a file and runs it there, as a session of its own: what it started ends with it.
+// script writes the script to a file and runs it there. Its two outputs come as one, as what it says last is often why it
+// failed, and two streams lose their order. What it started in the background ends with it, as the session
+// would not be over before: the shell around it, which is the first of their group, tells them to.
 func (g *guest) script(ctx context.Context, s Step) error {
 	text := s.Run
 	if !strings.HasPrefix(text, "#!") {
@@ -262,5 +288,5 @@ func (g *guest) script(ctx context.Context, s Step) error {
 	if s.Needs == needsInternet {
 		env += g.env
 	}
-	return g.run(ctx, "cd /root && exec env "+env+file+" </dev/null", nil)
+	return g.run(ctx, "trap : TERM; cd /root && env "+env+file+" </dev/null 2>&1; code=$?; kill -TERM 0; exit $code", nil)
 }

@@ -36,6 +36,7 @@ const RecipeFile = "recipe.toml"
 const (
 	maxRecipe     = 1 << 20  // bytes of recipe.toml or of a list of packages
 	maxFiles      = 64 << 20 // bytes of all files of a recipe
+	maxCount      = 10_000   // files of a recipe
 	maxSteps      = 200
 	maxChain      = 8 // recipes that are built on one another
 	stepTimeout   = 10 * time.Minute
@@ -59,7 +60,7 @@ type Recipe struct {
 
 	Name     string `toml:"-"` // what the image is called
 	Origin   string `toml:"-"` // how the recipe is found again: its name, or its directory
-	Hash     string `toml:"-"` // over recipe.toml and all files beside it
+	Hash     string `toml:"-"` // over recipe.toml and all files below its directory
 	ListHash string `toml:"-"` // over the packages it asks for, sorted
 	files    fs.FS
 }
@@ -176,19 +177,35 @@ func (r *Recipe) read() error {
 }
 
 func (r *Recipe) readFile(name string) (string, error) {
-	f, err := r.files.Open(path.Clean(name))
+	b, err := readPlain(r.files, path.Clean(name), maxRecipe)
 	if err != nil {
 		return "", fault.Wrap(fault.Usage, err, "recipe %s", r.Origin)
 	}
-	defer func() { _ = f.Close() }()
-	b, err := io.ReadAll(io.LimitReader(f, maxRecipe+1))
+	return string(b), nil
+}
+
+// readPlain reads a plain file of at most limit bytes. A pipe would not end, so it is not opened.
+func readPlain(files fs.FS, name string, limit int64) ([]byte, error) {
+	info, err := fs.Stat(files, name)
 	switch {
 	case err != nil:
-		return "", fault.Wrap(fault.Usage, err, "recipe %s: cannot read %s", r.Origin, name)
-	case len(b) > maxRecipe:
-		return "", fault.New(fault.Usage, "recipe %s: %s has more than %d bytes", r.Origin, name, maxRecipe)
+		return nil, err
+	case !info.Mode().IsRegular():
+		return nil, fmt.Errorf("%s is no plain file", name)
 	}
-	return string(b), nil
+	f, err := files.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("cannot read %s: %w", name, err)
+	case int64(len(b)) > limit:
+		return nil, fmt.Errorf("%s has more than %d bytes", name, limit)
+	}
+	return b, nil
 }
 
 // readPackages adds those of the list to those in the recipe.
@@ -227,22 +244,29 @@ func hash(text string) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// sum is over the names, modes and contents of all files of the recipe, and over the recipe it is built on.
+// sum is over the names and contents of all files of the recipe, and over which can be executed.
 func (r *Recipe) sum() (string, error) {
-	h, total := sha256.New(), int64(0)
+	h, left, count := sha256.New(), int64(maxFiles), 0
 	err := fs.WalkDir(r.files, ".", func(name string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return err
 		}
-		if !d.Type().IsRegular() {
+		if count++; count > maxCount {
+			return fmt.Errorf("there are more than %d files in it", maxCount)
+		}
+		if !d.Type().IsRegular() { // a link would lead out of the directory
 			return fmt.Errorf("%s is no plain file", name)
 		}
-		b, err := fs.ReadFile(r.files, name)
-		if total += int64(len(b)); total > maxFiles {
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		if left -= info.Size(); left < 0 {
 			return fmt.Errorf("the files have more than %d bytes", maxFiles)
 		}
+		b, err := readPlain(r.files, name, maxFiles)
 		content := sha256.Sum256(b)
-		fmt.Fprintf(h, "%q %x\n", name, content)
+		fmt.Fprintf(h, "%q %04o %x\n", name, defaultMode(info), content)
 		return err
 	})
 	if err != nil {
@@ -398,9 +422,13 @@ func way(all []*Recipe) string {
 	return strings.Join(names, " -> ")
 }
 
-// tests returns the form in which an image keeps its recipe's tests.
-func (r *Recipe) tests() json.RawMessage {
-	b, err := json.Marshal(r.Tests)
+// testsOfAll returns the form in which an image keeps the tests of its recipe and of those that it is built on.
+func testsOfAll(recipes []*Recipe) json.RawMessage {
+	var tests []Step
+	for _, r := range slices.Backward(recipes) {
+		tests = append(tests, r.Tests...)
+	}
+	b, err := json.Marshal(tests)
 	if err != nil {
 		panic("builder: tests are not JSON: " + err.Error()) // strings and booleans only
 	}

@@ -1,11 +1,14 @@
 package builder
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"banger/internal/fault"
 )
@@ -100,6 +103,18 @@ func TestHashTellsEachFile(t *testing.T) {
 	if again := load(); again.Hash != first.Hash {
 		t.Error("the same files have another hash")
 	}
+	if err := os.Chmod(filepath.Join(dir, "files/a"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if load().Hash == first.Hash {
+		t.Error("that a file can be executed by now is not told")
+	}
+	if err := os.Chmod(filepath.Join(dir, "files/a"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if load().Hash != first.Hash {
+		t.Error("what else a mode is depends on who checked the recipe out")
+	}
 	for name, text := range files {
 		write(t, dir, map[string]string{name: text + "\n# more\n"})
 		now := load()
@@ -150,6 +165,33 @@ func TestBadRecipesAreRefused(t *testing.T) {
 			}
 		})
 	}
+	for name, spoil := range map[string]func(dir string) error{
+		"a pipe as the recipe": func(dir string) error {
+			return errors.Join(os.Remove(filepath.Join(dir, RecipeFile)), unix.Mkfifo(filepath.Join(dir, RecipeFile), 0o600))
+		},
+		"a pipe":       func(dir string) error { return unix.Mkfifo(filepath.Join(dir, "pipe"), 0o600) },
+		"a link":       func(dir string) error { return os.Symlink("/etc/passwd", filepath.Join(dir, "link")) },
+		"a large file": func(dir string) error { return sparse(filepath.Join(dir, "blob"), maxFiles+1) },
+		"large files": func(dir string) error {
+			return errors.Join(sparse(filepath.Join(dir, "a"), maxFiles), sparse(filepath.Join(dir, "b"), 1))
+		},
+		"an endless file":    func(dir string) error { return sparse(filepath.Join(dir, "blob"), 1<<40) },
+		"not to be read":     func(dir string) error { return os.MkdirAll(filepath.Join(dir, RecipeFile+"/x"), 0o700) },
+		"a link as a recipe": func(dir string) error { return relink(filepath.Join(dir, RecipeFile), "/dev/zero") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if name != "not to be read" {
+				dir = recipe(t, head)
+			}
+			if err := spoil(dir); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Load(dir); fault.KindOf(err) != fault.Usage {
+				t.Errorf("%v", err)
+			}
+		})
+	}
 	if _, err := Load("no-such"); fault.KindOf(err) != fault.NotFound || !strings.Contains(fault.HintOf(err), "dev") {
 		t.Errorf("an unknown name: %v, hint %q", err, fault.HintOf(err))
 	}
@@ -160,6 +202,13 @@ func TestBadRecipesAreRefused(t *testing.T) {
 		t.Errorf("a directory without a recipe: %v", err)
 	}
 }
+
+// sparse makes a file of zeros that takes no room.
+func sparse(path string, size int64) error {
+	return errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, size))
+}
+
+func relink(path, to string) error { return errors.Join(os.Remove(path), os.Symlink(to, path)) }
 
 func TestRecipesOnOneAnother(t *testing.T) {
 	root := t.TempDir()

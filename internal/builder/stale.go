@@ -2,27 +2,41 @@ package builder
 
 import (
 	"fmt"
+	"regexp"
 
 	"banger/internal/image"
 )
 
-// Stale tells what one should know of an image that was built from a recipe: that the recipe is another one by now, or
-// that steps of it were left out. Empty: nothing. An image whose recipe is gone is as good as it was.
-func (b *Builder) Stale(i image.Image) string {
+// Stale tells what one should know of an image that was built from a recipe: that the recipe is another one by now, which
+// stale says as well, or that steps of it were left out. Empty: nothing. An image whose recipe is gone is as good as it was.
+func (b *Builder) Stale(i image.Image) (notice string, stale bool) {
 	built := i.Manifest.Build
 	if built == nil {
-		return ""
+		return "", false
 	}
-	ref := built.Recipe
-	if recipes, err := chain(ref); err == nil && hashOf(recipes) != i.Manifest.Recipe {
+	again := "banger image build " + word(built.Recipe)
+	if built.From != "" {
+		again += " --from " + built.From
+	}
+	if recipes, err := chain(built.Recipe); err == nil && hashOf(recipes) != i.Manifest.Recipe {
 		what := "its recipe has changed since it was built"
 		if recipes[0].ListHash != built.ListHash {
 			what = "its recipe's list of packages has changed since it was built"
 		}
-		return fmt.Sprintf("%s; build it anew: banger image build %s", what, ref)
+		return what + "; build it anew: " + again, true
 	}
 	if n := len(built.Incomplete); n > 0 {
-		return fmt.Sprintf("%d optional steps of its recipe were left out; to try again: banger image build %s", n, ref)
+		return fmt.Sprintf("steps of its recipe were left out: %d; to try again: %s", n, again), false
 	}
-	return ""
+	return "", false
+}
+
+var plainWord = regexp.MustCompile(`^[A-Za-z0-9._/+:@-]+$`)
+
+// word writes s as one word of a shell's line.
+func word(s string) string {
+	if plainWord.MatchString(s) {
+		return s
+	}
+	return quote(s)
 }

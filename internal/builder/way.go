@@ -19,6 +19,9 @@ type Way struct {
 	Authorities                    string // a file of certificates; empty: the image's own
 }
 
+// maxForwarded is how many connections of a guest to a proxy there may be at a time; npm opens some 15.
+const maxForwarded = 64
+
 // hostAuthorities are where distributions keep the certificates of all authorities in one file.
 var hostAuthorities = []string{"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"}
 
@@ -98,42 +101,66 @@ func (g *guest) bringProxy(proxy string) (string, error) {
 			port = "80"
 		}
 	}
+	if u.Scheme == "https" { // its certificate is for its own name, by which the guest reaches it as well
+		return proxy, nil
+	}
 	l, err := g.client.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", fault.Wrap(fault.Precondition, err, "the VM's SSH server does not pass the proxy on").
 			WithHint("AllowTcpForwarding has to be on in the image's sshd_config")
 	}
-	go forward(l, net.JoinHostPort(u.Hostname(), port))
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		_ = g.client.Wait() // for what reason it ended, whoever uses it is told
+		cancel()
+	}()
+	go forward(ctx, l, net.JoinHostPort(u.Hostname(), port))
 	u.Host = l.Addr().String()
 	return u.String(), nil
 }
 
-// forward ends with the SSH connection that l belongs to.
-func forward(l net.Listener, to string) {
+// forward ends with l. What it connected ends with ctx.
+func forward(ctx context.Context, l net.Listener, to string) {
+	places := make(chan struct{}, maxForwarded)
 	for {
 		inside, err := l.Accept()
 		if err != nil {
 			return
 		}
+		select {
+		case places <- struct{}{}:
+		case <-ctx.Done():
+			_ = inside.Close()
+			return
+		}
 		go func() {
-			defer func() { _ = inside.Close() }()
-			outside, err := net.DialTimeout("tcp", to, sshAttempt)
-			if err != nil {
-				return // the program in the guest sees a connection that was closed
-			}
-			defer func() { _ = outside.Close() }()
-			done := make(chan error, 2)
-			for _, pair := range [][2]net.Conn{{inside, outside}, {outside, inside}} {
-				go func() {
-					_, err := io.Copy(pair[0], pair[1])
-					if c, ok := pair[0].(interface{ CloseWrite() error }); ok {
-						err = errors.Join(err, c.CloseWrite())
-					}
-					done <- err
-				}()
-			}
-			<-done
-			<-done
+			defer func() { <-places }()
+			carry(ctx, inside, to)
 		}()
 	}
+}
+
+// carry connects inside with to, until both sides or ctx end.
+func carry(ctx context.Context, inside net.Conn, to string) {
+	defer func() { _ = inside.Close() }()
+	dial, cancel := context.WithTimeout(ctx, sshAttempt)
+	defer cancel()
+	outside, err := (&net.Dialer{}).DialContext(dial, "tcp", to)
+	if err != nil {
+		return // the program in the guest sees a connection that was closed
+	}
+	defer func() { _ = outside.Close() }()
+	defer context.AfterFunc(ctx, func() { _ = outside.Close() })()
+	done := make(chan error, 2)
+	for _, pair := range [][2]net.Conn{{inside, outside}, {outside, inside}} {
+		go func() {
+			_, err := io.Copy(pair[0], pair[1])
+			if c, ok := pair[0].(interface{ CloseWrite() error }); ok {
+				err = errors.Join(err, c.CloseWrite())
+			}
+			done <- err
+		}()
+	}
+	<-done
+	<-done
 }

@@ -116,7 +116,7 @@ func runImageShow(ctx context.Context, o showOptions, e *Env) error {
 		}
 		v := viewImage(res.GetImage())
 		return e.print(o.output, v, func() string {
-			return fields([]field{
+			return fields(append(append([]field{
 				{"name", v.Name},
 				{"description", v.Description},
 				{"problem", v.Problem},
@@ -124,6 +124,7 @@ func runImageShow(ctx context.Context, o showOptions, e *Env) error {
 				{"source", v.Source},
 				{"also called", strings.Join(v.Aliases, ", ")},
 				{"left out", strings.Join(v.Skipped, "; ")},
+			}, v.Build.fields()...), []field{
 				{"architecture", v.Architecture},
 				{"size", size(v.SizeBytes)},
 				{"work seed", size(v.WorkSeedBytes)},
@@ -133,7 +134,7 @@ func runImageShow(ctx context.Context, o showOptions, e *Env) error {
 				{"used by", dash(strings.Join(v.UsedBy, ", "))},
 				{"digest", v.Digest},
 				{"directory", v.Directory},
-			})
+			}...))
 		})
 	})
 }

@@ -38,9 +38,46 @@ type stageView struct {
 }
 
 func viewBuilt(b *bangerv1.BuiltImage) builtView {
-	return builtView{
-		Image: viewImage(b.GetImage()), LeftOut: append([]string{}, b.GetLeftOut()...),
-		Stages: views(b.GetStages(), func(t *bangerv1.StageTime) stageView { return stageView{t.GetStage(), t.GetSeconds()} }),
+	return builtView{Image: viewImage(b.GetImage()), LeftOut: list(b.GetLeftOut()), Stages: views(b.GetStages(), viewStage)}
+}
+
+func viewStage(t *bangerv1.StageTime) stageView { return stageView{t.GetStage(), t.GetSeconds()} }
+
+// imageBuildView is how an image was built, for those who look at it later.
+type imageBuildView struct {
+	Recipe string      `json:"recipe"`
+	Parent string      `json:"parent"`
+	Kernel string      `json:"kernel"`
+	Stages []stageView `json:"stages"`
+	Stale  bool        `json:"stale"`
+}
+
+func viewImageBuild(b *bangerv1.ImageBuild) *imageBuildView {
+	if b == nil {
+		return nil
+	}
+	return &imageBuildView{
+		Recipe: b.GetRecipe(), Parent: b.GetParent(), Kernel: b.GetKernel(), Stages: views(b.GetStages(), viewStage), Stale: b.GetStale(),
+	}
+}
+
+func inSeconds(s float64) string { return seconds(time.Duration(s * float64(time.Second))) }
+
+// fields are the lines about it in image show.
+func (v *imageBuildView) fields() []field {
+	if v == nil {
+		return nil
+	}
+	total, times := 0.0, make([]string, len(v.Stages))
+	for i, s := range v.Stages {
+		total += s.Seconds
+		times[i] = s.Stage + " " + inSeconds(s.Seconds)
+	}
+	return []field{
+		{"recipe", v.Recipe},
+		{"built on", v.Parent},
+		{"built with", v.Kernel},
+		{"built in", inSeconds(total) + " (" + strings.Join(times, ", ") + ")"},
 	}
 }
 
@@ -126,6 +163,9 @@ func recipeArgument(typed string) (string, error) {
 	path, err := filepath.Abs(typed)
 	if err != nil {
 		return "", err
+	}
+	if filepath.Base(path) == "recipe.toml" {
+		path = filepath.Dir(path)
 	}
 	if _, err := os.Stat(path); err != nil {
 		return "", fault.Wrap(fault.NotFound, err, "there is no recipe")

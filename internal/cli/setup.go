@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -79,7 +78,7 @@ func runSetup(ctx context.Context, o setupOptions, e *Env) error {
 func (e *Env) ensureBuilt(ctx context.Context, c *client.Client, recipe string, rebuild bool) (made *bangerv1.Image, found bool, err error) {
 	if !rebuild {
 		res, err := c.Images.GetImage(ctx, &bangerv1.GetImageRequest{Name: filepath.Base(recipe)})
-		if err == nil && !strings.Contains(res.GetImage().GetNotice(), "has changed") {
+		if b := res.GetImage().GetBuild(); err == nil && b.GetRecipe() == recipe && !b.GetStale() {
 			def, err := c.Images.SetDefaultImage(ctx, &bangerv1.SetDefaultImageRequest{Name: res.GetImage().GetName()})
 			return def.GetImage(), true, err
 		}

@@ -73,10 +73,14 @@ type imageView struct {
 	SourceDigest  string     `json:"source_digest"`
 	Skipped       []string   `json:"skipped"`
 	Notice        string     `json:"notice"`
+
+	Build *imageBuildView `json:"build"`
 }
 
 func viewImage(i *bangerv1.Image) imageView {
 	return imageView{
+		Build: viewImageBuild(i.GetBuild()),
+
 		Name: i.GetName(), Digest: i.GetDigest(), Description: i.GetDescription(), Architecture: i.GetArchitecture(),
 		SizeBytes: i.GetSizeBytes(), WorkSeedBytes: i.GetWorkSeedBytes(), PackageCount: i.GetPackageCount(),
 		CreatedAt: viewTime(i.GetCreatedAt()), IsDefault: i.GetIsDefault(), UsedBy: list(i.GetUsedBy()),

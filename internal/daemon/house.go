@@ -283,6 +283,9 @@ func (h *house) reconcile(ctx context.Context) {
 		told = append(told, strings.Split("not mended: "+err.Error(), "\n")...)
 	}
 	told = append(told, h.builder.Reconcile(ctx)...)
+	if err := h.images.Sweep(ctx); err != nil {
+		told = append(told, "not removed: "+err.Error())
+	}
 	told = append(told, h.images.Reconcile()...)
 	told = append(told, h.kernels.Reconcile()...)
 	h.mu.Lock()

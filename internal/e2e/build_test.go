@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"os"
@@ -88,6 +89,7 @@ echo "tmpfs /home tmpfs defaults 0 0" >>/etc/fstab
 echo "user's own" >>/etc/hosts
 echo old >/var/log/old.log
 touch /root/get-docker.sh
+sleep 1000 & # ends with the step
 """
 [[step]]
 name = "outside"
@@ -101,6 +103,10 @@ run = "test \"$(stat -c '%u:%g %h' /srv/made/two)\" = '12:34 2' && test -p /srv/
 [[test]]
 name = "scrubbed"
 run = "! grep -q /home /etc/fstab && ! test -e /var/log/old.log && ! test -e /root/get-docker.sh && ! ls /etc/ssh/ssh_host_rsa_key && grep -q \"user's own\" /etc/hosts && test $(grep -c 'banger: begin' /etc/hosts) = 1"
+[[test]]
+name = "outside"
+optional = true
+run = "false"
 [[test]]
 name = "fails"
 run = "echo the last line; exit 3"
@@ -133,7 +139,7 @@ func TestBuild(t *testing.T) {
 	}
 
 	r := w.try("image", "test", "mine")
-	for _, want := range []string{"passed work", "passed scrubbed", "failed fails", "exit code 3", "the last line"} {
+	for _, want := range []string{"passed work", "passed scrubbed", "skipped outside", "left out when the image was built", "failed fails", "exit code 3", "the last line"} {
 		if !strings.Contains(r.stdout, want) {
 			t.Errorf("image test does not say %q", want)
 		}
@@ -144,8 +150,50 @@ func TestBuild(t *testing.T) {
 
 	// The recipe changes: the image is stale, and says what to do.
 	w.recipe("mine", smallRecipe+"\n# changed\n", nil)
-	if out := w.banger("image", "show", "mine"); !strings.Contains(out, "has changed") || !strings.Contains(out, "banger image build "+dir) {
-		t.Errorf("image show of a stale one:\n%s", out)
+	out := w.banger("image", "show", "mine")
+	for _, want := range []string{"has changed", "banger image build " + dir, "built on: ", "export "} {
+		if !strings.Contains(strings.Join(strings.Fields(out), " "), want) {
+			t.Errorf("image show of a stale one does not say %q:\n%s", want, out)
+		}
+	}
+}
+
+// TestTwoBuilds: one on another image than its recipe says, and one that fails meanwhile and leaves its VM.
+func TestTwoBuilds(t *testing.T) {
+	w := newColdWorld(t)
+	w.ownImages()
+	bad := w.recipe("bad", "from = \"image:debian\"\n[[file]]\npath = \"/etc\"\ncontent = \"x\"\n", nil)
+	good := w.recipe("good", "from = \"image:nobody\"\n[[step]]\nname = \"room\"\nrun = \"test $(df --output=size -m / | tail -1) -gt 2500\"\n", nil)
+	failed := make(chan result, 1)
+	go func() { failed <- w.run(context.Background(), "", "image", "build", bad, "--keep-failed") }()
+	if name := w.banger("image", "build", good, "--from", "debian", "--size", "3G", "--name", "chosen"); name != "chosen" {
+		t.Errorf("built %q", name)
+	}
+	if out := w.banger("image", "show", "chosen"); !strings.Contains(out, "debian-") {
+		t.Errorf("image show does not tell the parent:\n%s", out)
+	}
+	if r := w.try("image", "build", good, "--from", "debian", "--name", "chosen"); r.code != 4 {
+		t.Errorf("a name that is taken: %+v", r)
+	}
+
+	r := <-failed
+	said := strings.Join(strings.Fields(r.stderr), " ")
+	vms := w.list()
+	if r.code != 5 || len(vms) != 1 || !strings.Contains(said, "it is a directory") || !strings.Contains(said, "banger vm ssh "+vms[0].Name) {
+		t.Fatalf("%+v, VMs %+v", r, vms)
+	}
+	if out := w.guest(vms[0].Name, "ls -d /run/banger-build"); out != "/run/banger-build" {
+		t.Errorf("the VM that was left: %q", out)
+	}
+	w.killDaemon()
+	if vms = w.list(); len(vms) != 1 { // a new daemon has reconciled
+		t.Fatalf("the VM went with the daemon: %+v", vms)
+	}
+	w.banger("vm", "delete", "--force", "--yes", vms[0].Name)
+	w.killDaemon()
+	w.list()
+	if left, _ := filepath.Glob(filepath.Join(w.dir, "state/banger/builds/*.kept")); len(left) > 0 {
+		t.Errorf("left: %v", left)
 	}
 }
 
@@ -176,13 +224,14 @@ func TestBuildFails(t *testing.T) {
 	}
 }
 
-// TestBuildEndsEarly: neither Ctrl-C nor the daemon's death leaves anything.
+// TestBuildEndsEarly: neither Ctrl-C nor the death of the VM or the daemon leaves anything.
 func TestBuildEndsEarly(t *testing.T) {
 	w := newColdWorld(t)
 	w.ownImages()
 	dir := w.recipe("long", "from = \"image:debian\"\n[[step]]\nname = \"long\"\nrun = \"echo begun; sleep 1000\"\n", nil)
 	begin := func() *exec.Cmd {
 		cmd := w.command(context.Background(), "image", "build", dir)
+		cmd.Stderr = &bytes.Buffer{}
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -212,6 +261,23 @@ func TestBuildEndsEarly(t *testing.T) {
 		time.Sleep(200 * time.Millisecond)
 	}
 
+	// The VM dies: the build does not wait for an answer.
+	cmd = begin()
+	if err := syscall.Kill(w.show(w.list()[0].Name).PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait() // as above
+	if said := strings.Join(strings.Fields(cmd.Stderr.(*bytes.Buffer).String()), " "); cmd.ProcessState.ExitCode() != 5 || !strings.Contains(said, "the temporary VM build-") {
+		t.Errorf("exit %d: %s", cmd.ProcessState.ExitCode(), said)
+	}
+	if left := w.leftOfBuilds(); len(left) > 0 {
+		t.Errorf("left after the VM's death: %v", left)
+	}
+
+	// Half of an image that a dead daemon was writing, as it may be at any moment of the export.
+	if err := os.MkdirAll(filepath.Join(w.dir, "state/banger/images/.new-1"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	cmd = begin()
 	w.killDaemon()
 	_ = cmd.Wait() // the daemon that it spoke with is gone

@@ -57,10 +57,17 @@ func TestMain(m *testing.M) {
 func inside(templates string) int {
 	self := exec.Command("/proc/self/exe", os.Args[1:]...)
 	self.Stdout, self.Stderr = os.Stdout, os.Stderr
-	self.Env = append(os.Environ(), insideVariable+"=1", templatesVariable+"="+templates)
+	mirror := templates + ".sock"
+	self.Env = append(os.Environ(), insideVariable+"=1", templatesVariable+"="+templates, mirrorSocketVariable+"="+mirror)
+	end, err := serveMirror(mirror)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e: no way to the mirror:", err)
+		return 1
+	}
+	defer end()
 	self.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	signal.Ignore(os.Interrupt) // it reaches the copy too, whose answer counts
-	err := self.Run()
+	err = self.Run()
 	if exit := new(exec.ExitError); err != nil && !errors.As(err, &exit) {
 		fmt.Fprintln(os.Stderr, "e2e: no network namespace:", err)
 		return 1

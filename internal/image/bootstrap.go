@@ -64,7 +64,7 @@ func (s *Store) Bootstrap(ctx context.Context, o BootstrapOptions, sink progress
 
 func (s *Store) bootstrap(ctx context.Context, o BootstrapOptions, sink progress.Sink) (Image, error) {
 	source := debian.Source{Mirror: o.Mirror, Suite: o.Suite}.WithDefaults(runtime.GOARCH)
-	name, err := s.makeBootstrapped(ctx, bootstrapPlan{source, packages}, func(*Manifest) {}, sink)
+	name, err := s.makeBootstrapped(ctx, bootstrapPlan{Source: source, packages: packages}, func(*Manifest) {}, sink)
 	if err != nil {
 		return Image{}, err
 	}
@@ -78,6 +78,7 @@ func (s *Store) bootstrap(ctx context.Context, o BootstrapOptions, sink progress
 type bootstrapPlan struct {
 	debian.Source
 	packages []string
+	log      func(line string) // is given each line that mmdebstrap says; may be nil
 }
 
 // makeBootstrapped makes an image of a plan; change has the last word on its manifest.
@@ -233,7 +234,7 @@ func runBootstrap(ctx context.Context, mmdebstrap string, source bootstrapPlan, 
 		return errors.Join(err, scratch.remove(ctx))
 	}
 	_, err = system.Run(ctx, system.Command{
-		Path: program, Args: args, Stdout: out, OnStderrLine: bootstrapProgress(sink), Timeout: bootstrapTimeout,
+		Path: program, Args: args, Stdout: out, OnStderrLine: bootstrapProgress(sink, source.log), Timeout: bootstrapTimeout,
 		Env: append(os.Environ(), "TMPDIR="+scratch.dir, "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive"),
 	})
 	if removeErr := scratch.remove(ctx); removeErr != nil {
@@ -247,14 +248,15 @@ func runBootstrap(ctx context.Context, mmdebstrap string, source bootstrapPlan, 
 }
 
 // ownMounts has root's mmdebstrap mount what it mounts in a namespace of its own: when it is killed, the
-// mounts go with it, and nothing of the host lies below the directory that is removed then. Another
-// user's mmdebstrap makes such a namespace itself.
+// mounts go with it, and nothing of the host lies below the directory that is removed then. So do its
+// children, apt and dpkg, by a namespace of processes. Another user's mmdebstrap makes such namespaces itself.
 func ownMounts(mmdebstrap string, args []string) (program string, all []string, err error) {
 	if os.Geteuid() != 0 {
 		return mmdebstrap, args, nil
 	}
 	unshare, err := system.Find("unshare", "util-linux")
-	return unshare, append([]string{"--mount", "--propagation", propagation(), "--", mmdebstrap}, args...), err
+	own := []string{"--mount", "--propagation", propagation(), "--pid", "--fork", "--kill-child", "--mount-proc", "--", mmdebstrap}
+	return unshare, append(own, args...), err
 }
 
 // propagation keeps mounts to the namespace. In a plain chroot that cannot be asked for: the root is no
@@ -292,8 +294,11 @@ var milestones = []struct {
 	{"creating tarball", "writing the file system", 0.92},
 }
 
-func bootstrapProgress(sink progress.Sink) func(line string) {
+func bootstrapProgress(sink progress.Sink, log func(line string)) func(line string) {
 	return func(line string) {
+		if log != nil {
+			log(line)
+		}
 		for _, m := range milestones {
 			if strings.Contains(line, m.words) {
 				sink.Update(Stage, m.message, m.fraction)

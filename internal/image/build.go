@@ -25,6 +25,7 @@ const StageExport = "export"
 type Built struct {
 	Recipe       string          `json:"recipe"`               // its name, or the directory it lies in
 	Parent       string          `json:"parent,omitempty"`     // name of the image that the temporary VM booted from
+	From         string          `json:"from,omitempty"`       // the image that was asked for instead of what the recipe says
 	ParentDigest string          `json:"parent_digest"`        // of that image
 	Kernel       string          `json:"kernel"`               // that the VM booted
 	ListHash     string          `json:"package_list_hash"`    // of the packages that the recipe asks for
@@ -45,6 +46,8 @@ type BaseOptions struct {
 	Mirror   string   // URL; empty: Debian's own
 	Suite    string   // release; empty: stable
 	Packages []string // beside those of the default image
+	// Log is given each line that mmdebstrap says. May be nil.
+	Log func(line string)
 }
 
 // BootstrapBase makes an image of a Debian release with further packages in it, at the host's speed. It becomes
@@ -54,7 +57,7 @@ func (s *Store) BootstrapBase(ctx context.Context, o BaseOptions, sink progress.
 		return Image{}, err
 	}
 	source := debian.Source{Mirror: o.Mirror, Suite: o.Suite}.WithDefaults(runtime.GOARCH)
-	plan := bootstrapPlan{Source: source, packages: append(append([]string{}, packages...), o.Packages...)}
+	plan := bootstrapPlan{Source: source, packages: append(append([]string{}, packages...), o.Packages...), log: o.Log}
 	made, err := s.makeBootstrapped(ctx, plan, func(m *Manifest) { m.Name, m.Aliases = o.Name, nil }, sink)
 	if err != nil {
 		return Image{}, noRoom(err, s.shelf.Dir(""))

@@ -25,20 +25,29 @@ type scratch struct {
 	mmdebstrap string
 }
 
-// newScratch removes what dead builds left and makes a new directory.
-func newScratch(ctx context.Context, mmdebstrap string) (*scratch, error) {
+// sweepScratch removes what dead builds left.
+func sweepScratch(ctx context.Context, mmdebstrap string) error {
 	found, err := filepath.Glob(filepath.Join(os.TempDir(), scratchPrefix+"*"))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for _, dir := range found {
 		old := &scratch{dir: dir, mmdebstrap: mmdebstrap}
 		if !old.ours() || old.take() != nil {
 			continue // another user's, or in use
 		}
+		endStrays(dir)
 		if err := old.remove(ctx); err != nil {
-			return nil, err
+			return err
 		}
+	}
+	return nil
+}
+
+// newScratch removes what dead builds left and makes a new directory.
+func newScratch(ctx context.Context, mmdebstrap string) (*scratch, error) {
+	if err := sweepScratch(ctx, mmdebstrap); err != nil {
+		return nil, err
 	}
 	dir, err := os.MkdirTemp("", scratchPrefix)
 	if err != nil {

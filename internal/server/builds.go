@@ -17,18 +17,24 @@ import (
 type Builds interface {
 	Build(ctx context.Context, r builder.Request, sink progress.Sink) (image.Image, error)
 	Test(ctx context.Context, name string, keepFailed bool, sink progress.Sink) (builder.Report, error)
-	// Stale tells what one should know of an image that was built from a recipe, or "".
-	Stale(i image.Image) string
+	// Stale tells what one should know of an image that was built from a recipe, or "", and whether that is another
+	// one by now.
+	Stale(i image.Image) (notice string, stale bool)
 }
 
 // imageForm makes the API's form of an image, with what is to be known of one that was built.
 func (s *service) imageForm(i image.Image, isDefault bool, usedBy []string) *bangerv1.Image {
-	if s.Builds != nil && i.Notice == "" {
-		i.Notice = s.Builds.Stale(i)
+	notice, stale := "", false
+	if s.Builds != nil {
+		notice, stale = s.Builds.Stale(i)
+	}
+	if i.Notice == "" {
+		i.Notice = notice
 	}
 	m := wire.Image(i, isDefault, usedBy)
 	if b := i.Manifest.Build; b != nil {
 		m.Skipped = append(m.Skipped, b.Incomplete...)
+		m.Build = &bangerv1.ImageBuild{Recipe: b.Recipe, Parent: b.Parent, Kernel: b.Kernel, Stages: wire.Stages(b.Seconds), Stale: stale}
 	}
 	return m
 }
@@ -59,10 +65,7 @@ func (s buildService) BuildImage(ctx context.Context, req *bangerv1.BuildImageRe
 	}
 	built := &bangerv1.BuiltImage{Image: s.imageForm(made, made.Name == s.defaultImage(ctx), nil)}
 	if b := made.Manifest.Build; b != nil {
-		built.LeftOut = b.Incomplete
-		for _, t := range b.Seconds {
-			built.Stages = append(built.Stages, &bangerv1.StageTime{Stage: t.Stage, Seconds: t.Seconds})
-		}
+		built.LeftOut, built.Stages = b.Incomplete, wire.Stages(b.Seconds)
 	}
 	return out.Send(&bangerv1.BuildImageResponse{Event: &bangerv1.BuildImageResponse_Built{Built: built}})
 }

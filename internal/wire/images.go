@@ -17,6 +17,14 @@ func Image(i image.Image, isDefault bool, usedBy []string) *bangerv1.Image {
 	}
 }
 
+// Stages makes the API's form of how long the stages of a build took.
+func Stages(all []image.StageTime) (times []*bangerv1.StageTime) {
+	for _, t := range all {
+		times = append(times, &bangerv1.StageTime{Stage: t.Stage, Seconds: t.Seconds})
+	}
+	return times
+}
+
 // Kernel makes the API's form of a kernel; usedBy are the names of the VMs that boot it.
 func Kernel(k kernel.Kernel, isDefault bool, usedBy []string) *bangerv1.Kernel {
 	m := &bangerv1.Kernel{

@@ -2956,7 +2956,9 @@ type Image struct {
 	// What could not be taken over when it was made.
 	Skipped []string `protobuf:"bytes,16,rep,name=skipped,proto3" json:"skipped,omitempty"`
 	// What one should know about an image that works, as that it is of an older layout.
-	Notice        string `protobuf:"bytes,17,opt,name=notice,proto3" json:"notice,omitempty"`
+	Notice string `protobuf:"bytes,17,opt,name=notice,proto3" json:"notice,omitempty"`
+	// How it was built from a recipe; unset: it was not.
+	Build         *ImageBuild `protobuf:"bytes,18,opt,name=build,proto3" json:"build,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3110,6 +3112,144 @@ func (x *Image) GetNotice() string {
 	return ""
 }
 
+func (x *Image) GetBuild() *ImageBuild {
+	if x != nil {
+		return x.Build
+	}
+	return nil
+}
+
+type ImageBuild struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The recipe's name, or its directory.
+	Recipe string `protobuf:"bytes,1,opt,name=recipe,proto3" json:"recipe,omitempty"`
+	// Name of the image that it was built on; empty: a Debian made for it.
+	Parent string       `protobuf:"bytes,2,opt,name=parent,proto3" json:"parent,omitempty"`
+	Kernel string       `protobuf:"bytes,3,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	Stages []*StageTime `protobuf:"bytes,4,rep,name=stages,proto3" json:"stages,omitempty"`
+	// Whether the recipe is another one by now.
+	Stale         bool `protobuf:"varint,5,opt,name=stale,proto3" json:"stale,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImageBuild) Reset() {
+	*x = ImageBuild{}
+	mi := &file_banger_v1_banger_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImageBuild) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImageBuild) ProtoMessage() {}
+
+func (x *ImageBuild) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImageBuild.ProtoReflect.Descriptor instead.
+func (*ImageBuild) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *ImageBuild) GetRecipe() string {
+	if x != nil {
+		return x.Recipe
+	}
+	return ""
+}
+
+func (x *ImageBuild) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *ImageBuild) GetKernel() string {
+	if x != nil {
+		return x.Kernel
+	}
+	return ""
+}
+
+func (x *ImageBuild) GetStages() []*StageTime {
+	if x != nil {
+		return x.Stages
+	}
+	return nil
+}
+
+func (x *ImageBuild) GetStale() bool {
+	if x != nil {
+		return x.Stale
+	}
+	return false
+}
+
+type StageTime struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stage         string                 `protobuf:"bytes,1,opt,name=stage,proto3" json:"stage,omitempty"`
+	Seconds       float64                `protobuf:"fixed64,2,opt,name=seconds,proto3" json:"seconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StageTime) Reset() {
+	*x = StageTime{}
+	mi := &file_banger_v1_banger_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StageTime) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StageTime) ProtoMessage() {}
+
+func (x *StageTime) ProtoReflect() protoreflect.Message {
+	mi := &file_banger_v1_banger_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StageTime.ProtoReflect.Descriptor instead.
+func (*StageTime) Descriptor() ([]byte, []int) {
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *StageTime) GetStage() string {
+	if x != nil {
+		return x.Stage
+	}
+	return ""
+}
+
+func (x *StageTime) GetSeconds() float64 {
+	if x != nil {
+		return x.Seconds
+	}
+	return 0
+}
+
 type Kernel struct {
 	state        protoimpl.MessageState `protogen:"open.v1"`
 	Name         string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -3133,7 +3273,7 @@ type Kernel struct {
 
 func (x *Kernel) Reset() {
 	*x = Kernel{}
-	mi := &file_banger_v1_banger_proto_msgTypes[41]
+	mi := &file_banger_v1_banger_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3145,7 +3285,7 @@ func (x *Kernel) String() string {
 func (*Kernel) ProtoMessage() {}
 
 func (x *Kernel) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[41]
+	mi := &file_banger_v1_banger_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3158,7 +3298,7 @@ func (x *Kernel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Kernel.ProtoReflect.Descriptor instead.
 func (*Kernel) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{41}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Kernel) GetName() string {
@@ -3262,7 +3402,7 @@ type KernelOption struct {
 
 func (x *KernelOption) Reset() {
 	*x = KernelOption{}
-	mi := &file_banger_v1_banger_proto_msgTypes[42]
+	mi := &file_banger_v1_banger_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3274,7 +3414,7 @@ func (x *KernelOption) String() string {
 func (*KernelOption) ProtoMessage() {}
 
 func (x *KernelOption) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[42]
+	mi := &file_banger_v1_banger_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3287,7 +3427,7 @@ func (x *KernelOption) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KernelOption.ProtoReflect.Descriptor instead.
 func (*KernelOption) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{42}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *KernelOption) GetName() string {
@@ -3341,7 +3481,7 @@ type ImportImageRequest struct {
 
 func (x *ImportImageRequest) Reset() {
 	*x = ImportImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[43]
+	mi := &file_banger_v1_banger_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3353,7 +3493,7 @@ func (x *ImportImageRequest) String() string {
 func (*ImportImageRequest) ProtoMessage() {}
 
 func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[43]
+	mi := &file_banger_v1_banger_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3366,7 +3506,7 @@ func (x *ImportImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageRequest.ProtoReflect.Descriptor instead.
 func (*ImportImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{43}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ImportImageRequest) GetSource() string {
@@ -3410,7 +3550,7 @@ type ImportImageResponse struct {
 
 func (x *ImportImageResponse) Reset() {
 	*x = ImportImageResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[44]
+	mi := &file_banger_v1_banger_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3422,7 +3562,7 @@ func (x *ImportImageResponse) String() string {
 func (*ImportImageResponse) ProtoMessage() {}
 
 func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[44]
+	mi := &file_banger_v1_banger_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3435,7 +3575,7 @@ func (x *ImportImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportImageResponse.ProtoReflect.Descriptor instead.
 func (*ImportImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{44}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ImportImageResponse) GetEvent() isImportImageResponse_Event {
@@ -3488,7 +3628,7 @@ type SetDefaultImageRequest struct {
 
 func (x *SetDefaultImageRequest) Reset() {
 	*x = SetDefaultImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[45]
+	mi := &file_banger_v1_banger_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3500,7 +3640,7 @@ func (x *SetDefaultImageRequest) String() string {
 func (*SetDefaultImageRequest) ProtoMessage() {}
 
 func (x *SetDefaultImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[45]
+	mi := &file_banger_v1_banger_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3513,7 +3653,7 @@ func (x *SetDefaultImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetDefaultImageRequest.ProtoReflect.Descriptor instead.
 func (*SetDefaultImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{45}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *SetDefaultImageRequest) GetName() string {
@@ -3532,7 +3672,7 @@ type SetDefaultImageResponse struct {
 
 func (x *SetDefaultImageResponse) Reset() {
 	*x = SetDefaultImageResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[46]
+	mi := &file_banger_v1_banger_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3544,7 +3684,7 @@ func (x *SetDefaultImageResponse) String() string {
 func (*SetDefaultImageResponse) ProtoMessage() {}
 
 func (x *SetDefaultImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[46]
+	mi := &file_banger_v1_banger_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3557,7 +3697,7 @@ func (x *SetDefaultImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetDefaultImageResponse.ProtoReflect.Descriptor instead.
 func (*SetDefaultImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{46}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *SetDefaultImageResponse) GetImage() *Image {
@@ -3576,7 +3716,7 @@ type DeleteImageRequest struct {
 
 func (x *DeleteImageRequest) Reset() {
 	*x = DeleteImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[47]
+	mi := &file_banger_v1_banger_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3588,7 +3728,7 @@ func (x *DeleteImageRequest) String() string {
 func (*DeleteImageRequest) ProtoMessage() {}
 
 func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[47]
+	mi := &file_banger_v1_banger_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3601,7 +3741,7 @@ func (x *DeleteImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteImageRequest.ProtoReflect.Descriptor instead.
 func (*DeleteImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{47}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *DeleteImageRequest) GetName() string {
@@ -3619,7 +3759,7 @@ type DeleteImageResponse struct {
 
 func (x *DeleteImageResponse) Reset() {
 	*x = DeleteImageResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	mi := &file_banger_v1_banger_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3631,7 +3771,7 @@ func (x *DeleteImageResponse) String() string {
 func (*DeleteImageResponse) ProtoMessage() {}
 
 func (x *DeleteImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[48]
+	mi := &file_banger_v1_banger_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3644,7 +3784,7 @@ func (x *DeleteImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteImageResponse.ProtoReflect.Descriptor instead.
 func (*DeleteImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{48}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{50}
 }
 
 type RenameImageRequest struct {
@@ -3657,7 +3797,7 @@ type RenameImageRequest struct {
 
 func (x *RenameImageRequest) Reset() {
 	*x = RenameImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[49]
+	mi := &file_banger_v1_banger_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3669,7 +3809,7 @@ func (x *RenameImageRequest) String() string {
 func (*RenameImageRequest) ProtoMessage() {}
 
 func (x *RenameImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[49]
+	mi := &file_banger_v1_banger_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3682,7 +3822,7 @@ func (x *RenameImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameImageRequest.ProtoReflect.Descriptor instead.
 func (*RenameImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{49}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *RenameImageRequest) GetName() string {
@@ -3708,7 +3848,7 @@ type RenameImageResponse struct {
 
 func (x *RenameImageResponse) Reset() {
 	*x = RenameImageResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[50]
+	mi := &file_banger_v1_banger_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3720,7 +3860,7 @@ func (x *RenameImageResponse) String() string {
 func (*RenameImageResponse) ProtoMessage() {}
 
 func (x *RenameImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[50]
+	mi := &file_banger_v1_banger_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3733,7 +3873,7 @@ func (x *RenameImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenameImageResponse.ProtoReflect.Descriptor instead.
 func (*RenameImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{50}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *RenameImageResponse) GetImage() *Image {
@@ -3752,7 +3892,7 @@ type GetKernelRequest struct {
 
 func (x *GetKernelRequest) Reset() {
 	*x = GetKernelRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[51]
+	mi := &file_banger_v1_banger_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3764,7 +3904,7 @@ func (x *GetKernelRequest) String() string {
 func (*GetKernelRequest) ProtoMessage() {}
 
 func (x *GetKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[51]
+	mi := &file_banger_v1_banger_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3777,7 +3917,7 @@ func (x *GetKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKernelRequest.ProtoReflect.Descriptor instead.
 func (*GetKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{51}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *GetKernelRequest) GetName() string {
@@ -3796,7 +3936,7 @@ type GetKernelResponse struct {
 
 func (x *GetKernelResponse) Reset() {
 	*x = GetKernelResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[52]
+	mi := &file_banger_v1_banger_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3808,7 +3948,7 @@ func (x *GetKernelResponse) String() string {
 func (*GetKernelResponse) ProtoMessage() {}
 
 func (x *GetKernelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[52]
+	mi := &file_banger_v1_banger_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3821,7 +3961,7 @@ func (x *GetKernelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetKernelResponse.ProtoReflect.Descriptor instead.
 func (*GetKernelResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{52}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *GetKernelResponse) GetKernel() *Kernel {
@@ -3848,7 +3988,7 @@ type ImportKernelRequest struct {
 
 func (x *ImportKernelRequest) Reset() {
 	*x = ImportKernelRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[53]
+	mi := &file_banger_v1_banger_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3860,7 +4000,7 @@ func (x *ImportKernelRequest) String() string {
 func (*ImportKernelRequest) ProtoMessage() {}
 
 func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[53]
+	mi := &file_banger_v1_banger_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3873,7 +4013,7 @@ func (x *ImportKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelRequest.ProtoReflect.Descriptor instead.
 func (*ImportKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{53}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *ImportKernelRequest) GetSource() string {
@@ -3924,7 +4064,7 @@ type ImportKernelResponse struct {
 
 func (x *ImportKernelResponse) Reset() {
 	*x = ImportKernelResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[54]
+	mi := &file_banger_v1_banger_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3936,7 +4076,7 @@ func (x *ImportKernelResponse) String() string {
 func (*ImportKernelResponse) ProtoMessage() {}
 
 func (x *ImportKernelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[54]
+	mi := &file_banger_v1_banger_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3949,7 +4089,7 @@ func (x *ImportKernelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportKernelResponse.ProtoReflect.Descriptor instead.
 func (*ImportKernelResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{54}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ImportKernelResponse) GetEvent() isImportKernelResponse_Event {
@@ -4002,7 +4142,7 @@ type SetDefaultKernelRequest struct {
 
 func (x *SetDefaultKernelRequest) Reset() {
 	*x = SetDefaultKernelRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[55]
+	mi := &file_banger_v1_banger_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4014,7 +4154,7 @@ func (x *SetDefaultKernelRequest) String() string {
 func (*SetDefaultKernelRequest) ProtoMessage() {}
 
 func (x *SetDefaultKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[55]
+	mi := &file_banger_v1_banger_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4027,7 +4167,7 @@ func (x *SetDefaultKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetDefaultKernelRequest.ProtoReflect.Descriptor instead.
 func (*SetDefaultKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{55}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *SetDefaultKernelRequest) GetName() string {
@@ -4046,7 +4186,7 @@ type SetDefaultKernelResponse struct {
 
 func (x *SetDefaultKernelResponse) Reset() {
 	*x = SetDefaultKernelResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[56]
+	mi := &file_banger_v1_banger_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4058,7 +4198,7 @@ func (x *SetDefaultKernelResponse) String() string {
 func (*SetDefaultKernelResponse) ProtoMessage() {}
 
 func (x *SetDefaultKernelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[56]
+	mi := &file_banger_v1_banger_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4071,7 +4211,7 @@ func (x *SetDefaultKernelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetDefaultKernelResponse.ProtoReflect.Descriptor instead.
 func (*SetDefaultKernelResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{56}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *SetDefaultKernelResponse) GetKernel() *Kernel {
@@ -4090,7 +4230,7 @@ type DeleteKernelRequest struct {
 
 func (x *DeleteKernelRequest) Reset() {
 	*x = DeleteKernelRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[57]
+	mi := &file_banger_v1_banger_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4102,7 +4242,7 @@ func (x *DeleteKernelRequest) String() string {
 func (*DeleteKernelRequest) ProtoMessage() {}
 
 func (x *DeleteKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[57]
+	mi := &file_banger_v1_banger_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4115,7 +4255,7 @@ func (x *DeleteKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteKernelRequest.ProtoReflect.Descriptor instead.
 func (*DeleteKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{57}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *DeleteKernelRequest) GetName() string {
@@ -4133,7 +4273,7 @@ type DeleteKernelResponse struct {
 
 func (x *DeleteKernelResponse) Reset() {
 	*x = DeleteKernelResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[58]
+	mi := &file_banger_v1_banger_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4145,7 +4285,7 @@ func (x *DeleteKernelResponse) String() string {
 func (*DeleteKernelResponse) ProtoMessage() {}
 
 func (x *DeleteKernelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[58]
+	mi := &file_banger_v1_banger_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4158,7 +4298,7 @@ func (x *DeleteKernelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteKernelResponse.ProtoReflect.Descriptor instead.
 func (*DeleteKernelResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{58}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{60}
 }
 
 type CheckKernelRequest struct {
@@ -4171,7 +4311,7 @@ type CheckKernelRequest struct {
 
 func (x *CheckKernelRequest) Reset() {
 	*x = CheckKernelRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[59]
+	mi := &file_banger_v1_banger_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4183,7 +4323,7 @@ func (x *CheckKernelRequest) String() string {
 func (*CheckKernelRequest) ProtoMessage() {}
 
 func (x *CheckKernelRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[59]
+	mi := &file_banger_v1_banger_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4196,7 +4336,7 @@ func (x *CheckKernelRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckKernelRequest.ProtoReflect.Descriptor instead.
 func (*CheckKernelRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{59}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *CheckKernelRequest) GetName() string {
@@ -4216,7 +4356,7 @@ type CheckKernelResponse struct {
 
 func (x *CheckKernelResponse) Reset() {
 	*x = CheckKernelResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[60]
+	mi := &file_banger_v1_banger_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4228,7 +4368,7 @@ func (x *CheckKernelResponse) String() string {
 func (*CheckKernelResponse) ProtoMessage() {}
 
 func (x *CheckKernelResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[60]
+	mi := &file_banger_v1_banger_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4241,7 +4381,7 @@ func (x *CheckKernelResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CheckKernelResponse.ProtoReflect.Descriptor instead.
 func (*CheckKernelResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{60}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *CheckKernelResponse) GetKernel() *Kernel {
@@ -4266,7 +4406,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[61]
+	mi := &file_banger_v1_banger_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4278,7 +4418,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[61]
+	mi := &file_banger_v1_banger_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4291,7 +4431,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{61}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{63}
 }
 
 type ListImagesResponse struct {
@@ -4303,7 +4443,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[62]
+	mi := &file_banger_v1_banger_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4315,7 +4455,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[62]
+	mi := &file_banger_v1_banger_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4328,7 +4468,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{62}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -4347,7 +4487,7 @@ type GetImageRequest struct {
 
 func (x *GetImageRequest) Reset() {
 	*x = GetImageRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[63]
+	mi := &file_banger_v1_banger_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4359,7 +4499,7 @@ func (x *GetImageRequest) String() string {
 func (*GetImageRequest) ProtoMessage() {}
 
 func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[63]
+	mi := &file_banger_v1_banger_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4372,7 +4512,7 @@ func (x *GetImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageRequest.ProtoReflect.Descriptor instead.
 func (*GetImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{63}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *GetImageRequest) GetName() string {
@@ -4391,7 +4531,7 @@ type GetImageResponse struct {
 
 func (x *GetImageResponse) Reset() {
 	*x = GetImageResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[64]
+	mi := &file_banger_v1_banger_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4403,7 +4543,7 @@ func (x *GetImageResponse) String() string {
 func (*GetImageResponse) ProtoMessage() {}
 
 func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[64]
+	mi := &file_banger_v1_banger_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4416,7 +4556,7 @@ func (x *GetImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetImageResponse.ProtoReflect.Descriptor instead.
 func (*GetImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{64}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GetImageResponse) GetImage() *Image {
@@ -4434,7 +4574,7 @@ type ListKernelsRequest struct {
 
 func (x *ListKernelsRequest) Reset() {
 	*x = ListKernelsRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[65]
+	mi := &file_banger_v1_banger_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4446,7 +4586,7 @@ func (x *ListKernelsRequest) String() string {
 func (*ListKernelsRequest) ProtoMessage() {}
 
 func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[65]
+	mi := &file_banger_v1_banger_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4459,7 +4599,7 @@ func (x *ListKernelsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsRequest.ProtoReflect.Descriptor instead.
 func (*ListKernelsRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{65}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{67}
 }
 
 type ListKernelsResponse struct {
@@ -4471,7 +4611,7 @@ type ListKernelsResponse struct {
 
 func (x *ListKernelsResponse) Reset() {
 	*x = ListKernelsResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[66]
+	mi := &file_banger_v1_banger_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4483,7 +4623,7 @@ func (x *ListKernelsResponse) String() string {
 func (*ListKernelsResponse) ProtoMessage() {}
 
 func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[66]
+	mi := &file_banger_v1_banger_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4496,7 +4636,7 @@ func (x *ListKernelsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListKernelsResponse.ProtoReflect.Descriptor instead.
 func (*ListKernelsResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{66}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ListKernelsResponse) GetKernels() []*Kernel {
@@ -4516,7 +4656,7 @@ type SetupRequest struct {
 
 func (x *SetupRequest) Reset() {
 	*x = SetupRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[67]
+	mi := &file_banger_v1_banger_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4528,7 +4668,7 @@ func (x *SetupRequest) String() string {
 func (*SetupRequest) ProtoMessage() {}
 
 func (x *SetupRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[67]
+	mi := &file_banger_v1_banger_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4541,7 +4681,7 @@ func (x *SetupRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupRequest.ProtoReflect.Descriptor instead.
 func (*SetupRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{67}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *SetupRequest) GetRebuild() bool {
@@ -4564,7 +4704,7 @@ type SetupResponse struct {
 
 func (x *SetupResponse) Reset() {
 	*x = SetupResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[68]
+	mi := &file_banger_v1_banger_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4576,7 +4716,7 @@ func (x *SetupResponse) String() string {
 func (*SetupResponse) ProtoMessage() {}
 
 func (x *SetupResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[68]
+	mi := &file_banger_v1_banger_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4589,7 +4729,7 @@ func (x *SetupResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupResponse.ProtoReflect.Descriptor instead.
 func (*SetupResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{68}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *SetupResponse) GetEvent() isSetupResponse_Event {
@@ -4645,7 +4785,7 @@ type SetupResult struct {
 
 func (x *SetupResult) Reset() {
 	*x = SetupResult{}
-	mi := &file_banger_v1_banger_proto_msgTypes[69]
+	mi := &file_banger_v1_banger_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4657,7 +4797,7 @@ func (x *SetupResult) String() string {
 func (*SetupResult) ProtoMessage() {}
 
 func (x *SetupResult) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[69]
+	mi := &file_banger_v1_banger_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4670,7 +4810,7 @@ func (x *SetupResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetupResult.ProtoReflect.Descriptor instead.
 func (*SetupResult) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{69}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *SetupResult) GetImage() *Image {
@@ -4719,7 +4859,7 @@ type Template struct {
 
 func (x *Template) Reset() {
 	*x = Template{}
-	mi := &file_banger_v1_banger_proto_msgTypes[70]
+	mi := &file_banger_v1_banger_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4731,7 +4871,7 @@ func (x *Template) String() string {
 func (*Template) ProtoMessage() {}
 
 func (x *Template) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[70]
+	mi := &file_banger_v1_banger_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4744,7 +4884,7 @@ func (x *Template) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Template.ProtoReflect.Descriptor instead.
 func (*Template) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{70}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *Template) GetKey() string {
@@ -4846,7 +4986,7 @@ type ListTemplatesRequest struct {
 
 func (x *ListTemplatesRequest) Reset() {
 	*x = ListTemplatesRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[71]
+	mi := &file_banger_v1_banger_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4858,7 +4998,7 @@ func (x *ListTemplatesRequest) String() string {
 func (*ListTemplatesRequest) ProtoMessage() {}
 
 func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[71]
+	mi := &file_banger_v1_banger_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4871,7 +5011,7 @@ func (x *ListTemplatesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesRequest.ProtoReflect.Descriptor instead.
 func (*ListTemplatesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{71}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{73}
 }
 
 type ListTemplatesResponse struct {
@@ -4883,7 +5023,7 @@ type ListTemplatesResponse struct {
 
 func (x *ListTemplatesResponse) Reset() {
 	*x = ListTemplatesResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[72]
+	mi := &file_banger_v1_banger_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4895,7 +5035,7 @@ func (x *ListTemplatesResponse) String() string {
 func (*ListTemplatesResponse) ProtoMessage() {}
 
 func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[72]
+	mi := &file_banger_v1_banger_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4908,7 +5048,7 @@ func (x *ListTemplatesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTemplatesResponse.ProtoReflect.Descriptor instead.
 func (*ListTemplatesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{72}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ListTemplatesResponse) GetTemplates() []*Template {
@@ -4928,7 +5068,7 @@ type DeleteTemplateRequest struct {
 
 func (x *DeleteTemplateRequest) Reset() {
 	*x = DeleteTemplateRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[73]
+	mi := &file_banger_v1_banger_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4940,7 +5080,7 @@ func (x *DeleteTemplateRequest) String() string {
 func (*DeleteTemplateRequest) ProtoMessage() {}
 
 func (x *DeleteTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[73]
+	mi := &file_banger_v1_banger_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4953,7 +5093,7 @@ func (x *DeleteTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTemplateRequest.ProtoReflect.Descriptor instead.
 func (*DeleteTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{73}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *DeleteTemplateRequest) GetKey() string {
@@ -4971,7 +5111,7 @@ type DeleteTemplateResponse struct {
 
 func (x *DeleteTemplateResponse) Reset() {
 	*x = DeleteTemplateResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[74]
+	mi := &file_banger_v1_banger_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4983,7 +5123,7 @@ func (x *DeleteTemplateResponse) String() string {
 func (*DeleteTemplateResponse) ProtoMessage() {}
 
 func (x *DeleteTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[74]
+	mi := &file_banger_v1_banger_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4996,7 +5136,7 @@ func (x *DeleteTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteTemplateResponse.ProtoReflect.Descriptor instead.
 func (*DeleteTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{74}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{76}
 }
 
 type WarmTemplateRequest struct {
@@ -5009,7 +5149,7 @@ type WarmTemplateRequest struct {
 
 func (x *WarmTemplateRequest) Reset() {
 	*x = WarmTemplateRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[75]
+	mi := &file_banger_v1_banger_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5021,7 +5161,7 @@ func (x *WarmTemplateRequest) String() string {
 func (*WarmTemplateRequest) ProtoMessage() {}
 
 func (x *WarmTemplateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[75]
+	mi := &file_banger_v1_banger_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5034,7 +5174,7 @@ func (x *WarmTemplateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WarmTemplateRequest.ProtoReflect.Descriptor instead.
 func (*WarmTemplateRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{75}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *WarmTemplateRequest) GetSpec() *VMSpec {
@@ -5057,7 +5197,7 @@ type WarmTemplateResponse struct {
 
 func (x *WarmTemplateResponse) Reset() {
 	*x = WarmTemplateResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[76]
+	mi := &file_banger_v1_banger_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5069,7 +5209,7 @@ func (x *WarmTemplateResponse) String() string {
 func (*WarmTemplateResponse) ProtoMessage() {}
 
 func (x *WarmTemplateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[76]
+	mi := &file_banger_v1_banger_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5082,7 +5222,7 @@ func (x *WarmTemplateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WarmTemplateResponse.ProtoReflect.Descriptor instead.
 func (*WarmTemplateResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{76}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *WarmTemplateResponse) GetEvent() isWarmTemplateResponse_Event {
@@ -5134,7 +5274,7 @@ type GetStatusRequest struct {
 
 func (x *GetStatusRequest) Reset() {
 	*x = GetStatusRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[77]
+	mi := &file_banger_v1_banger_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5146,7 +5286,7 @@ func (x *GetStatusRequest) String() string {
 func (*GetStatusRequest) ProtoMessage() {}
 
 func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[77]
+	mi := &file_banger_v1_banger_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5159,7 +5299,7 @@ func (x *GetStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusRequest.ProtoReflect.Descriptor instead.
 func (*GetStatusRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{77}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{79}
 }
 
 type GetStatusResponse struct {
@@ -5188,7 +5328,7 @@ type GetStatusResponse struct {
 
 func (x *GetStatusResponse) Reset() {
 	*x = GetStatusResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[78]
+	mi := &file_banger_v1_banger_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5200,7 +5340,7 @@ func (x *GetStatusResponse) String() string {
 func (*GetStatusResponse) ProtoMessage() {}
 
 func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[78]
+	mi := &file_banger_v1_banger_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5213,7 +5353,7 @@ func (x *GetStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetStatusResponse.ProtoReflect.Descriptor instead.
 func (*GetStatusResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{78}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *GetStatusResponse) GetApiVersion() int32 {
@@ -5341,7 +5481,7 @@ type NetworkStatus struct {
 
 func (x *NetworkStatus) Reset() {
 	*x = NetworkStatus{}
-	mi := &file_banger_v1_banger_proto_msgTypes[79]
+	mi := &file_banger_v1_banger_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5353,7 +5493,7 @@ func (x *NetworkStatus) String() string {
 func (*NetworkStatus) ProtoMessage() {}
 
 func (x *NetworkStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[79]
+	mi := &file_banger_v1_banger_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5366,7 +5506,7 @@ func (x *NetworkStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NetworkStatus.ProtoReflect.Descriptor instead.
 func (*NetworkStatus) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{79}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *NetworkStatus) GetSubnet6() string {
@@ -5430,7 +5570,7 @@ type DNSStatus struct {
 
 func (x *DNSStatus) Reset() {
 	*x = DNSStatus{}
-	mi := &file_banger_v1_banger_proto_msgTypes[80]
+	mi := &file_banger_v1_banger_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5442,7 +5582,7 @@ func (x *DNSStatus) String() string {
 func (*DNSStatus) ProtoMessage() {}
 
 func (x *DNSStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[80]
+	mi := &file_banger_v1_banger_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5455,7 +5595,7 @@ func (x *DNSStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DNSStatus.ProtoReflect.Descriptor instead.
 func (*DNSStatus) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{80}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *DNSStatus) GetListener() string {
@@ -5506,7 +5646,7 @@ type Driver struct {
 
 func (x *Driver) Reset() {
 	*x = Driver{}
-	mi := &file_banger_v1_banger_proto_msgTypes[81]
+	mi := &file_banger_v1_banger_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5518,7 +5658,7 @@ func (x *Driver) String() string {
 func (*Driver) ProtoMessage() {}
 
 func (x *Driver) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[81]
+	mi := &file_banger_v1_banger_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5531,7 +5671,7 @@ func (x *Driver) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Driver.ProtoReflect.Descriptor instead.
 func (*Driver) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{81}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *Driver) GetName() string {
@@ -5577,7 +5717,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_banger_v1_banger_proto_msgTypes[82]
+	mi := &file_banger_v1_banger_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5589,7 +5729,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[82]
+	mi := &file_banger_v1_banger_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5602,7 +5742,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{82}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{84}
 }
 
 type ShutdownResponse struct {
@@ -5613,7 +5753,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_banger_v1_banger_proto_msgTypes[83]
+	mi := &file_banger_v1_banger_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5625,7 +5765,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_banger_proto_msgTypes[83]
+	mi := &file_banger_v1_banger_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5638,7 +5778,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_banger_proto_rawDescGZIP(), []int{83}
+	return file_banger_v1_banger_proto_rawDescGZIP(), []int{85}
 }
 
 var File_banger_v1_banger_proto protoreflect.FileDescriptor
@@ -5852,7 +5992,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\toperation\x18\x04 \x01(\tR\toperation\x12\x14\n" +
 	"\x05stage\x18\x05 \x01(\tR\x05stage\x12\x18\n" +
 	"\amessage\x18\x06 \x01(\tR\amessage\x12%\n" +
-	"\x0eduration_nanos\x18\a \x01(\x03R\rdurationNanos\"\x99\x04\n" +
+	"\x0eduration_nanos\x18\a \x01(\x03R\rdurationNanos\"\xc6\x04\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12 \n" +
@@ -5874,7 +6014,18 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x06source\x18\x0e \x01(\tR\x06source\x12#\n" +
 	"\rsource_digest\x18\x0f \x01(\tR\fsourceDigest\x12\x18\n" +
 	"\askipped\x18\x10 \x03(\tR\askipped\x12\x16\n" +
-	"\x06notice\x18\x11 \x01(\tR\x06notice\"\xf0\x02\n" +
+	"\x06notice\x18\x11 \x01(\tR\x06notice\x12+\n" +
+	"\x05build\x18\x12 \x01(\v2\x15.banger.v1.ImageBuildR\x05build\"\x98\x01\n" +
+	"\n" +
+	"ImageBuild\x12\x16\n" +
+	"\x06recipe\x18\x01 \x01(\tR\x06recipe\x12\x16\n" +
+	"\x06parent\x18\x02 \x01(\tR\x06parent\x12\x16\n" +
+	"\x06kernel\x18\x03 \x01(\tR\x06kernel\x12,\n" +
+	"\x06stages\x18\x04 \x03(\v2\x14.banger.v1.StageTimeR\x06stages\x12\x14\n" +
+	"\x05stale\x18\x05 \x01(\bR\x05stale\";\n" +
+	"\tStageTime\x12\x14\n" +
+	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x18\n" +
+	"\aseconds\x18\x02 \x01(\x01R\aseconds\"\xf0\x02\n" +
 	"\x06Kernel\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\arelease\x18\x02 \x01(\tR\arelease\x12\"\n" +
@@ -6096,7 +6247,7 @@ func file_banger_v1_banger_proto_rawDescGZIP() []byte {
 }
 
 var file_banger_v1_banger_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_banger_v1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 84)
+var file_banger_v1_banger_proto_msgTypes = make([]protoimpl.MessageInfo, 86)
 var file_banger_v1_banger_proto_goTypes = []any{
 	(Progress_Status)(0),             // 0: banger.v1.Progress.Status
 	(ReadLogRequest_Source)(0),       // 1: banger.v1.ReadLogRequest.Source
@@ -6141,57 +6292,59 @@ var file_banger_v1_banger_proto_goTypes = []any{
 	(*ListEventsResponse)(nil),       // 40: banger.v1.ListEventsResponse
 	(*Event)(nil),                    // 41: banger.v1.Event
 	(*Image)(nil),                    // 42: banger.v1.Image
-	(*Kernel)(nil),                   // 43: banger.v1.Kernel
-	(*KernelOption)(nil),             // 44: banger.v1.KernelOption
-	(*ImportImageRequest)(nil),       // 45: banger.v1.ImportImageRequest
-	(*ImportImageResponse)(nil),      // 46: banger.v1.ImportImageResponse
-	(*SetDefaultImageRequest)(nil),   // 47: banger.v1.SetDefaultImageRequest
-	(*SetDefaultImageResponse)(nil),  // 48: banger.v1.SetDefaultImageResponse
-	(*DeleteImageRequest)(nil),       // 49: banger.v1.DeleteImageRequest
-	(*DeleteImageResponse)(nil),      // 50: banger.v1.DeleteImageResponse
-	(*RenameImageRequest)(nil),       // 51: banger.v1.RenameImageRequest
-	(*RenameImageResponse)(nil),      // 52: banger.v1.RenameImageResponse
-	(*GetKernelRequest)(nil),         // 53: banger.v1.GetKernelRequest
-	(*GetKernelResponse)(nil),        // 54: banger.v1.GetKernelResponse
-	(*ImportKernelRequest)(nil),      // 55: banger.v1.ImportKernelRequest
-	(*ImportKernelResponse)(nil),     // 56: banger.v1.ImportKernelResponse
-	(*SetDefaultKernelRequest)(nil),  // 57: banger.v1.SetDefaultKernelRequest
-	(*SetDefaultKernelResponse)(nil), // 58: banger.v1.SetDefaultKernelResponse
-	(*DeleteKernelRequest)(nil),      // 59: banger.v1.DeleteKernelRequest
-	(*DeleteKernelResponse)(nil),     // 60: banger.v1.DeleteKernelResponse
-	(*CheckKernelRequest)(nil),       // 61: banger.v1.CheckKernelRequest
-	(*CheckKernelResponse)(nil),      // 62: banger.v1.CheckKernelResponse
-	(*ListImagesRequest)(nil),        // 63: banger.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),       // 64: banger.v1.ListImagesResponse
-	(*GetImageRequest)(nil),          // 65: banger.v1.GetImageRequest
-	(*GetImageResponse)(nil),         // 66: banger.v1.GetImageResponse
-	(*ListKernelsRequest)(nil),       // 67: banger.v1.ListKernelsRequest
-	(*ListKernelsResponse)(nil),      // 68: banger.v1.ListKernelsResponse
-	(*SetupRequest)(nil),             // 69: banger.v1.SetupRequest
-	(*SetupResponse)(nil),            // 70: banger.v1.SetupResponse
-	(*SetupResult)(nil),              // 71: banger.v1.SetupResult
-	(*Template)(nil),                 // 72: banger.v1.Template
-	(*ListTemplatesRequest)(nil),     // 73: banger.v1.ListTemplatesRequest
-	(*ListTemplatesResponse)(nil),    // 74: banger.v1.ListTemplatesResponse
-	(*DeleteTemplateRequest)(nil),    // 75: banger.v1.DeleteTemplateRequest
-	(*DeleteTemplateResponse)(nil),   // 76: banger.v1.DeleteTemplateResponse
-	(*WarmTemplateRequest)(nil),      // 77: banger.v1.WarmTemplateRequest
-	(*WarmTemplateResponse)(nil),     // 78: banger.v1.WarmTemplateResponse
-	(*GetStatusRequest)(nil),         // 79: banger.v1.GetStatusRequest
-	(*GetStatusResponse)(nil),        // 80: banger.v1.GetStatusResponse
-	(*NetworkStatus)(nil),            // 81: banger.v1.NetworkStatus
-	(*DNSStatus)(nil),                // 82: banger.v1.DNSStatus
-	(*Driver)(nil),                   // 83: banger.v1.Driver
-	(*ShutdownRequest)(nil),          // 84: banger.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),         // 85: banger.v1.ShutdownResponse
-	(*timestamppb.Timestamp)(nil),    // 86: google.protobuf.Timestamp
-	(*v1.ExecRequest)(nil),           // 87: agent.v1.ExecRequest
-	(*v1.ExecResponse)(nil),          // 88: agent.v1.ExecResponse
+	(*ImageBuild)(nil),               // 43: banger.v1.ImageBuild
+	(*StageTime)(nil),                // 44: banger.v1.StageTime
+	(*Kernel)(nil),                   // 45: banger.v1.Kernel
+	(*KernelOption)(nil),             // 46: banger.v1.KernelOption
+	(*ImportImageRequest)(nil),       // 47: banger.v1.ImportImageRequest
+	(*ImportImageResponse)(nil),      // 48: banger.v1.ImportImageResponse
+	(*SetDefaultImageRequest)(nil),   // 49: banger.v1.SetDefaultImageRequest
+	(*SetDefaultImageResponse)(nil),  // 50: banger.v1.SetDefaultImageResponse
+	(*DeleteImageRequest)(nil),       // 51: banger.v1.DeleteImageRequest
+	(*DeleteImageResponse)(nil),      // 52: banger.v1.DeleteImageResponse
+	(*RenameImageRequest)(nil),       // 53: banger.v1.RenameImageRequest
+	(*RenameImageResponse)(nil),      // 54: banger.v1.RenameImageResponse
+	(*GetKernelRequest)(nil),         // 55: banger.v1.GetKernelRequest
+	(*GetKernelResponse)(nil),        // 56: banger.v1.GetKernelResponse
+	(*ImportKernelRequest)(nil),      // 57: banger.v1.ImportKernelRequest
+	(*ImportKernelResponse)(nil),     // 58: banger.v1.ImportKernelResponse
+	(*SetDefaultKernelRequest)(nil),  // 59: banger.v1.SetDefaultKernelRequest
+	(*SetDefaultKernelResponse)(nil), // 60: banger.v1.SetDefaultKernelResponse
+	(*DeleteKernelRequest)(nil),      // 61: banger.v1.DeleteKernelRequest
+	(*DeleteKernelResponse)(nil),     // 62: banger.v1.DeleteKernelResponse
+	(*CheckKernelRequest)(nil),       // 63: banger.v1.CheckKernelRequest
+	(*CheckKernelResponse)(nil),      // 64: banger.v1.CheckKernelResponse
+	(*ListImagesRequest)(nil),        // 65: banger.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),       // 66: banger.v1.ListImagesResponse
+	(*GetImageRequest)(nil),          // 67: banger.v1.GetImageRequest
+	(*GetImageResponse)(nil),         // 68: banger.v1.GetImageResponse
+	(*ListKernelsRequest)(nil),       // 69: banger.v1.ListKernelsRequest
+	(*ListKernelsResponse)(nil),      // 70: banger.v1.ListKernelsResponse
+	(*SetupRequest)(nil),             // 71: banger.v1.SetupRequest
+	(*SetupResponse)(nil),            // 72: banger.v1.SetupResponse
+	(*SetupResult)(nil),              // 73: banger.v1.SetupResult
+	(*Template)(nil),                 // 74: banger.v1.Template
+	(*ListTemplatesRequest)(nil),     // 75: banger.v1.ListTemplatesRequest
+	(*ListTemplatesResponse)(nil),    // 76: banger.v1.ListTemplatesResponse
+	(*DeleteTemplateRequest)(nil),    // 77: banger.v1.DeleteTemplateRequest
+	(*DeleteTemplateResponse)(nil),   // 78: banger.v1.DeleteTemplateResponse
+	(*WarmTemplateRequest)(nil),      // 79: banger.v1.WarmTemplateRequest
+	(*WarmTemplateResponse)(nil),     // 80: banger.v1.WarmTemplateResponse
+	(*GetStatusRequest)(nil),         // 81: banger.v1.GetStatusRequest
+	(*GetStatusResponse)(nil),        // 82: banger.v1.GetStatusResponse
+	(*NetworkStatus)(nil),            // 83: banger.v1.NetworkStatus
+	(*DNSStatus)(nil),                // 84: banger.v1.DNSStatus
+	(*Driver)(nil),                   // 85: banger.v1.Driver
+	(*ShutdownRequest)(nil),          // 86: banger.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),         // 87: banger.v1.ShutdownResponse
+	(*timestamppb.Timestamp)(nil),    // 88: google.protobuf.Timestamp
+	(*v1.ExecRequest)(nil),           // 89: agent.v1.ExecRequest
+	(*v1.ExecResponse)(nil),          // 90: agent.v1.ExecResponse
 }
 var file_banger_v1_banger_proto_depIdxs = []int32{
 	4,  // 0: banger.v1.VMSpec.ports:type_name -> banger.v1.PortForward
-	86, // 1: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
-	86, // 2: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
+	88, // 1: banger.v1.VM.created_at:type_name -> google.protobuf.Timestamp
+	88, // 2: banger.v1.VM.started_at:type_name -> google.protobuf.Timestamp
 	4,  // 3: banger.v1.VM.ports:type_name -> banger.v1.PortForward
 	0,  // 4: banger.v1.Progress.status:type_name -> banger.v1.Progress.Status
 	3,  // 5: banger.v1.CreateVMRequest.spec:type_name -> banger.v1.VMSpec
@@ -6214,114 +6367,116 @@ var file_banger_v1_banger_proto_depIdxs = []int32{
 	5,  // 22: banger.v1.RestartVMResponse.vm:type_name -> banger.v1.VM
 	7,  // 23: banger.v1.DeleteVMResponse.progress:type_name -> banger.v1.Progress
 	5,  // 24: banger.v1.SetVMResponse.vm:type_name -> banger.v1.VM
-	87, // 25: banger.v1.ExecVMRequest.exec:type_name -> agent.v1.ExecRequest
-	88, // 26: banger.v1.ExecVMResponse.exec:type_name -> agent.v1.ExecResponse
+	89, // 25: banger.v1.ExecVMRequest.exec:type_name -> agent.v1.ExecRequest
+	90, // 26: banger.v1.ExecVMResponse.exec:type_name -> agent.v1.ExecResponse
 	6,  // 27: banger.v1.GetSSHEndpointResponse.endpoint:type_name -> banger.v1.SSHEndpoint
 	1,  // 28: banger.v1.ReadLogRequest.source:type_name -> banger.v1.ReadLogRequest.Source
 	41, // 29: banger.v1.ListEventsResponse.events:type_name -> banger.v1.Event
-	86, // 30: banger.v1.Event.at:type_name -> google.protobuf.Timestamp
-	86, // 31: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
-	86, // 32: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
-	7,  // 33: banger.v1.ImportImageResponse.progress:type_name -> banger.v1.Progress
-	42, // 34: banger.v1.ImportImageResponse.image:type_name -> banger.v1.Image
-	42, // 35: banger.v1.SetDefaultImageResponse.image:type_name -> banger.v1.Image
-	42, // 36: banger.v1.RenameImageResponse.image:type_name -> banger.v1.Image
-	43, // 37: banger.v1.GetKernelResponse.kernel:type_name -> banger.v1.Kernel
-	7,  // 38: banger.v1.ImportKernelResponse.progress:type_name -> banger.v1.Progress
-	43, // 39: banger.v1.ImportKernelResponse.kernel:type_name -> banger.v1.Kernel
-	43, // 40: banger.v1.SetDefaultKernelResponse.kernel:type_name -> banger.v1.Kernel
-	43, // 41: banger.v1.CheckKernelResponse.kernel:type_name -> banger.v1.Kernel
-	44, // 42: banger.v1.CheckKernelResponse.options:type_name -> banger.v1.KernelOption
-	42, // 43: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
-	42, // 44: banger.v1.GetImageResponse.image:type_name -> banger.v1.Image
-	43, // 45: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
-	7,  // 46: banger.v1.SetupResponse.progress:type_name -> banger.v1.Progress
-	71, // 47: banger.v1.SetupResponse.result:type_name -> banger.v1.SetupResult
-	42, // 48: banger.v1.SetupResult.image:type_name -> banger.v1.Image
-	43, // 49: banger.v1.SetupResult.kernel:type_name -> banger.v1.Kernel
-	86, // 50: banger.v1.Template.created_at:type_name -> google.protobuf.Timestamp
-	86, // 51: banger.v1.Template.last_used_at:type_name -> google.protobuf.Timestamp
-	72, // 52: banger.v1.ListTemplatesResponse.templates:type_name -> banger.v1.Template
-	3,  // 53: banger.v1.WarmTemplateRequest.spec:type_name -> banger.v1.VMSpec
-	7,  // 54: banger.v1.WarmTemplateResponse.progress:type_name -> banger.v1.Progress
-	72, // 55: banger.v1.WarmTemplateResponse.template:type_name -> banger.v1.Template
-	86, // 56: banger.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
-	83, // 57: banger.v1.GetStatusResponse.drivers:type_name -> banger.v1.Driver
-	82, // 58: banger.v1.GetStatusResponse.dns:type_name -> banger.v1.DNSStatus
-	81, // 59: banger.v1.GetStatusResponse.network:type_name -> banger.v1.NetworkStatus
-	8,  // 60: banger.v1.VMService.CreateVM:input_type -> banger.v1.CreateVMRequest
-	10, // 61: banger.v1.VMService.ListVMs:input_type -> banger.v1.ListVMsRequest
-	12, // 62: banger.v1.VMService.GetVM:input_type -> banger.v1.GetVMRequest
-	14, // 63: banger.v1.VMService.StartVM:input_type -> banger.v1.StartVMRequest
-	16, // 64: banger.v1.VMService.StopVM:input_type -> banger.v1.StopVMRequest
-	25, // 65: banger.v1.VMService.RestartVM:input_type -> banger.v1.RestartVMRequest
-	27, // 66: banger.v1.VMService.DeleteVM:input_type -> banger.v1.DeleteVMRequest
-	29, // 67: banger.v1.VMService.SetVM:input_type -> banger.v1.SetVMRequest
-	18, // 68: banger.v1.VMService.SuspendVM:input_type -> banger.v1.SuspendVMRequest
-	20, // 69: banger.v1.VMService.ForkVM:input_type -> banger.v1.ForkVMRequest
-	23, // 70: banger.v1.VMService.CloneVM:input_type -> banger.v1.CloneVMRequest
-	31, // 71: banger.v1.VMService.PingVM:input_type -> banger.v1.PingVMRequest
-	33, // 72: banger.v1.VMService.ExecVM:input_type -> banger.v1.ExecVMRequest
-	35, // 73: banger.v1.VMService.GetSSHEndpoint:input_type -> banger.v1.GetSSHEndpointRequest
-	37, // 74: banger.v1.VMService.ReadLog:input_type -> banger.v1.ReadLogRequest
-	39, // 75: banger.v1.VMService.ListEvents:input_type -> banger.v1.ListEventsRequest
-	63, // 76: banger.v1.ImageService.ListImages:input_type -> banger.v1.ListImagesRequest
-	65, // 77: banger.v1.ImageService.GetImage:input_type -> banger.v1.GetImageRequest
-	67, // 78: banger.v1.ImageService.ListKernels:input_type -> banger.v1.ListKernelsRequest
-	69, // 79: banger.v1.ImageService.Setup:input_type -> banger.v1.SetupRequest
-	45, // 80: banger.v1.ImageService.ImportImage:input_type -> banger.v1.ImportImageRequest
-	47, // 81: banger.v1.ImageService.SetDefaultImage:input_type -> banger.v1.SetDefaultImageRequest
-	49, // 82: banger.v1.ImageService.DeleteImage:input_type -> banger.v1.DeleteImageRequest
-	51, // 83: banger.v1.ImageService.RenameImage:input_type -> banger.v1.RenameImageRequest
-	53, // 84: banger.v1.ImageService.GetKernel:input_type -> banger.v1.GetKernelRequest
-	55, // 85: banger.v1.ImageService.ImportKernel:input_type -> banger.v1.ImportKernelRequest
-	57, // 86: banger.v1.ImageService.SetDefaultKernel:input_type -> banger.v1.SetDefaultKernelRequest
-	59, // 87: banger.v1.ImageService.DeleteKernel:input_type -> banger.v1.DeleteKernelRequest
-	61, // 88: banger.v1.ImageService.CheckKernel:input_type -> banger.v1.CheckKernelRequest
-	73, // 89: banger.v1.TemplateService.ListTemplates:input_type -> banger.v1.ListTemplatesRequest
-	75, // 90: banger.v1.TemplateService.DeleteTemplate:input_type -> banger.v1.DeleteTemplateRequest
-	77, // 91: banger.v1.TemplateService.WarmTemplate:input_type -> banger.v1.WarmTemplateRequest
-	79, // 92: banger.v1.DaemonService.GetStatus:input_type -> banger.v1.GetStatusRequest
-	84, // 93: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
-	9,  // 94: banger.v1.VMService.CreateVM:output_type -> banger.v1.CreateVMResponse
-	11, // 95: banger.v1.VMService.ListVMs:output_type -> banger.v1.ListVMsResponse
-	13, // 96: banger.v1.VMService.GetVM:output_type -> banger.v1.GetVMResponse
-	15, // 97: banger.v1.VMService.StartVM:output_type -> banger.v1.StartVMResponse
-	17, // 98: banger.v1.VMService.StopVM:output_type -> banger.v1.StopVMResponse
-	26, // 99: banger.v1.VMService.RestartVM:output_type -> banger.v1.RestartVMResponse
-	28, // 100: banger.v1.VMService.DeleteVM:output_type -> banger.v1.DeleteVMResponse
-	30, // 101: banger.v1.VMService.SetVM:output_type -> banger.v1.SetVMResponse
-	19, // 102: banger.v1.VMService.SuspendVM:output_type -> banger.v1.SuspendVMResponse
-	21, // 103: banger.v1.VMService.ForkVM:output_type -> banger.v1.ForkVMResponse
-	24, // 104: banger.v1.VMService.CloneVM:output_type -> banger.v1.CloneVMResponse
-	32, // 105: banger.v1.VMService.PingVM:output_type -> banger.v1.PingVMResponse
-	34, // 106: banger.v1.VMService.ExecVM:output_type -> banger.v1.ExecVMResponse
-	36, // 107: banger.v1.VMService.GetSSHEndpoint:output_type -> banger.v1.GetSSHEndpointResponse
-	38, // 108: banger.v1.VMService.ReadLog:output_type -> banger.v1.ReadLogResponse
-	40, // 109: banger.v1.VMService.ListEvents:output_type -> banger.v1.ListEventsResponse
-	64, // 110: banger.v1.ImageService.ListImages:output_type -> banger.v1.ListImagesResponse
-	66, // 111: banger.v1.ImageService.GetImage:output_type -> banger.v1.GetImageResponse
-	68, // 112: banger.v1.ImageService.ListKernels:output_type -> banger.v1.ListKernelsResponse
-	70, // 113: banger.v1.ImageService.Setup:output_type -> banger.v1.SetupResponse
-	46, // 114: banger.v1.ImageService.ImportImage:output_type -> banger.v1.ImportImageResponse
-	48, // 115: banger.v1.ImageService.SetDefaultImage:output_type -> banger.v1.SetDefaultImageResponse
-	50, // 116: banger.v1.ImageService.DeleteImage:output_type -> banger.v1.DeleteImageResponse
-	52, // 117: banger.v1.ImageService.RenameImage:output_type -> banger.v1.RenameImageResponse
-	54, // 118: banger.v1.ImageService.GetKernel:output_type -> banger.v1.GetKernelResponse
-	56, // 119: banger.v1.ImageService.ImportKernel:output_type -> banger.v1.ImportKernelResponse
-	58, // 120: banger.v1.ImageService.SetDefaultKernel:output_type -> banger.v1.SetDefaultKernelResponse
-	60, // 121: banger.v1.ImageService.DeleteKernel:output_type -> banger.v1.DeleteKernelResponse
-	62, // 122: banger.v1.ImageService.CheckKernel:output_type -> banger.v1.CheckKernelResponse
-	74, // 123: banger.v1.TemplateService.ListTemplates:output_type -> banger.v1.ListTemplatesResponse
-	76, // 124: banger.v1.TemplateService.DeleteTemplate:output_type -> banger.v1.DeleteTemplateResponse
-	78, // 125: banger.v1.TemplateService.WarmTemplate:output_type -> banger.v1.WarmTemplateResponse
-	80, // 126: banger.v1.DaemonService.GetStatus:output_type -> banger.v1.GetStatusResponse
-	85, // 127: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
-	94, // [94:128] is the sub-list for method output_type
-	60, // [60:94] is the sub-list for method input_type
-	60, // [60:60] is the sub-list for extension type_name
-	60, // [60:60] is the sub-list for extension extendee
-	0,  // [0:60] is the sub-list for field type_name
+	88, // 30: banger.v1.Event.at:type_name -> google.protobuf.Timestamp
+	88, // 31: banger.v1.Image.created_at:type_name -> google.protobuf.Timestamp
+	43, // 32: banger.v1.Image.build:type_name -> banger.v1.ImageBuild
+	44, // 33: banger.v1.ImageBuild.stages:type_name -> banger.v1.StageTime
+	88, // 34: banger.v1.Kernel.created_at:type_name -> google.protobuf.Timestamp
+	7,  // 35: banger.v1.ImportImageResponse.progress:type_name -> banger.v1.Progress
+	42, // 36: banger.v1.ImportImageResponse.image:type_name -> banger.v1.Image
+	42, // 37: banger.v1.SetDefaultImageResponse.image:type_name -> banger.v1.Image
+	42, // 38: banger.v1.RenameImageResponse.image:type_name -> banger.v1.Image
+	45, // 39: banger.v1.GetKernelResponse.kernel:type_name -> banger.v1.Kernel
+	7,  // 40: banger.v1.ImportKernelResponse.progress:type_name -> banger.v1.Progress
+	45, // 41: banger.v1.ImportKernelResponse.kernel:type_name -> banger.v1.Kernel
+	45, // 42: banger.v1.SetDefaultKernelResponse.kernel:type_name -> banger.v1.Kernel
+	45, // 43: banger.v1.CheckKernelResponse.kernel:type_name -> banger.v1.Kernel
+	46, // 44: banger.v1.CheckKernelResponse.options:type_name -> banger.v1.KernelOption
+	42, // 45: banger.v1.ListImagesResponse.images:type_name -> banger.v1.Image
+	42, // 46: banger.v1.GetImageResponse.image:type_name -> banger.v1.Image
+	45, // 47: banger.v1.ListKernelsResponse.kernels:type_name -> banger.v1.Kernel
+	7,  // 48: banger.v1.SetupResponse.progress:type_name -> banger.v1.Progress
+	73, // 49: banger.v1.SetupResponse.result:type_name -> banger.v1.SetupResult
+	42, // 50: banger.v1.SetupResult.image:type_name -> banger.v1.Image
+	45, // 51: banger.v1.SetupResult.kernel:type_name -> banger.v1.Kernel
+	88, // 52: banger.v1.Template.created_at:type_name -> google.protobuf.Timestamp
+	88, // 53: banger.v1.Template.last_used_at:type_name -> google.protobuf.Timestamp
+	74, // 54: banger.v1.ListTemplatesResponse.templates:type_name -> banger.v1.Template
+	3,  // 55: banger.v1.WarmTemplateRequest.spec:type_name -> banger.v1.VMSpec
+	7,  // 56: banger.v1.WarmTemplateResponse.progress:type_name -> banger.v1.Progress
+	74, // 57: banger.v1.WarmTemplateResponse.template:type_name -> banger.v1.Template
+	88, // 58: banger.v1.GetStatusResponse.started_at:type_name -> google.protobuf.Timestamp
+	85, // 59: banger.v1.GetStatusResponse.drivers:type_name -> banger.v1.Driver
+	84, // 60: banger.v1.GetStatusResponse.dns:type_name -> banger.v1.DNSStatus
+	83, // 61: banger.v1.GetStatusResponse.network:type_name -> banger.v1.NetworkStatus
+	8,  // 62: banger.v1.VMService.CreateVM:input_type -> banger.v1.CreateVMRequest
+	10, // 63: banger.v1.VMService.ListVMs:input_type -> banger.v1.ListVMsRequest
+	12, // 64: banger.v1.VMService.GetVM:input_type -> banger.v1.GetVMRequest
+	14, // 65: banger.v1.VMService.StartVM:input_type -> banger.v1.StartVMRequest
+	16, // 66: banger.v1.VMService.StopVM:input_type -> banger.v1.StopVMRequest
+	25, // 67: banger.v1.VMService.RestartVM:input_type -> banger.v1.RestartVMRequest
+	27, // 68: banger.v1.VMService.DeleteVM:input_type -> banger.v1.DeleteVMRequest
+	29, // 69: banger.v1.VMService.SetVM:input_type -> banger.v1.SetVMRequest
+	18, // 70: banger.v1.VMService.SuspendVM:input_type -> banger.v1.SuspendVMRequest
+	20, // 71: banger.v1.VMService.ForkVM:input_type -> banger.v1.ForkVMRequest
+	23, // 72: banger.v1.VMService.CloneVM:input_type -> banger.v1.CloneVMRequest
+	31, // 73: banger.v1.VMService.PingVM:input_type -> banger.v1.PingVMRequest
+	33, // 74: banger.v1.VMService.ExecVM:input_type -> banger.v1.ExecVMRequest
+	35, // 75: banger.v1.VMService.GetSSHEndpoint:input_type -> banger.v1.GetSSHEndpointRequest
+	37, // 76: banger.v1.VMService.ReadLog:input_type -> banger.v1.ReadLogRequest
+	39, // 77: banger.v1.VMService.ListEvents:input_type -> banger.v1.ListEventsRequest
+	65, // 78: banger.v1.ImageService.ListImages:input_type -> banger.v1.ListImagesRequest
+	67, // 79: banger.v1.ImageService.GetImage:input_type -> banger.v1.GetImageRequest
+	69, // 80: banger.v1.ImageService.ListKernels:input_type -> banger.v1.ListKernelsRequest
+	71, // 81: banger.v1.ImageService.Setup:input_type -> banger.v1.SetupRequest
+	47, // 82: banger.v1.ImageService.ImportImage:input_type -> banger.v1.ImportImageRequest
+	49, // 83: banger.v1.ImageService.SetDefaultImage:input_type -> banger.v1.SetDefaultImageRequest
+	51, // 84: banger.v1.ImageService.DeleteImage:input_type -> banger.v1.DeleteImageRequest
+	53, // 85: banger.v1.ImageService.RenameImage:input_type -> banger.v1.RenameImageRequest
+	55, // 86: banger.v1.ImageService.GetKernel:input_type -> banger.v1.GetKernelRequest
+	57, // 87: banger.v1.ImageService.ImportKernel:input_type -> banger.v1.ImportKernelRequest
+	59, // 88: banger.v1.ImageService.SetDefaultKernel:input_type -> banger.v1.SetDefaultKernelRequest
+	61, // 89: banger.v1.ImageService.DeleteKernel:input_type -> banger.v1.DeleteKernelRequest
+	63, // 90: banger.v1.ImageService.CheckKernel:input_type -> banger.v1.CheckKernelRequest
+	75, // 91: banger.v1.TemplateService.ListTemplates:input_type -> banger.v1.ListTemplatesRequest
+	77, // 92: banger.v1.TemplateService.DeleteTemplate:input_type -> banger.v1.DeleteTemplateRequest
+	79, // 93: banger.v1.TemplateService.WarmTemplate:input_type -> banger.v1.WarmTemplateRequest
+	81, // 94: banger.v1.DaemonService.GetStatus:input_type -> banger.v1.GetStatusRequest
+	86, // 95: banger.v1.DaemonService.Shutdown:input_type -> banger.v1.ShutdownRequest
+	9,  // 96: banger.v1.VMService.CreateVM:output_type -> banger.v1.CreateVMResponse
+	11, // 97: banger.v1.VMService.ListVMs:output_type -> banger.v1.ListVMsResponse
+	13, // 98: banger.v1.VMService.GetVM:output_type -> banger.v1.GetVMResponse
+	15, // 99: banger.v1.VMService.StartVM:output_type -> banger.v1.StartVMResponse
+	17, // 100: banger.v1.VMService.StopVM:output_type -> banger.v1.StopVMResponse
+	26, // 101: banger.v1.VMService.RestartVM:output_type -> banger.v1.RestartVMResponse
+	28, // 102: banger.v1.VMService.DeleteVM:output_type -> banger.v1.DeleteVMResponse
+	30, // 103: banger.v1.VMService.SetVM:output_type -> banger.v1.SetVMResponse
+	19, // 104: banger.v1.VMService.SuspendVM:output_type -> banger.v1.SuspendVMResponse
+	21, // 105: banger.v1.VMService.ForkVM:output_type -> banger.v1.ForkVMResponse
+	24, // 106: banger.v1.VMService.CloneVM:output_type -> banger.v1.CloneVMResponse
+	32, // 107: banger.v1.VMService.PingVM:output_type -> banger.v1.PingVMResponse
+	34, // 108: banger.v1.VMService.ExecVM:output_type -> banger.v1.ExecVMResponse
+	36, // 109: banger.v1.VMService.GetSSHEndpoint:output_type -> banger.v1.GetSSHEndpointResponse
+	38, // 110: banger.v1.VMService.ReadLog:output_type -> banger.v1.ReadLogResponse
+	40, // 111: banger.v1.VMService.ListEvents:output_type -> banger.v1.ListEventsResponse
+	66, // 112: banger.v1.ImageService.ListImages:output_type -> banger.v1.ListImagesResponse
+	68, // 113: banger.v1.ImageService.GetImage:output_type -> banger.v1.GetImageResponse
+	70, // 114: banger.v1.ImageService.ListKernels:output_type -> banger.v1.ListKernelsResponse
+	72, // 115: banger.v1.ImageService.Setup:output_type -> banger.v1.SetupResponse
+	48, // 116: banger.v1.ImageService.ImportImage:output_type -> banger.v1.ImportImageResponse
+	50, // 117: banger.v1.ImageService.SetDefaultImage:output_type -> banger.v1.SetDefaultImageResponse
+	52, // 118: banger.v1.ImageService.DeleteImage:output_type -> banger.v1.DeleteImageResponse
+	54, // 119: banger.v1.ImageService.RenameImage:output_type -> banger.v1.RenameImageResponse
+	56, // 120: banger.v1.ImageService.GetKernel:output_type -> banger.v1.GetKernelResponse
+	58, // 121: banger.v1.ImageService.ImportKernel:output_type -> banger.v1.ImportKernelResponse
+	60, // 122: banger.v1.ImageService.SetDefaultKernel:output_type -> banger.v1.SetDefaultKernelResponse
+	62, // 123: banger.v1.ImageService.DeleteKernel:output_type -> banger.v1.DeleteKernelResponse
+	64, // 124: banger.v1.ImageService.CheckKernel:output_type -> banger.v1.CheckKernelResponse
+	76, // 125: banger.v1.TemplateService.ListTemplates:output_type -> banger.v1.ListTemplatesResponse
+	78, // 126: banger.v1.TemplateService.DeleteTemplate:output_type -> banger.v1.DeleteTemplateResponse
+	80, // 127: banger.v1.TemplateService.WarmTemplate:output_type -> banger.v1.WarmTemplateResponse
+	82, // 128: banger.v1.DaemonService.GetStatus:output_type -> banger.v1.GetStatusResponse
+	87, // 129: banger.v1.DaemonService.Shutdown:output_type -> banger.v1.ShutdownResponse
+	96, // [96:130] is the sub-list for method output_type
+	62, // [62:96] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_banger_v1_banger_proto_init() }
@@ -6364,19 +6519,19 @@ func file_banger_v1_banger_proto_init() {
 		(*ExecVMRequest_Vm)(nil),
 		(*ExecVMRequest_Exec)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[44].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[46].OneofWrappers = []any{
 		(*ImportImageResponse_Progress)(nil),
 		(*ImportImageResponse_Image)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[54].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[56].OneofWrappers = []any{
 		(*ImportKernelResponse_Progress)(nil),
 		(*ImportKernelResponse_Kernel)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[68].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[70].OneofWrappers = []any{
 		(*SetupResponse_Progress)(nil),
 		(*SetupResponse_Result)(nil),
 	}
-	file_banger_v1_banger_proto_msgTypes[76].OneofWrappers = []any{
+	file_banger_v1_banger_proto_msgTypes[78].OneofWrappers = []any{
 		(*WarmTemplateResponse_Progress)(nil),
 		(*WarmTemplateResponse_Template)(nil),
 	}
@@ -6386,7 +6541,7 @@ func file_banger_v1_banger_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_banger_proto_rawDesc), len(file_banger_v1_banger_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   84,
+			NumMessages:   86,
 			NumExtensions: 0,
 			NumServices:   4,
 		},

@@ -246,58 +246,6 @@ func (x *BuiltImage) GetStages() []*StageTime {
 	return nil
 }
 
-type StageTime struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Stage         string                 `protobuf:"bytes,1,opt,name=stage,proto3" json:"stage,omitempty"`
-	Seconds       float64                `protobuf:"fixed64,2,opt,name=seconds,proto3" json:"seconds,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *StageTime) Reset() {
-	*x = StageTime{}
-	mi := &file_banger_v1_build_proto_msgTypes[3]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *StageTime) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*StageTime) ProtoMessage() {}
-
-func (x *StageTime) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_build_proto_msgTypes[3]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use StageTime.ProtoReflect.Descriptor instead.
-func (*StageTime) Descriptor() ([]byte, []int) {
-	return file_banger_v1_build_proto_rawDescGZIP(), []int{3}
-}
-
-func (x *StageTime) GetStage() string {
-	if x != nil {
-		return x.Stage
-	}
-	return ""
-}
-
-func (x *StageTime) GetSeconds() float64 {
-	if x != nil {
-		return x.Seconds
-	}
-	return 0
-}
-
 type TestImageRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -309,7 +257,7 @@ type TestImageRequest struct {
 
 func (x *TestImageRequest) Reset() {
 	*x = TestImageRequest{}
-	mi := &file_banger_v1_build_proto_msgTypes[4]
+	mi := &file_banger_v1_build_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -321,7 +269,7 @@ func (x *TestImageRequest) String() string {
 func (*TestImageRequest) ProtoMessage() {}
 
 func (x *TestImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_build_proto_msgTypes[4]
+	mi := &file_banger_v1_build_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -334,7 +282,7 @@ func (x *TestImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestImageRequest.ProtoReflect.Descriptor instead.
 func (*TestImageRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_build_proto_rawDescGZIP(), []int{4}
+	return file_banger_v1_build_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *TestImageRequest) GetName() string {
@@ -364,7 +312,7 @@ type TestImageResponse struct {
 
 func (x *TestImageResponse) Reset() {
 	*x = TestImageResponse{}
-	mi := &file_banger_v1_build_proto_msgTypes[5]
+	mi := &file_banger_v1_build_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -376,7 +324,7 @@ func (x *TestImageResponse) String() string {
 func (*TestImageResponse) ProtoMessage() {}
 
 func (x *TestImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_build_proto_msgTypes[5]
+	mi := &file_banger_v1_build_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -389,7 +337,7 @@ func (x *TestImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestImageResponse.ProtoReflect.Descriptor instead.
 func (*TestImageResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_build_proto_rawDescGZIP(), []int{5}
+	return file_banger_v1_build_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *TestImageResponse) GetEvent() isTestImageResponse_Event {
@@ -446,7 +394,7 @@ type ImageTest struct {
 
 func (x *ImageTest) Reset() {
 	*x = ImageTest{}
-	mi := &file_banger_v1_build_proto_msgTypes[6]
+	mi := &file_banger_v1_build_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -458,7 +406,7 @@ func (x *ImageTest) String() string {
 func (*ImageTest) ProtoMessage() {}
 
 func (x *ImageTest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_build_proto_msgTypes[6]
+	mi := &file_banger_v1_build_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -471,7 +419,7 @@ func (x *ImageTest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageTest.ProtoReflect.Descriptor instead.
 func (*ImageTest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_build_proto_rawDescGZIP(), []int{6}
+	return file_banger_v1_build_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ImageTest) GetImage() string {
@@ -509,7 +457,7 @@ type TestOutcome struct {
 
 func (x *TestOutcome) Reset() {
 	*x = TestOutcome{}
-	mi := &file_banger_v1_build_proto_msgTypes[7]
+	mi := &file_banger_v1_build_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -521,7 +469,7 @@ func (x *TestOutcome) String() string {
 func (*TestOutcome) ProtoMessage() {}
 
 func (x *TestOutcome) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_build_proto_msgTypes[7]
+	mi := &file_banger_v1_build_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -534,7 +482,7 @@ func (x *TestOutcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestOutcome.ProtoReflect.Descriptor instead.
 func (*TestOutcome) Descriptor() ([]byte, []int) {
-	return file_banger_v1_build_proto_rawDescGZIP(), []int{7}
+	return file_banger_v1_build_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *TestOutcome) GetName() string {
@@ -580,7 +528,7 @@ type ListRecipesRequest struct {
 
 func (x *ListRecipesRequest) Reset() {
 	*x = ListRecipesRequest{}
-	mi := &file_banger_v1_build_proto_msgTypes[8]
+	mi := &file_banger_v1_build_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -592,7 +540,7 @@ func (x *ListRecipesRequest) String() string {
 func (*ListRecipesRequest) ProtoMessage() {}
 
 func (x *ListRecipesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_build_proto_msgTypes[8]
+	mi := &file_banger_v1_build_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -605,7 +553,7 @@ func (x *ListRecipesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecipesRequest.ProtoReflect.Descriptor instead.
 func (*ListRecipesRequest) Descriptor() ([]byte, []int) {
-	return file_banger_v1_build_proto_rawDescGZIP(), []int{8}
+	return file_banger_v1_build_proto_rawDescGZIP(), []int{7}
 }
 
 type ListRecipesResponse struct {
@@ -617,7 +565,7 @@ type ListRecipesResponse struct {
 
 func (x *ListRecipesResponse) Reset() {
 	*x = ListRecipesResponse{}
-	mi := &file_banger_v1_build_proto_msgTypes[9]
+	mi := &file_banger_v1_build_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -629,7 +577,7 @@ func (x *ListRecipesResponse) String() string {
 func (*ListRecipesResponse) ProtoMessage() {}
 
 func (x *ListRecipesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_build_proto_msgTypes[9]
+	mi := &file_banger_v1_build_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -642,7 +590,7 @@ func (x *ListRecipesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRecipesResponse.ProtoReflect.Descriptor instead.
 func (*ListRecipesResponse) Descriptor() ([]byte, []int) {
-	return file_banger_v1_build_proto_rawDescGZIP(), []int{9}
+	return file_banger_v1_build_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListRecipesResponse) GetRecipes() []*Recipe {
@@ -666,7 +614,7 @@ type Recipe struct {
 
 func (x *Recipe) Reset() {
 	*x = Recipe{}
-	mi := &file_banger_v1_build_proto_msgTypes[10]
+	mi := &file_banger_v1_build_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -678,7 +626,7 @@ func (x *Recipe) String() string {
 func (*Recipe) ProtoMessage() {}
 
 func (x *Recipe) ProtoReflect() protoreflect.Message {
-	mi := &file_banger_v1_build_proto_msgTypes[10]
+	mi := &file_banger_v1_build_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -691,7 +639,7 @@ func (x *Recipe) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Recipe.ProtoReflect.Descriptor instead.
 func (*Recipe) Descriptor() ([]byte, []int) {
-	return file_banger_v1_build_proto_rawDescGZIP(), []int{10}
+	return file_banger_v1_build_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Recipe) GetName() string {
@@ -750,10 +698,7 @@ const file_banger_v1_build_proto_rawDesc = "" +
 	"BuiltImage\x12&\n" +
 	"\x05image\x18\x01 \x01(\v2\x10.banger.v1.ImageR\x05image\x12\x19\n" +
 	"\bleft_out\x18\x02 \x03(\tR\aleftOut\x12,\n" +
-	"\x06stages\x18\x03 \x03(\v2\x14.banger.v1.StageTimeR\x06stages\";\n" +
-	"\tStageTime\x12\x14\n" +
-	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x18\n" +
-	"\aseconds\x18\x02 \x01(\x01R\aseconds\"G\n" +
+	"\x06stages\x18\x03 \x03(\v2\x14.banger.v1.StageTimeR\x06stages\"G\n" +
 	"\x10TestImageRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1f\n" +
 	"\vkeep_failed\x18\x02 \x01(\bR\n" +
@@ -799,37 +744,37 @@ func file_banger_v1_build_proto_rawDescGZIP() []byte {
 	return file_banger_v1_build_proto_rawDescData
 }
 
-var file_banger_v1_build_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_banger_v1_build_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
 var file_banger_v1_build_proto_goTypes = []any{
 	(*BuildImageRequest)(nil),   // 0: banger.v1.BuildImageRequest
 	(*BuildImageResponse)(nil),  // 1: banger.v1.BuildImageResponse
 	(*BuiltImage)(nil),          // 2: banger.v1.BuiltImage
-	(*StageTime)(nil),           // 3: banger.v1.StageTime
-	(*TestImageRequest)(nil),    // 4: banger.v1.TestImageRequest
-	(*TestImageResponse)(nil),   // 5: banger.v1.TestImageResponse
-	(*ImageTest)(nil),           // 6: banger.v1.ImageTest
-	(*TestOutcome)(nil),         // 7: banger.v1.TestOutcome
-	(*ListRecipesRequest)(nil),  // 8: banger.v1.ListRecipesRequest
-	(*ListRecipesResponse)(nil), // 9: banger.v1.ListRecipesResponse
-	(*Recipe)(nil),              // 10: banger.v1.Recipe
-	(*Progress)(nil),            // 11: banger.v1.Progress
-	(*Image)(nil),               // 12: banger.v1.Image
+	(*TestImageRequest)(nil),    // 3: banger.v1.TestImageRequest
+	(*TestImageResponse)(nil),   // 4: banger.v1.TestImageResponse
+	(*ImageTest)(nil),           // 5: banger.v1.ImageTest
+	(*TestOutcome)(nil),         // 6: banger.v1.TestOutcome
+	(*ListRecipesRequest)(nil),  // 7: banger.v1.ListRecipesRequest
+	(*ListRecipesResponse)(nil), // 8: banger.v1.ListRecipesResponse
+	(*Recipe)(nil),              // 9: banger.v1.Recipe
+	(*Progress)(nil),            // 10: banger.v1.Progress
+	(*Image)(nil),               // 11: banger.v1.Image
+	(*StageTime)(nil),           // 12: banger.v1.StageTime
 }
 var file_banger_v1_build_proto_depIdxs = []int32{
-	11, // 0: banger.v1.BuildImageResponse.progress:type_name -> banger.v1.Progress
+	10, // 0: banger.v1.BuildImageResponse.progress:type_name -> banger.v1.Progress
 	2,  // 1: banger.v1.BuildImageResponse.built:type_name -> banger.v1.BuiltImage
-	12, // 2: banger.v1.BuiltImage.image:type_name -> banger.v1.Image
-	3,  // 3: banger.v1.BuiltImage.stages:type_name -> banger.v1.StageTime
-	11, // 4: banger.v1.TestImageResponse.progress:type_name -> banger.v1.Progress
-	6,  // 5: banger.v1.TestImageResponse.result:type_name -> banger.v1.ImageTest
-	7,  // 6: banger.v1.ImageTest.tests:type_name -> banger.v1.TestOutcome
-	10, // 7: banger.v1.ListRecipesResponse.recipes:type_name -> banger.v1.Recipe
+	11, // 2: banger.v1.BuiltImage.image:type_name -> banger.v1.Image
+	12, // 3: banger.v1.BuiltImage.stages:type_name -> banger.v1.StageTime
+	10, // 4: banger.v1.TestImageResponse.progress:type_name -> banger.v1.Progress
+	5,  // 5: banger.v1.TestImageResponse.result:type_name -> banger.v1.ImageTest
+	6,  // 6: banger.v1.ImageTest.tests:type_name -> banger.v1.TestOutcome
+	9,  // 7: banger.v1.ListRecipesResponse.recipes:type_name -> banger.v1.Recipe
 	0,  // 8: banger.v1.BuildService.BuildImage:input_type -> banger.v1.BuildImageRequest
-	4,  // 9: banger.v1.BuildService.TestImage:input_type -> banger.v1.TestImageRequest
-	8,  // 10: banger.v1.BuildService.ListRecipes:input_type -> banger.v1.ListRecipesRequest
+	3,  // 9: banger.v1.BuildService.TestImage:input_type -> banger.v1.TestImageRequest
+	7,  // 10: banger.v1.BuildService.ListRecipes:input_type -> banger.v1.ListRecipesRequest
 	1,  // 11: banger.v1.BuildService.BuildImage:output_type -> banger.v1.BuildImageResponse
-	5,  // 12: banger.v1.BuildService.TestImage:output_type -> banger.v1.TestImageResponse
-	9,  // 13: banger.v1.BuildService.ListRecipes:output_type -> banger.v1.ListRecipesResponse
+	4,  // 12: banger.v1.BuildService.TestImage:output_type -> banger.v1.TestImageResponse
+	8,  // 13: banger.v1.BuildService.ListRecipes:output_type -> banger.v1.ListRecipesResponse
 	11, // [11:14] is the sub-list for method output_type
 	8,  // [8:11] is the sub-list for method input_type
 	8,  // [8:8] is the sub-list for extension type_name
@@ -847,7 +792,7 @@ func file_banger_v1_build_proto_init() {
 		(*BuildImageResponse_Progress)(nil),
 		(*BuildImageResponse_Built)(nil),
 	}
-	file_banger_v1_build_proto_msgTypes[5].OneofWrappers = []any{
+	file_banger_v1_build_proto_msgTypes[4].OneofWrappers = []any{
 		(*TestImageResponse_Progress)(nil),
 		(*TestImageResponse_Result)(nil),
 	}
@@ -857,7 +802,7 @@ func file_banger_v1_build_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_banger_v1_build_proto_rawDesc), len(file_banger_v1_build_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   10,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -104,7 +104,7 @@ func VM(t testing.TB) string {
 	return state
 }
 
-var mirrorAnswers = sync.OnceValue(func() error { return ask(mirror()) })
+var mirrorAnswers = sync.OnceValue(func() error { return ask(Mirror()) })
 
 // Network needs a Debian mirror that answers, and returns its address.
 func Network(t testing.TB) string {
@@ -112,10 +112,11 @@ func Network(t testing.TB) string {
 	if err := mirrorAnswers(); err != nil {
 		Missing(t, "network", err.Error())
 	}
-	return mirror()
+	return Mirror()
 }
 
-func mirror() string {
+// Mirror is the address of the Debian mirror that Network asks.
+func Mirror() string {
 	if m := os.Getenv(MirrorVariable); m != "" {
 		return m
 	}

@@ -30,7 +30,7 @@ func TestArguments(t *testing.T) {
 -object {"qom-type":"memory-backend-ram","id":"ram0","size":536870912,"share":false}
 -machine q35,usb=off,vmport=off,sata=off,smbus=off,memory-backend=ram0
 -accel tcg,thread=multi
--cpu max,-cx16
+-cpu max
 -smp 2
 -m 524288K
 -chardev socket,id=monitor,path=qmp.sock,server=on,wait=off
@@ -50,7 +50,7 @@ func TestArguments(t *testing.T) {
 -device virtio-blk-pci,drive=work,write-cache=on,serial=0a1b2c3d-work,addr=0x9
 -kernel /kernels/k/vmlinux
 -initrd initramfs.img
--append console=ttyS0 reboot=t panic=-1 cryptomgr.notests norandmaps quiet`
+-append console=ttyS0 reboot=t panic=-1 cryptomgr.notests norandmaps clearcpuid=141 quiet`
 	args, err := arguments(platforms["amd64"], "tcg", sample())
 	if err != nil {
 		t.Fatal(err)

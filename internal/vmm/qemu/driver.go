@@ -105,7 +105,7 @@ func (p platform) emulatedBy(version string) platform {
 	if before(version, 8, 1) {
 		p.softwareThreads = "single"
 	}
-	// Later ones translate code so that it runs at any address.
+	// Later ones translate code so that it runs at any address, and cmpxchg16b is right.
 	if !before(version, 8, 0) {
 		p.softwareKernelArgs = nil
 	}
