@@ -140,7 +140,7 @@ func (e *Env) imagesCheck() doctor.Check {
 			}
 		}
 		if len(told) > 0 {
-			return doctor.Note(strings.Join(told, "; "))
+			return doctor.Warn(strings.Join(told, "; "), "banger image show NAME tells more")
 		}
 		return doctor.Good(fmt.Sprintf("%d, all of them sound", len(res.GetImages())))
 	}}
