@@ -260,7 +260,7 @@ func TestTrouble(t *testing.T) {
 		t.Fatal(err)
 	}
 	j := &job{b: b, id: "build-12345678"}
-	if err := j.trouble(t.Context()); fault.KindOf(err) != fault.Conflict {
+	if err := j.trouble(t.Context()); fault.KindOf(err) != fault.Precondition {
 		t.Errorf("a VM that is gone: %v", err)
 	}
 	h.vms[j.id] = vm.Spec{}

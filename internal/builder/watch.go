@@ -48,6 +48,8 @@ func (j *job) watch(ctx context.Context) (watched context.Context, stop func(err
 // over are the states from which a temporary VM does not come back by itself.
 var over = []vm.State{vm.Failed, vm.Stopping, vm.Stopped, vm.Deleting}
 
+const lookHint = "to look into it, build with --keep-failed"
+
 // trouble says why the VM cannot go on, or nil.
 func (j *job) trouble(ctx context.Context) error {
 	state := j.b.o.Paths.State
@@ -61,13 +63,13 @@ func (j *job) trouble(ctx context.Context) error {
 	i := slices.IndexFunc(vms, func(v vm.VM) bool { return v.Spec.Name == j.id })
 	switch {
 	case i < 0:
-		return fault.New(fault.Conflict, "the temporary VM %s was deleted", j.id)
+		return fault.New(fault.Precondition, "the temporary VM %s is gone: it ended, or somebody deleted it", j.id).WithHint("%s", lookHint)
 	case slices.Contains(over, vms[i].State):
 		text := "the temporary VM " + j.id + " is " + string(vms[i].State)
 		if vms[i].Reason != "" {
 			text += ": " + vms[i].Reason
 		}
-		return fault.New(fault.Precondition, "%s", text).WithHint("to look into it, build with --keep-failed")
+		return fault.New(fault.Precondition, "%s", text).WithHint("%s", lookHint)
 	}
 	return nil
 }
