@@ -135,15 +135,33 @@ func TestSyncThatHangs(t *testing.T) {
 	}
 	close(dead)
 	g.turn.Lock()
-	if _, err := g.Quiesce(t.Context(), &agentv1.QuiesceRequest{}); !errors.Is(err, errBusy) {
-		t.Errorf("two at a time: %v", err)
-	}
 	ctx, cancel = context.WithTimeout(t.Context(), 5*time.Millisecond)
 	defer cancel()
+	if _, err := g.Quiesce(ctx, &agentv1.QuiesceRequest{}); !errors.Is(err, errBusy) || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("two at a time: %v", err)
+	}
 	if _, err := g.Adopt(ctx, &agentv1.AdoptRequest{}); !errors.Is(err, errBusy) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("two at a time: %v", err)
 	}
 	g.turn.Unlock()
+}
+
+// Whoever saves a clone the moment it has answered waits until its programs run, and no longer than a moment.
+func TestQuiesceWaitsForItsTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s still
+		g := s.guest(t)
+		g.turn.Lock()
+		time.AfterFunc(startWait/2, g.turn.Unlock)
+		if _, err := g.Quiesce(t.Context(), &agentv1.QuiesceRequest{}); err != nil {
+			t.Error(err)
+		}
+		g.turn.Lock()
+		if _, err := g.Quiesce(t.Context(), &agentv1.QuiesceRequest{}); !errors.Is(err, errBusy) {
+			t.Errorf("got %v", err)
+		}
+		g.turn.Unlock()
+	})
 }
 
 // still is a Guest's Freeze that counts who holds the programs.

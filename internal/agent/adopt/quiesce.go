@@ -27,9 +27,12 @@ const (
 	stopWait   = 30 * time.Second
 )
 
-// Quiesce makes the guest ready to be saved.
+// Quiesce makes the guest ready to be saved. It waits a moment for its turn: a clone that has just answered may be about
+// to let its programs run.
 func (g *Guest) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) (*agentv1.QuiesceResponse, error) {
-	if !g.turn.TryLock() {
+	waiting, cancel := context.WithTimeout(ctx, startWait)
+	defer cancel()
+	if lock(waiting, g.turn.TryLock) != nil {
 		return nil, errBusy
 	}
 	defer g.turn.Unlock()
@@ -162,7 +165,7 @@ const (
 	// holdMost is how long programs stand still for somebody who is heard of no more.
 	holdMost = 10 * time.Second
 
-	startWait = 5 * time.Second // for programs that are just being started
+	startWait = 5 * time.Second // for programs that are just being started, or let go
 	lockPoll  = time.Millisecond
 )
 
