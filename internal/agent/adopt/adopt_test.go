@@ -45,6 +45,34 @@ func TestJournalOfATemplateIsRemoved(t *testing.T) {
 	}
 }
 
+// What users have beside it stays.
+func TestDropInIsRemovedAlone(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "x.service.d")
+	ours, users := filepath.Join(dir, "ours.conf"), filepath.Join(dir, "users.conf")
+	for _, files := range [][]string{{ours, users}, {ours}} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			if err := os.WriteFile(f, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := removeDropIn(ours); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(users); (err == nil) != (len(files) == 2) {
+			t.Errorf("the user's: %v", err)
+		}
+		if err := os.RemoveAll(users); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its directory is left: %v", err)
+	}
+}
+
 // The file with the boot id is mounted: it must stay the same one.
 func TestBootIDIsChangedInPlace(t *testing.T) {
 	need.Root(t) // it is read-only

@@ -148,17 +148,7 @@ func (g *Guest) forget(ctx context.Context) error {
 	if !g.Systemd() {
 		return nil
 	}
-	if _, err := run.Output(ctx, stopWait, systemctl, "stop", "systemd-journald.service"); err != nil {
-		return fmt.Errorf("stop journald: %w", err)
-	}
-	id, err := machineID()
-	if err != nil {
-		return err
-	}
-	if err := removeJournal("/", id); err != nil {
-		return err
-	}
-	return startJournald(ctx)
+	return forgetJournal(ctx)
 }
 
 const (
