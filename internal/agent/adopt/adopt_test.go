@@ -192,6 +192,29 @@ func TestQuiesceWaitsForItsTurn(t *testing.T) {
 	})
 }
 
+// Programs that run as whom the host says lose nothing when it has to ask twice.
+func TestAdoptedTwice(t *testing.T) {
+	id := func(name string) *agentv1.GuestConfig { return &agentv1.GuestConfig{Hostname: name, UnixNanos: 1} }
+	var s still
+	g := s.guest(t)
+	if g.isAlready(id("web")) || g.isAlready(&agentv1.GuestConfig{}) {
+		t.Error("a guest that was told nothing is somebody")
+	}
+	g.became = id("web")
+	if !g.isAlready(id("web")) || g.isAlready(id("db")) {
+		t.Error("a guest does not know who it is")
+	}
+	if err := g.hold(t.Context(), forCopy); err != nil {
+		t.Fatal(err)
+	}
+	if g.isAlready(id("web")) {
+		t.Error("programs that stand still are taken for such that run")
+	}
+	if err := g.release(); err != nil {
+		t.Error(err)
+	}
+}
+
 // still is a Guest's Freeze that counts who holds the programs.
 type still struct {
 	frozen, thawed int
