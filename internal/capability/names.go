@@ -48,7 +48,8 @@ func (c *names) Up(ctx context.Context, v vm.VM, b *Build) (Note, error) {
 	return nil, nil
 }
 
-// Shape comes after the network's, too.
+// Shape tells the name servers that a template has in its resolv.conf, for its clones need not write them then: ours, or
+// none. Those of the host change with the network it is in, and no VM should have to boot for that.
 func (c *names) Shape(ctx context.Context, _ vm.VM, _ vmm.Caps, s *template.Shape) (err error) {
 	s.Nameservers, err = c.servers(ctx, s.Nameservers)
 	return err

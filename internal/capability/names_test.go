@@ -9,7 +9,9 @@ import (
 	"testing"
 
 	"banger/internal/dns"
+	"banger/internal/template"
 	"banger/internal/vm"
+	"banger/internal/vmm"
 )
 
 // registrar is a name server of nothing but memory.
@@ -110,6 +112,33 @@ func TestNamesAndPortsFollowTheVM(t *testing.T) {
 	}
 	if r.String() != "db[172.30.0.3 fdb1:a96e:2b47::ac1e:3] true;web[172.30.0.2 fdb1:a96e:2b47::ac1e:2] true;" || len(g.open[web.ID]) != 1 {
 		t.Errorf("taken up: %s, %v", r, g.open)
+	}
+}
+
+// What a template's guest asks for names is in its shape, and no name server of the host's: those change with the network
+// that the host is in.
+func TestNameServersOfATemplate(t *testing.T) {
+	r := &registrar{}
+	f := newFixture(t)
+	f.Names = r
+	v := f.vm(t, "0a0b0c0d", "web")
+	for _, serves := range []bool{true, false} {
+		r.serves = serves
+		b, shape := f.build(v), template.Shape{}
+		b.Making = true
+		for _, c := range All(f.Options) {
+			s, ok := c.(Shaper)
+			if !ok || c.Name() != networkName && c.Name() != "names" {
+				continue
+			}
+			_, err := c.Up(t.Context(), v, b)
+			if err := errors.Join(err, s.Shape(t.Context(), v, vmm.Caps{}, &shape)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !slices.Equal(shape.Nameservers, b.Guest.Nameservers) || (len(shape.Nameservers) == 1) != serves {
+			t.Errorf("served: %t: the template asks %v, its shape tells of %v", serves, b.Guest.Nameservers, shape.Nameservers)
+		}
 	}
 }
 

@@ -67,7 +67,9 @@ func (c *network) Up(ctx context.Context, v vm.VM, b *Build) (_ Note, err error)
 			vm.IPv6Prefix(netip.PrefixFrom(v.IP, gateway.Bits())).String(),
 		},
 	})
-	b.Guest.Nameservers = c.nameservers()
+	for _, a := range c.o.Nameservers() {
+		b.Guest.Nameservers = append(b.Guest.Nameservers, a.String())
+	}
 	return json.Marshal(networkNote{TAP: tap})
 }
 
@@ -95,23 +97,13 @@ func (c *network) upNobody(ctx context.Context, v vm.VM, b *Build) (Note, error)
 	}
 	b.Machine.NICs = append(b.Machine.NICs, vmm.NIC{TAP: tap, MAC: v.MAC})
 	b.Guest.Interfaces = append(b.Guest.Interfaces, &agentv1.Interface{Mac: v.MAC, Mtu: mtu})
-	b.Guest.Nameservers = c.nameservers() // its clones need not write them then
 	return json.Marshal(networkNote{TAP: tap})
 }
 
-// Shape tells that there is one interface, and the name servers that a template has in its resolv.conf.
-func (c *network) Shape(_ context.Context, _ vm.VM, _ vmm.Caps, s *template.Shape) error {
+// Shape tells that there is one interface.
+func (*network) Shape(_ context.Context, _ vm.VM, _ vmm.Caps, s *template.Shape) error {
 	s.Interfaces++
-	s.Nameservers = c.nameservers()
 	return nil
-}
-
-func (c *network) nameservers() []string {
-	var servers []string
-	for _, a := range c.o.Nameservers() {
-		servers = append(servers, a.String())
-	}
-	return servers
 }
 
 func (c *network) Down(ctx context.Context, v vm.VM) error { return c.o.Network.Detach(ctx, v.ID) }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -298,8 +299,9 @@ type hostConn struct {
 	out []byte
 
 	turn    chan struct{} // of whoever says a word
-	tag     byte          // of the last one
+	tag     atomic.Uint32 // of the last one, modulo 256
 	answers chan word     // what the guest said to it
+	asked   atomic.Int32  // words without an answer; those that nobody waits for any more, too
 }
 
 // handshake asks for a new session until the guest has answered, or has not within wait.
@@ -343,20 +345,27 @@ func (c *hostConn) onWord(w word) error {
 		return nil
 	}
 	c.heard = true
-	select {
-	case c.answers <- w:
-		return nil
-	default:
+	if c.asked.Add(-1) < 0 {
 		return errUnasked
 	}
+	if w.tag != byte(c.tag.Load()) { // nobody waits for it any more
+		return nil
+	}
+	select {
+	case <-c.answers: // one that was given up when it came
+	default:
+	}
+	c.answers <- w // there is room: nobody else sends
+	return nil
 }
 
 // say writes a word, and returns its tag.
 func (c *hostConn) say(kind byte, question []byte) (tag byte, err error) {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	c.tag++
-	return c.tag, c.send(word{kind, c.tag, question}.bytes())
+	tag = byte(c.tag.Add(1))
+	c.asked.Add(1)
+	return tag, c.send(word{kind, tag, question}.bytes())
 }
 
 func (c *hostConn) onReset(n nonce) error {

@@ -116,6 +116,52 @@ func TestWordThatIsGivenUp(t *testing.T) {
 	}
 }
 
+// Whoever gives up, again and again, ends nobody's stream; and late answers come in any order.
+func TestStreamsOutliveWordsThatAreGivenUp(t *testing.T) {
+	p, dial := newPort(t)
+	slow, begun := make(chan struct{}), make(chan struct{})
+	startWords(t, p, func(kind byte, question []byte) (byte, []byte, func()) {
+		if kind == 1 {
+			begun <- struct{}{}
+			<-slow
+		}
+		return 0, question, nil
+	})
+	h := newTestHost(t, dial)
+	ctx := within(t, 10*time.Second)
+	stream, err := h.Open(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		giveUp, cancel := context.WithCancel(ctx)
+		go func() {
+			<-begun
+			cancel()
+		}()
+		if _, _, err := h.Say(giveUp, 1, []byte("slow")); !errors.Is(err, context.Canceled) {
+			t.Fatalf("given up: %v", err)
+		}
+	}
+	for range 5 {
+		slow <- struct{}{}
+	}
+	for i := range 10 {
+		if _, answer, err := h.Say(ctx, 2, []byte{byte(i)}); err != nil || !bytes.Equal(answer, []byte{byte(i)}) {
+			t.Errorf("%d: %q, %v", i, answer, err)
+		}
+	}
+	if err := stream.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(stream, "x"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(stream, make([]byte, 1)); err != nil {
+		t.Errorf("the stream ended: %v", err)
+	}
+}
+
 // A guest that knows no words is asked otherwise, over a new session.
 func TestWordsUnknown(t *testing.T) {
 	p, dial := newPort(t)

@@ -25,11 +25,16 @@ type machine struct {
 }
 
 func newMachine(id vm.ID, running vmm.Running) *machine {
-	agent := guest.NewClient(running.DialGuest)
-	if s, ok := running.(vmm.Speaker); ok {
-		agent.WithWords(s.SayGuest)
+	return &machine{id: id, running: running, agent: guest.NewClient(running.DialGuest), taken: make(chan struct{})}
+}
+
+// withWords is for a guest that nobody has asked yet. One that was found running may be of a build that knows no words, and
+// lose by the first one what it runs for somebody.
+func (m *machine) withWords() *machine {
+	if s, ok := m.running.(vmm.Speaker); ok {
+		m.agent.WithWords(s.SayGuest)
 	}
-	return &machine{id: id, running: running, agent: agent, taken: make(chan struct{})}
+	return m
 }
 
 // stop ends the process, if it has not ended, and lets go.

@@ -260,7 +260,7 @@ func (o *operation) spawn(ctx context.Context, u *undo.Stack, driver vmm.Driver,
 		if err != nil {
 			return err
 		}
-		m = newMachine(o.v.ID, running)
+		m = newMachine(o.v.ID, running).withWords()
 		u.Push("machine", m.stop)
 		o.hook(stageMachine)
 		o.v.Accelerator, o.v.SlowReason = b.Caps.Accelerator, b.Caps.SlowReason

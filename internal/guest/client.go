@@ -6,6 +6,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -25,7 +26,8 @@ type Client struct {
 	agentv1connect.AgentServiceClient
 
 	transport *http.Transport
-	say       Say // nil: there are no words
+	say       Say         // nil: there are no words
+	mute      atomic.Bool // the agent answers by HTTP what it does not answer as a word
 }
 
 // NewClient returns a client that opens its streams with open, usually a Running's DialGuest.

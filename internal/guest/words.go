@@ -24,40 +24,44 @@ func (c *Client) WithWords(say Say) *Client {
 
 // SetTime steps the guest's clock, or asks what it says.
 func (c *Client) SetTime(ctx context.Context, r *agentv1.SetTimeRequest) (*agentv1.SetTimeResponse, error) {
-	return ask(ctx, c.say, agentv1.Word_WORD_SET_TIME, r, &agentv1.SetTimeResponse{}, c.AgentServiceClient.SetTime)
+	return ask(ctx, c, agentv1.Word_WORD_SET_TIME, r, &agentv1.SetTimeResponse{}, c.AgentServiceClient.SetTime)
 }
 
 // Adopt tells a restored guest who it is.
 func (c *Client) Adopt(ctx context.Context, r *agentv1.AdoptRequest) (*agentv1.AdoptResponse, error) {
-	return ask(ctx, c.say, agentv1.Word_WORD_ADOPT, r, &agentv1.AdoptResponse{}, c.AgentServiceClient.Adopt)
+	return ask(ctx, c, agentv1.Word_WORD_ADOPT, r, &agentv1.AdoptResponse{}, c.AgentServiceClient.Adopt)
 }
 
 // Ping asks whether the agent answers.
 func (c *Client) Ping(ctx context.Context, r *agentv1.PingRequest) (*agentv1.PingResponse, error) {
-	return ask(ctx, c.say, agentv1.Word_WORD_PING, r, &agentv1.PingResponse{}, c.AgentServiceClient.Ping)
+	return ask(ctx, c, agentv1.Word_WORD_PING, r, &agentv1.PingResponse{}, c.AgentServiceClient.Ping)
 }
 
 // AwaitSSH waits until the guest's SSH server listens.
 func (c *Client) AwaitSSH(ctx context.Context, r *agentv1.AwaitSSHRequest) (*agentv1.AwaitSSHResponse, error) {
-	return ask(ctx, c.say, agentv1.Word_WORD_AWAIT_SSH, r, &agentv1.AwaitSSHResponse{}, c.AgentServiceClient.AwaitSSH)
+	return ask(ctx, c, agentv1.Word_WORD_AWAIT_SSH, r, &agentv1.AwaitSSHResponse{}, c.AgentServiceClient.AwaitSSH)
 }
 
 // ask puts a question as a word; by HTTP where there are none, and to an agent that does not answer them: one that was
-// saved by an older build.
-func ask[Request, Response proto.Message](ctx context.Context, say Say, kind agentv1.Word, r Request, to Response,
+// saved by an older build. Such a one is asked once only: what it does not know ends its session, and with it all streams.
+func ask[Request, Response proto.Message](ctx context.Context, c *Client, kind agentv1.Word, r Request, to Response,
 	byHTTP func(context.Context, Request) (Response, error),
 ) (none Response, err error) {
-	if say == nil {
+	if c.say == nil || c.mute.Load() {
 		return byHTTP(ctx, r)
 	}
 	question, err := proto.Marshal(r)
 	if err != nil {
 		return none, err
 	}
-	code, answer, err := say(ctx, byte(kind), question)
+	code, answer, err := c.say(ctx, byte(kind), question)
 	switch {
 	case errors.Is(err, channel.ErrMute) && ctx.Err() == nil:
-		return byHTTP(ctx, r)
+		response, err := byHTTP(ctx, r)
+		if err == nil || connect.IsWireError(err) {
+			c.mute.Store(true)
+		}
+		return response, err
 	case err != nil:
 		return none, connect.NewError(unanswered(ctx), err)
 	case code != 0:

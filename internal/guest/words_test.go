@@ -56,3 +56,53 @@ func TestWordsAndWithoutThem(t *testing.T) {
 		t.Errorf("over: %v", err)
 	}
 }
+
+// An agent that knows no words would end all its streams at each: it is asked as a word until it answered otherwise.
+func TestMuteAgentIsNotAskedAgain(t *testing.T) {
+	said := 0
+	agent := &sometimes{}
+	client := (&Client{AgentServiceClient: agent}).WithWords(func(context.Context, byte, []byte) (byte, []byte, error) {
+		said++
+		return 0, nil, channel.ErrMute
+	})
+	for range 3 { // it is not there yet, and may know words
+		if _, err := client.Ping(t.Context(), &agentv1.PingRequest{}); err == nil {
+			t.Fatal("an agent that is not there has answered")
+		}
+	}
+	agent.there = true
+	for range 3 {
+		if _, err := client.Ping(t.Context(), &agentv1.PingRequest{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if said != 4 {
+		t.Errorf("asked by %d words, want 4", said)
+	}
+	client.mute.Store(false)
+	for range 2 { // what an agent cannot do is an answer, too
+		if _, err := client.AwaitSSH(t.Context(), &agentv1.AwaitSSHRequest{}); connect.CodeOf(err) != connect.CodeUnimplemented {
+			t.Fatal(err)
+		}
+	}
+	if said != 5 {
+		t.Errorf("asked by %d words, want 5", said)
+	}
+}
+
+// sometimes is an agent that is there or not.
+type sometimes struct {
+	byHTTP
+	there bool
+}
+
+func (*sometimes) AwaitSSH(context.Context, *agentv1.AwaitSSHRequest) (*agentv1.AwaitSSHResponse, error) {
+	return nil, connect.NewWireError(connect.CodeUnimplemented, errors.New("what is that"))
+}
+
+func (s *sometimes) Ping(ctx context.Context, r *agentv1.PingRequest) (*agentv1.PingResponse, error) {
+	if !s.there {
+		return nil, errors.New("nobody is there")
+	}
+	return s.byHTTP.Ping(ctx, r)
+}

@@ -604,6 +604,32 @@ func TestPing(t *testing.T) {
 	wantKind(t, err, fault.Conflict)
 }
 
+// hasty says at once that its SSH server does not listen, however long it might wait.
+type hasty struct {
+	scripted
+	asked *atomic.Int32
+}
+
+func (h hasty) AwaitSSH(context.Context, *agentv1.AwaitSSHRequest) (*agentv1.AwaitSSHResponse, error) {
+	h.asked.Add(1)
+	return &agentv1.AwaitSSHResponse{}, nil
+}
+
+// A guest that answers at once does not keep the daemon busy.
+func TestHastyAgentIsAskedAtTimes(t *testing.T) {
+	w := newWorld()
+	var asked atomic.Int32
+	withThisAgent(t, w, hasty{asked: &asked})
+	c := dial(t, options(t, w))
+	ctx, cancel := context.WithTimeout(t.Context(), 800*time.Millisecond)
+	defer cancel()
+	_, err := c.VMs.GetSSHEndpoint(ctx, &bangerv1.GetSSHEndpointRequest{Vm: "web", Wait: true})
+	wantKind(t, err, fault.Timeout)
+	if n := asked.Load(); n < 1 || n > 9 { // one in 100 ms
+		t.Errorf("asked %d times within 800 ms", n)
+	}
+}
+
 func TestSSHEndpoint(t *testing.T) {
 	w := newWorld()
 	withAgent(t, w)

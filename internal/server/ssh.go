@@ -87,6 +87,7 @@ func notRunning(v vm.VM) error {
 func (s *service) awaitSSH(ctx context.Context, v vm.VM) error {
 	address := netip.AddrPortFrom(v.IP, sshPort).String()
 	for {
+		begin := time.Now()
 		err := s.askForSSH(ctx, v)
 		if errors.Is(err, errors.ErrUnsupported) {
 			err = probeSSH(ctx, address)
@@ -94,11 +95,8 @@ func (s *service) awaitSSH(ctx context.Context, v vm.VM) error {
 		if err == nil {
 			return nil
 		}
-		wait := sshPause
-		if errors.Is(err, errNotListening) { // which took the agent its time
-			wait = 0
-		}
-		if pause(ctx, wait) != nil {
+		// An agent takes its time to answer. One that does not is not asked without end.
+		if pause(ctx, sshPause-time.Since(begin)) != nil {
 			return noSSH(v, err)
 		}
 		now, err := s.Engine.Get(ctx, string(v.ID))

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	agentv1 "banger/api/agent/v1"
 	"banger/internal/agent/identity"
 )
@@ -42,7 +44,9 @@ type Guest struct {
 	// late tells that programs that were held ran on although nobody had said as whom.
 	late bool
 	// was is the machine id of before an Adopt that has not come to its end: one that is asked for again finds the new one.
-	was    *string
+	was *string
+	// became is what the last Adopt made of the guest; nil: it was made nothing else.
+	became *agentv1.GuestConfig
 	sshdMu sync.Mutex
 	sshd   *restart // of an sshd that was told to read its keys again, as long as it may not have
 	// syncing is a sync that a dead disk holds up; there is at most one.
@@ -104,8 +108,22 @@ func (g *Guest) adopt(ctx context.Context, r *agentv1.AdoptRequest) (after func(
 	switch {
 	case id == nil:
 		return nil, t.run([]step{{"announce", identity.Announce}, {"thaw", g.release}})
+	case g.isAlready(id):
+		return nil, nil
 	case h != nil && h.template:
-		return func() { g.runOn(h, t, id) }, t.run(g.firstIdentity(h.network, id))
+		after, err = func() { g.runOn(h, t, id) }, t.run(g.firstIdentity(h.network, id))
+	default:
+		err = g.change(ctx, t, id)
 	}
-	return nil, g.change(ctx, t, id)
+	g.became = nil
+	if err == nil {
+		g.became = id
+	}
+	return after, err
+}
+
+// isAlready tells that programs run as whom id says: the answer to somebody who asked for the very same was lost. They
+// would lose their connections, and see another boot id, were it done again.
+func (g *Guest) isAlready(id *agentv1.GuestConfig) bool {
+	return g.held == nil && g.became != nil && proto.Equal(g.became, id)
 }

@@ -45,6 +45,34 @@ func TestJournalOfATemplateIsRemoved(t *testing.T) {
 	}
 }
 
+// What users have beside it stays.
+func TestDropInIsRemovedAlone(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "x.service.d")
+	ours, users := filepath.Join(dir, "ours.conf"), filepath.Join(dir, "users.conf")
+	for _, files := range [][]string{{ours, users}, {ours}} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			if err := os.WriteFile(f, nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := removeDropIn(ours); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(users); (err == nil) != (len(files) == 2) {
+			t.Errorf("the user's: %v", err)
+		}
+		if err := os.RemoveAll(users); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("its directory is left: %v", err)
+	}
+}
+
 // The file with the boot id is mounted: it must stay the same one.
 func TestBootIDIsChangedInPlace(t *testing.T) {
 	need.Root(t) // it is read-only
@@ -135,15 +163,56 @@ func TestSyncThatHangs(t *testing.T) {
 	}
 	close(dead)
 	g.turn.Lock()
-	if _, err := g.Quiesce(t.Context(), &agentv1.QuiesceRequest{}); !errors.Is(err, errBusy) {
-		t.Errorf("two at a time: %v", err)
-	}
 	ctx, cancel = context.WithTimeout(t.Context(), 5*time.Millisecond)
 	defer cancel()
+	if _, err := g.Quiesce(ctx, &agentv1.QuiesceRequest{}); !errors.Is(err, errBusy) || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("two at a time: %v", err)
+	}
 	if _, err := g.Adopt(ctx, &agentv1.AdoptRequest{}); !errors.Is(err, errBusy) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("two at a time: %v", err)
 	}
 	g.turn.Unlock()
+}
+
+// Whoever saves a clone the moment it has answered waits until its programs run, and no longer than a moment.
+func TestQuiesceWaitsForItsTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var s still
+		g := s.guest(t)
+		g.turn.Lock()
+		time.AfterFunc(startWait/2, g.turn.Unlock)
+		if _, err := g.Quiesce(t.Context(), &agentv1.QuiesceRequest{}); err != nil {
+			t.Error(err)
+		}
+		g.turn.Lock()
+		if _, err := g.Quiesce(t.Context(), &agentv1.QuiesceRequest{}); !errors.Is(err, errBusy) {
+			t.Errorf("got %v", err)
+		}
+		g.turn.Unlock()
+	})
+}
+
+// Programs that run as whom the host says lose nothing when it has to ask twice.
+func TestAdoptedTwice(t *testing.T) {
+	id := func(name string) *agentv1.GuestConfig { return &agentv1.GuestConfig{Hostname: name, UnixNanos: 1} }
+	var s still
+	g := s.guest(t)
+	if g.isAlready(id("web")) || g.isAlready(&agentv1.GuestConfig{}) {
+		t.Error("a guest that was told nothing is somebody")
+	}
+	g.became = id("web")
+	if !g.isAlready(id("web")) || g.isAlready(id("db")) {
+		t.Error("a guest does not know who it is")
+	}
+	if err := g.hold(t.Context(), forCopy); err != nil {
+		t.Fatal(err)
+	}
+	if g.isAlready(id("web")) {
+		t.Error("programs that stand still are taken for such that run")
+	}
+	if err := g.release(); err != nil {
+		t.Error(err)
+	}
 }
 
 // still is a Guest's Freeze that counts who holds the programs.

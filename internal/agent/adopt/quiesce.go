@@ -27,9 +27,12 @@ const (
 	stopWait   = 30 * time.Second
 )
 
-// Quiesce makes the guest ready to be saved.
+// Quiesce makes the guest ready to be saved. It waits a moment for its turn: a clone that has just answered may be about
+// to let its programs run.
 func (g *Guest) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) (*agentv1.QuiesceResponse, error) {
-	if !g.turn.TryLock() {
+	waiting, cancel := context.WithTimeout(ctx, startWait)
+	defer cancel()
+	if lock(waiting, g.turn.TryLock) != nil {
 		return nil, errBusy
 	}
 	defer g.turn.Unlock()
@@ -145,24 +148,14 @@ func (g *Guest) forget(ctx context.Context) error {
 	if !g.Systemd() {
 		return nil
 	}
-	if _, err := run.Output(ctx, stopWait, systemctl, "stop", "systemd-journald.service"); err != nil {
-		return fmt.Errorf("stop journald: %w", err)
-	}
-	id, err := machineID()
-	if err != nil {
-		return err
-	}
-	if err := removeJournal("/", id); err != nil {
-		return err
-	}
-	return startJournald(ctx)
+	return forgetJournal(ctx)
 }
 
 const (
 	// holdMost is how long programs stand still for somebody who is heard of no more.
 	holdMost = 10 * time.Second
 
-	startWait = 5 * time.Second // for programs that are just being started
+	startWait = 5 * time.Second // for programs that are just being started, or let go
 	lockPoll  = time.Millisecond
 )
 

@@ -129,7 +129,7 @@ func restartJournald(ctx context.Context) error {
 	if flushed() {
 		return signal(journaldGroup, journaldName, syscall.SIGTERM)
 	}
-	if _, err := run.Output(ctx, stopWait, systemctl, "--no-block", "restart", "systemd-journald.service"); err == nil {
+	if _, err := run.Output(ctx, stopWait, systemctl, "--no-block", "restart", journaldService); err == nil {
 		return nil
 	}
 	return signal(journaldGroup, journaldName, syscall.SIGTERM) // systemd does not take orders yet
@@ -162,33 +162,38 @@ const heldShell = "sh"
 
 // journaldDropIn has journald stand still as a shell that has read nothing yet.
 const (
-	journaldDropIn = "/run/systemd/system/systemd-journald.service.d/banger-template.conf"
-	heldCommand    = "[Service]\nExecStart=\nExecStart=/bin/sh -c 'kill -STOP $$$$; exec %s'\n"
+	journaldService = "systemd-journald.service"
+	journaldDropIn  = "/run/systemd/system/" + journaldService + ".d/banger-template.conf"
+	heldCommand     = "[Service]\nExecStart=\nExecStart=/bin/sh -c 'kill -STOP $$$$; exec %s'\n"
 )
 
-// startJournald starts journald in a template up to where it would learn which machine this is. What systemd does to
-// start a service, two thirds of the work, is done for all clones; in a clone SIGCONT is the first thing the service
-// hears of.
-func startJournald(ctx context.Context) error {
-	program := journaldProgram(ctx)
-	if program == "" {
-		return nil // its sockets start it when a clone has something to say
+// forgetJournal removes the journal, and starts journald in a template up to where it would learn which machine this is.
+// What systemd does to start a service, two thirds of the work, is done for all clones; in a clone SIGCONT is the first
+// thing the service hears of.
+func forgetJournal(ctx context.Context) error {
+	// First: who has something to say while journald is stopped starts it.
+	ahead, err := holdJournald(ctx)
+	if err == nil {
+		_, err = run.Output(ctx, stopWait, systemctl, "stop", journaldService)
 	}
-	if err := os.MkdirAll(filepath.Dir(journaldDropIn), 0o755); err != nil {
+	if err != nil {
+		return fmt.Errorf("stop journald: %w", err)
+	}
+	id, err := machineID()
+	if err == nil {
+		err = removeJournal("/", id)
+	}
+	if err != nil || !ahead { // its sockets start it when a clone has something to say
 		return err
 	}
-	if err := os.WriteFile(journaldDropIn, fmt.Appendf(nil, heldCommand, program), 0o644); err != nil {
-		return err
+	_, err = run.Output(ctx, stopWait, systemctl, "start", "--no-block", journaldService)
+	if err == nil {
+		err = awaitStopped(ctx, journaldGroup, heldShell)
 	}
-	for _, command := range [][]string{{"daemon-reload"}, {"start", "--no-block", "systemd-journald.service"}} {
-		if _, err := run.Output(ctx, stopWait, append([]string{systemctl}, command...)...); err != nil {
-			return fmt.Errorf("start journald for the clones: %w", err)
-		}
-	}
-	if err := awaitStopped(ctx, journaldGroup, heldShell); err != nil {
+	if err != nil {
 		return fmt.Errorf("start journald for the clones: %w", err)
 	}
-	if err := os.RemoveAll(filepath.Dir(journaldDropIn)); err != nil {
+	if err := removeDropIn(journaldDropIn); err != nil {
 		return err
 	}
 	if _, err := run.Output(ctx, stopWait, systemctl, "daemon-reload"); err != nil {
@@ -197,9 +202,38 @@ func startJournald(ctx context.Context) error {
 	return nil
 }
 
+// holdJournald has systemd start journald as a shell that stands still, and tells whether it will: there may be no shell,
+// and journald may be more than a plain program.
+func holdJournald(ctx context.Context) (bool, error) {
+	program := journaldProgram(ctx)
+	if program == "" || unix.Access("/bin/sh", unix.X_OK) != nil {
+		return false, nil
+	}
+	if err := os.MkdirAll(filepath.Dir(journaldDropIn), 0o755); err != nil {
+		return false, err
+	}
+	if err := os.WriteFile(journaldDropIn, fmt.Appendf(nil, heldCommand, program), 0o644); err != nil {
+		return false, err
+	}
+	_, err := run.Output(ctx, stopWait, systemctl, "daemon-reload")
+	return err == nil, err
+}
+
+// removeDropIn removes the file, and its directory unless somebody else has something there.
+func removeDropIn(name string) error {
+	if err := os.Remove(name); err != nil {
+		return err
+	}
+	err := os.Remove(filepath.Dir(name))
+	if errors.Is(err, unix.ENOTEMPTY) {
+		return nil
+	}
+	return err
+}
+
 // journaldProgram is what the service runs; "" when that is not a plain program.
 func journaldProgram(ctx context.Context) string {
-	out, err := run.Output(ctx, stopWait, systemctl, "show", "--property=ExecStart", "systemd-journald.service")
+	out, err := run.Output(ctx, stopWait, systemctl, "show", "--property=ExecStart", journaldService)
 	if err != nil {
 		return ""
 	}
