@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	agentv1 "banger/api/agent/v1"
 	"banger/api/agent/v1/agentv1connect"
 	"banger/internal/agent/adopt"
 	"banger/internal/agent/boot"
@@ -76,9 +77,21 @@ func serveOn(name string) error {
 	guest.StartGuard, guest.Later = startGuard, serve.Later
 	runner := run.Runner{Root: "/", Group: cgroup.Programs, Starting: guest.Starting()}
 	handler := serve.New(serve.Options{
-		Runner: runner, Shutdown: shutdown, SetTime: adopt.SetTime, StepTime: adopt.StepTime, Status: status,
-		Quiesce: guest.Quiesce, Adopt: guest.Adopt, Ready: awaitInit,
-		SSHListens: guest.SSHListens, Dial: serve.DialLoopback,
+		Runner: runner, SetTime: adopt.SetTime, StepTime: adopt.StepTime,
+		Quiesce: guest.Quiesce, Adopt: guest.Adopt, Ready: awaitInit, SSHListens: guest.SSHListens,
+		// These need programs to run.
+		Shutdown: func(ctx context.Context, mode agentv1.ShutdownRequest_Mode) error {
+			guest.Want()
+			return shutdown(ctx, mode)
+		},
+		Status: func(ctx context.Context) (*agentv1.StatusResponse, error) {
+			guest.Want()
+			return status(ctx)
+		},
+		Dial: func(ctx context.Context, port uint16) (serve.Conn, string, error) {
+			guest.Want()
+			return serve.DialLoopback(ctx, port)
+		},
 	})
 	listen, err := listener(ctx, name, handler)
 	if err != nil {

@@ -21,6 +21,10 @@ const identityTimeout = 30 * time.Second
 // entropyBytes is what a restored guest gets, so that its random numbers are its own.
 const entropyBytes = 64
 
+// cloneRest is how long the programs of a template's clone may rest in software emulation, where they take a processor
+// of the host's when they go on.
+const cloneRest = 2 * time.Second
+
 // clockTimeout bounds how long the clock of a guest is set.
 const clockTimeout = 5 * time.Second
 
@@ -73,6 +77,9 @@ func (o *operation) identify(ctx context.Context, m *machine, b *capability.Buil
 	r := &agentv1.AdoptRequest{Entropy: newEntropy(), GrowDisks: from.growDisks}
 	if from.identity {
 		r.Identity = b.Guest
+	}
+	if from.template != "" && b.Caps.Accelerator == "tcg" {
+		r.RestMillis = int32(cloneRest.Milliseconds())
 	}
 	return o.ask(ctx, m, identityTimeout, func(ctx context.Context) (again bool, err error) {
 		var response *agentv1.AdoptResponse

@@ -959,7 +959,10 @@ type AdoptRequest struct {
 	// are those of the saved guest and are not looked at.
 	Identity *GuestConfig `protobuf:"bytes,2,opt,name=identity,proto3" json:"identity,omitempty"`
 	// File systems grow to the size of their disks.
-	GrowDisks     bool `protobuf:"varint,3,opt,name=grow_disks,json=growDisks,proto3" json:"grow_disks,omitempty"`
+	GrowDisks bool `protobuf:"varint,3,opt,name=grow_disks,json=growDisks,proto3" json:"grow_disks,omitempty"`
+	// How long the programs of a template's clone may go on standing still but for the SSH server, milliseconds: others
+	// are restored beside it. Whoever asks the agent for something that needs them ends that.
+	RestMillis    int32 `protobuf:"varint,4,opt,name=rest_millis,json=restMillis,proto3" json:"rest_millis,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1013,6 +1016,13 @@ func (x *AdoptRequest) GetGrowDisks() bool {
 		return x.GrowDisks
 	}
 	return false
+}
+
+func (x *AdoptRequest) GetRestMillis() int32 {
+	if x != nil {
+		return x.RestMillis
+	}
+	return 0
 }
 
 type AdoptResponse struct {
@@ -2214,12 +2224,14 @@ const file_agent_v1_agent_proto_rawDesc = "" +
 	"\x0fQuiesceResponse\x12\x1d\n" +
 	"\n" +
 	"held_nanos\x18\x01 \x01(\x03R\theldNanos\x12\x18\n" +
-	"\alacking\x18\x02 \x03(\tR\alacking\"z\n" +
+	"\alacking\x18\x02 \x03(\tR\alacking\"\x9b\x01\n" +
 	"\fAdoptRequest\x12\x18\n" +
 	"\aentropy\x18\x01 \x01(\fR\aentropy\x121\n" +
 	"\bidentity\x18\x02 \x01(\v2\x15.agent.v1.GuestConfigR\bidentity\x12\x1d\n" +
 	"\n" +
-	"grow_disks\x18\x03 \x01(\bR\tgrowDisks\"#\n" +
+	"grow_disks\x18\x03 \x01(\bR\tgrowDisks\x12\x1f\n" +
+	"\vrest_millis\x18\x04 \x01(\x05R\n" +
+	"restMillis\"#\n" +
 	"\rAdoptResponse\x12\x12\n" +
 	"\x04late\x18\x01 \x01(\bR\x04late\"2\n" +
 	"\x0fAwaitSSHRequest\x12\x1f\n" +

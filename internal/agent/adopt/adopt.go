@@ -46,7 +46,10 @@ type Guest struct {
 	// was is the machine id of before an Adopt that has not come to its end: one that is asked for again finds the new one.
 	was *string
 	// became is what the last Adopt made of the guest; nil: it was made nothing else.
-	became *agentv1.GuestConfig
+	became  *agentv1.GuestConfig
+	restMu  sync.Mutex
+	resting chan struct{} // closed when programs are wanted; nil: nothing rests
+
 	sshdMu sync.Mutex
 	sshd   *restart // of an sshd that was told to read its keys again, as long as it may not have
 	// syncing is a sync that a dead disk holds up; there is at most one.
@@ -111,7 +114,8 @@ func (g *Guest) adopt(ctx context.Context, r *agentv1.AdoptRequest) (after func(
 	case g.isAlready(id):
 		return nil, nil
 	case h != nil && h.template:
-		after, err = func() { g.runOn(h, t, id) }, t.run(g.firstIdentity(h.network, id))
+		rest := g.beginRest(time.Duration(r.GetRestMillis()) * time.Millisecond)
+		after, err = func() { g.runOn(h, t, id, rest) }, t.run(g.firstIdentity(h.network, id))
 	default:
 		err = g.change(ctx, t, id)
 	}

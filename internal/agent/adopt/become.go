@@ -28,9 +28,12 @@ func (g *Guest) firstIdentity(network *identity.Network, id *agentv1.GuestConfig
 	}
 }
 
-// runOn lets the programs of a template's clone run, unless somebody has asked for something else meanwhile. Whoever
-// asked for the clone has the answer: a failure is told where people look.
-func (g *Guest) runOn(h *held, t *times, id *agentv1.GuestConfig) {
+// runOn lets the programs of a template's clone run, the SSH server at once and the others after their rest, unless
+// somebody has asked for something else meanwhile. Whoever asked for the clone has the answer: a failure is told where
+// people look.
+func (g *Guest) runOn(h *held, t *times, id *agentv1.GuestConfig, rest func()) {
+	g.thawSSH(h)
+	rest()
 	g.turn.Lock()
 	defer g.turn.Unlock()
 	if g.held != h {

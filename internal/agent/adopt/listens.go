@@ -28,6 +28,7 @@ func (g *Guest) SSHListens() (bool, error) {
 			return true, nil
 		}
 	}
+	g.Want() // the server may be a program that rests
 	return false, nil
 }
 

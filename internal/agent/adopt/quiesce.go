@@ -220,7 +220,8 @@ func (g *Guest) still(ctx context.Context, h *held, purpose string) error {
 }
 
 // Starting is held by whoever starts a program: none is started while programs stand still, see cgroup.Freeze.
-func (g *Guest) Starting() sync.Locker { return g.starting.RLocker() }
+// In a clone that rests they run on for it.
+func (g *Guest) Starting() sync.Locker { return wanting{g} }
 
 // stopStarts takes the lock that Starting shares. A program on a disk that does not answer is being started for ever.
 func (g *Guest) stopStarts(ctx context.Context) error {

@@ -1,0 +1,49 @@
+package adopt
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// The programs of a clone rest until somebody wants one, or for as long as was said.
+func TestCloneRests(t *testing.T) {
+	const rest = 2 * time.Second
+	for name, c := range map[string]struct {
+		want func(*Guest)
+		took time.Duration
+	}{
+		"nobody wants any": {func(*Guest) {}, rest},
+		"a program is started": {func(g *Guest) {
+			l := g.Starting()
+			l.Lock()
+			l.Unlock()
+		}, time.Second},
+		"it is asked to look": {(*Guest).Want, time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var s still
+				g := s.guest(t)
+				if err := g.hold(t.Context(), forTemplate); err != nil {
+					t.Fatal(err)
+				}
+				begin := time.Now()
+				wait := g.beginRest(rest)
+				go func() {
+					time.Sleep(time.Second)
+					c.want(g)
+				}()
+				wait()
+				if took := time.Since(begin); took != c.took {
+					t.Errorf("rested %v, want %v", took, c.took)
+				}
+				if err := g.release(); err != nil { // which lets the program be started
+					t.Error(err)
+				}
+				g.Want() // also when nothing rests
+				synctest.Wait()
+			})
+		})
+	}
+}
