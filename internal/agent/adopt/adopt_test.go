@@ -215,6 +215,19 @@ func TestAdoptedTwice(t *testing.T) {
 	}
 }
 
+// A disk that is dead does not keep programs standing still for ever.
+func TestTakingOverBesideADeadDisk(t *testing.T) {
+	var s still
+	g := s.guest(t)
+	g.Disks = []string{"/dev/null/no directory", "/proc"}
+	if err := g.begin(forCopy, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Guard(); err == nil || s.thawed != 1 || g.held != nil {
+		t.Errorf("thawed %d times, %v", s.thawed, err)
+	}
+}
+
 // still is a Guest's Freeze that counts who holds the programs.
 type still struct {
 	frozen, thawed int
