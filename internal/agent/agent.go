@@ -101,7 +101,7 @@ func serveOn(name string) error {
 		return err
 	}
 	if err := guest.TakeOver(); err != nil {
-		fmt.Fprintf(os.Stderr, "banger: agent: let go what was held: %v\n", err) // whoever asks next tries again
+		fmt.Fprintf(os.Stderr, "banger: agent: let go what was held: %v\n", err) // the rest was, and the host is served
 	}
 	l, err := listen()
 	if err != nil {

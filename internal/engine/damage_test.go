@@ -79,7 +79,7 @@ func TestWhatAGuestLacksIsTold(t *testing.T) {
 	v := b.forkable("web")
 	body := b.w.body(v.ID)
 	b.w.mu.Lock()
-	body.lacking = []string{"its file systems do not stand still: \x1b[2Jbecause", "2", "3", "4", "5"}
+	body.lacking = []string{"its file systems do not stand still: \x1b[2J\nbecause", "2", "3", "4", "5"}
 	b.w.mu.Unlock()
 	var told []string
 	if _, err := b.CreateSnapshot(t.Context(), "web", SnapshotOptions{}, func(e progress.Event) {
@@ -89,7 +89,7 @@ func TestWhatAGuestLacksIsTold(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if len(told) != maxLacking || told[0] != "VM web: its file systems do not stand still: [2Jbecause" {
+	if len(told) != maxLacking || told[0] != "VM web: its file systems do not stand still: [2J because" {
 		t.Errorf("told %q", told)
 	}
 }

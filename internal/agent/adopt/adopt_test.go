@@ -215,6 +215,19 @@ func TestAdoptedTwice(t *testing.T) {
 	}
 }
 
+// A disk that is dead does not keep programs standing still for ever.
+func TestTakingOverBesideADeadDisk(t *testing.T) {
+	var s still
+	g := s.guest(t)
+	g.Disks = []string{"/dev/null/no directory", "/proc"}
+	if err := g.begin(forCopy, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Guard(); err == nil || s.thawed != 1 || g.held != nil {
+		t.Errorf("thawed %d times, %v", s.thawed, err)
+	}
+}
+
 // still is a Guest's Freeze that counts who holds the programs.
 type still struct {
 	frozen, thawed int
@@ -282,29 +295,35 @@ func TestProgramsRunOnByThemselves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var s still
 		g := s.guest(t)
+		g.turn.Lock()
+		defer g.turn.Unlock()
+		pass := func(d time.Duration) {
+			g.turn.Unlock()
+			time.Sleep(d)
+			synctest.Wait()
+			g.turn.Lock()
+		}
 		for range 2 {
 			if err := g.hold(t.Context(), forCopy); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(holdMost / 2)
+			pass(holdMost / 2)
 		}
 		if s.frozen != 2 || s.thawed != 1 {
 			t.Errorf("frozen %d times, thawed %d times", s.frozen, s.thawed)
 		}
-		time.Sleep(time.Nanosecond)
-		synctest.Wait()
+		pass(time.Nanosecond)
 		if s.thawed != 1 {
 			t.Error("the first one's time let go what the second one holds")
 		}
-		time.Sleep(holdMost / 2)
-		synctest.Wait()
+		pass(holdMost / 2)
 		if s.thawed != 2 || g.held != nil || !g.late {
 			t.Errorf("thawed %d times", s.thawed)
 		}
 		if err := g.hold(t.Context(), forTemplate); err != nil { // it waits for its clones
 			t.Fatal(err)
 		}
-		time.Sleep(2 * holdMost)
+		pass(2 * holdMost)
 		if s.thawed != 2 {
 			t.Error("a template let its programs go")
 		}
@@ -312,7 +331,7 @@ func TestProgramsRunOnByThemselves(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.machine = "the copy's" // and here it goes on
-		time.Sleep(2 * holdMost)
+		pass(2 * holdMost)
 		if s.thawed != 3 || g.late {
 			t.Errorf("a copy let its programs go before it was told who it is: %d", s.thawed)
 		}

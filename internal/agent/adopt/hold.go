@@ -53,9 +53,10 @@ func (g *Guest) TakeOver() error {
 	if left == nil || err != nil {
 		return err
 	}
-	disks, err := writable(g.Disks)
-	if err != nil {
-		return err
+	var disks []*os.File
+	for _, dir := range g.Disks { // one that is dead keeps neither the others nor programs standing still
+		files, dead := writable([]string{dir})
+		disks, err = append(disks, files...), errors.Join(err, dead)
 	}
 	g.starting.Lock()
 	g.turn.Lock()
@@ -65,9 +66,9 @@ func (g *Guest) TakeOver() error {
 		since: time.Now(), machine: left.machine, disks: disks,
 	}
 	if g.elsewhere(left) {
-		return nil
+		return err
 	}
-	return g.release()
+	return errors.Join(err, g.release())
 }
 
 // Guard is TakeOver for who waits beside the agent until it dies: it lets go, or leaves that to the next agent.

@@ -38,6 +38,7 @@ type platform struct {
 	binary, debianPackage string
 	machine               string
 	softwareCPU           string
+	softwareCPUBefore     string // what softwareCPU was in an earlier build; what was saved with it fits; empty: it was the same
 	softwareThreads       string // "multi", a thread for each CPU, unless the version at hand cannot do it
 	generation            bool   // the machine tells its kernel when it goes on as a copy, which then has new random numbers
 	kernelFormats         []string
@@ -51,8 +52,8 @@ var platforms = map[string]platform{
 		// microvm lacks a timer to calibrate by and hangs at times without KVM. Without its disk
 		// controllers, which nothing is connected to, q35 boots faster than pc.
 		machine:     "q35,usb=off,vmport=off,sata=off,smbus=off",
-		softwareCPU: "max",
-		generation:  true,
+		softwareCPU: "max", softwareCPUBefore: "max,-cx16",
+		generation: true,
 		// An ELF kernel starts by PVH, without the firmware's loading and the guest's own
 		// unpacking: 2 s less of 5 without KVM. The crypto self-tests cost another half.
 		kernelFormats: []string{"elf", "bzimage"},

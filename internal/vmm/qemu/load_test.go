@@ -94,6 +94,35 @@ func TestRestoreCutOff(t *testing.T) {
 	}
 }
 
+// TestLayoutOfAnEarlierBuild: what was saved on the processor that emulated guests had before fits, and nothing else does.
+func TestLayoutOfAnEarlierBuild(t *testing.T) {
+	p := platforms["amd64"]
+	before := p
+	before.softwareCPU = p.softwareCPUBefore
+	m := sample()
+	more := sample()
+	more.CPUs++
+	for _, c := range []struct {
+		p           platform
+		accelerator string
+		m           vmm.Machine
+		fits        bool
+	}{
+		{p, "tcg", m, true},
+		{before, "tcg", m, true},
+		{before, "tcg", more, false},
+		{before, "kvm", m, false},
+	} {
+		saved, err := layout(c.p, c.accelerator, c.m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if now, err := fittingLayout(p, "tcg", m, saved); err != nil || (now == saved) != c.fits {
+			t.Errorf("%v: %s, not %s, %v", c, now, saved, err)
+		}
+	}
+}
+
 // TestLayout: what may differ between a machine and those restored from it is no part of the layout, and the
 // rest is.
 func TestLayout(t *testing.T) {

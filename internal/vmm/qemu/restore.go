@@ -38,10 +38,25 @@ func (d *Driver) checkSaved(ctx context.Context, m vmm.Machine, dir string) (mac
 	if m.Balloon && saved.Memory != nil {
 		return saved, fault.New(fault.Precondition, "a balloon would punch holes into the memory in %s, which others share", dir)
 	}
-	if now.Layout, err = layout(d.platform, caps.Accelerator, m); err != nil {
+	if now.Layout, err = fittingLayout(d.platform, caps.Accelerator, m, saved.Layout); err != nil {
 		return saved, err
 	}
 	return saved, saved.Check(ctx, now, m, dir)
+}
+
+// fittingLayout is m's layout; or the saved one, when that is m's on an earlier build's processor. A guest's kernel looks at
+// the processor when it boots, and the saved state has nothing of what the two differ by.
+func fittingLayout(p platform, accelerator string, m vmm.Machine, saved string) (string, error) {
+	now, err := layout(p, accelerator, m)
+	if err != nil || now == saved || p.softwareCPUBefore == "" {
+		return now, err
+	}
+	p.softwareCPU = p.softwareCPUBefore
+	before, err := layout(p, accelerator, m)
+	if err == nil && before == saved {
+		return before, nil
+	}
+	return now, err
 }
 
 // Restore starts QEMU, lets it load the state, and lets the guest run.
