@@ -48,7 +48,7 @@ type Guest struct {
 	// became is what the last Adopt made of the guest; nil: it was made nothing else.
 	became  *agentv1.GuestConfig
 	restMu  sync.Mutex
-	resting chan struct{} // closed when programs are wanted; nil: nothing rests
+	resting *rest // of the last clone; nil: there was none
 
 	sshdMu sync.Mutex
 	sshd   *restart // of an sshd that was told to read its keys again, as long as it may not have

@@ -11,6 +11,7 @@ import (
 // SSHListens tells whether an SSH server listens on port 22, and knows whose it is: not one that is about to read its
 // keys again.
 func (g *Guest) SSHListens() (bool, error) {
+	g.want(false)
 	if g.reading() {
 		return false, nil
 	}
@@ -28,7 +29,6 @@ func (g *Guest) SSHListens() (bool, error) {
 			return true, nil
 		}
 	}
-	g.Want() // the server may be a program that rests
 	return false, nil
 }
 

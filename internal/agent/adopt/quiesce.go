@@ -8,7 +8,6 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -148,7 +147,7 @@ func (g *Guest) forget(ctx context.Context) error {
 	if !g.Systemd() {
 		return nil
 	}
-	return forgetJournal(ctx)
+	return startAhead(ctx)
 }
 
 const (
@@ -286,11 +285,8 @@ func (g *Guest) prepare(ctx context.Context) error {
 	}
 	g.held.network = network
 	rehearse()
-	_, err = g.restartSSHD() // the signal waits with it
-	if err == nil {
-		err = signal(journaldGroup, heldShell, syscall.SIGCONT) // the same
-	}
-	return err
+	_, err = g.restartSSHD() // if it was not started ahead; the signals wait with whom they are for
+	return errors.Join(err, goAhead())
 }
 
 // rehearse reads a message of the kind a clone will get: what the library makes of a message at its first sight is made.

@@ -11,33 +11,61 @@ import (
 
 // In software emulation a clone translates anew all code that its programs run when they go on: for a second or two it has
 // a processor of the host's to itself. Nobody waits for that but who wants one of them, and clones that are made at
-// the same time do without that processor. So all but the SSH server rest a little, and those who want them say so.
+// the same time do without that processor. So they rest a little, the SSH server less than all others, and those who
+// want them say so.
 
-// beginRest begins the rest, from when the caller has its answer; what it returns waits for its end.
-func (g *Guest) beginRest(most time.Duration) (wait func()) {
-	wanted := make(chan struct{})
+// restSSH is how long the SSH server rests of what the others do.
+const restSSH = 4
+
+// rest is that of a clone's programs.
+type rest struct {
+	most       time.Duration
+	ssh, other chan struct{} // closed when they are wanted
+}
+
+// beginRest begins the rest, from when the caller has its answer.
+func (g *Guest) beginRest(most time.Duration) *rest {
+	r := &rest{most, make(chan struct{}), make(chan struct{})}
 	g.restMu.Lock()
 	defer g.restMu.Unlock()
-	g.resting = wanted
-	return func() {
-		select {
-		case <-wanted:
-		case <-time.After(most):
-		}
+	g.resting = r
+	return r
+}
+
+// wait waits until they are wanted, or have rested that long.
+func wait(wanted <-chan struct{}, most time.Duration) {
+	select {
+	case <-wanted:
+	case <-time.After(most):
 	}
 }
 
 // Want ends the rest: somebody wants programs to run.
-func (g *Guest) Want() {
+func (g *Guest) Want() { g.want(true) }
+
+// want ends the rest of the SSH server, or of all.
+func (g *Guest) want(all bool) {
 	g.restMu.Lock()
 	defer g.restMu.Unlock()
-	if g.resting != nil {
-		close(g.resting)
-		g.resting = nil
+	if g.resting == nil {
+		return
+	}
+	closeOnce(g.resting.ssh)
+	if all {
+		closeOnce(g.resting.other)
 	}
 }
 
-// thawSSH lets the SSH server run on before all others: it is the first that somebody wants, and reads its key.
+// closeOnce closes a channel that only its caller's lock guards.
+func closeOnce(c chan struct{}) {
+	select {
+	case <-c:
+	default:
+		close(c)
+	}
+}
+
+// thawSSH lets the SSH server run on before all others.
 func (g *Guest) thawSSH(h *held) {
 	g.turn.Lock()
 	defer g.turn.Unlock()

@@ -8,12 +8,13 @@ import (
 
 // The programs of a clone rest until somebody wants one, or for as long as was said.
 func TestCloneRests(t *testing.T) {
-	const rest = 2 * time.Second
+	const most = 2 * time.Second
 	for name, c := range map[string]struct {
 		want func(*Guest)
 		took time.Duration
 	}{
-		"nobody wants any": {func(*Guest) {}, rest},
+		"nobody wants any":   {func(*Guest) {}, most},
+		"only SSH is wanted": {func(g *Guest) { g.want(false) }, most},
 		"a program is started": {func(g *Guest) {
 			l := g.Starting()
 			l.Lock()
@@ -29,14 +30,17 @@ func TestCloneRests(t *testing.T) {
 					t.Fatal(err)
 				}
 				begin := time.Now()
-				wait := g.beginRest(rest)
+				r := g.beginRest(most)
 				go func() {
 					time.Sleep(time.Second)
 					c.want(g)
 				}()
-				wait()
+				wait(r.other, r.most)
 				if took := time.Since(begin); took != c.took {
 					t.Errorf("rested %v, want %v", took, c.took)
+				}
+				if wait(r.ssh, most); name != "nobody wants any" && time.Since(begin) != c.took {
+					t.Error("the SSH server rests although it is wanted")
 				}
 				if err := g.release(); err != nil { // which lets the program be started
 					t.Error(err)

@@ -101,8 +101,6 @@ func daemonPID(file, name string) int {
 }
 
 const (
-	sshdGroup      = "/sys/fs/cgroup/system.slice/ssh.service/cgroup.procs"
-	journaldGroup  = "/sys/fs/cgroup/system.slice/systemd-journald.service/cgroup.procs"
 	hostnamedGroup = "/sys/fs/cgroup/system.slice/systemd-hostnamed.service/cgroup.procs"
 	hostnamedName  = "systemd-hostnam"
 	journaldSocket = "/run/systemd/journal/socket"
@@ -157,66 +155,96 @@ func signal(group, name string, s syscall.Signal) error {
 	return nil
 }
 
-// heldShell is the name of the process that is to become journald.
-const heldShell = "sh"
-
-// journaldDropIn has journald stand still as a shell that has read nothing yet.
-const (
-	journaldService = "systemd-journald.service"
-	journaldDropIn  = "/run/systemd/system/" + journaldService + ".d/banger-template.conf"
-	heldCommand     = "[Service]\nExecStart=\nExecStart=/bin/sh -c 'kill -STOP $$$$; exec %s'\n"
+var (
+	sshdGroup     = groupOf(sshdService)
+	journaldGroup = groupOf(journaldService)
 )
 
-// forgetJournal removes the journal, and starts journald in a template up to where it would learn which machine this is.
-// What systemd does to start a service, two thirds of the work, is done for all clones; in a clone SIGCONT is the first
-// thing the service hears of.
-func forgetJournal(ctx context.Context) error {
+// heldShell is the name of the process that is to become a service.
+const heldShell = "sh"
+
+// A service that is started ahead stands still as a shell that has read nothing yet. What systemd does to start it, two
+// thirds of the work, is done for all clones; in a clone SIGCONT is the first thing that it hears of.
+const (
+	journaldService = "systemd-journald.service"
+	sshdService     = "ssh.service"
+
+	aheadDropIn  = "/run/systemd/system/%s.d/banger-template.conf"
+	aheadCommand = "[Service]\nExecStart=\nExecStart=/bin/sh -c 'kill -STOP $$$$; exec \"$$0\" \"$$@\"' %s\n"
+)
+
+// startAhead removes the journal, and starts journald and sshd in a template up to where they would learn which machine
+// this is.
+func startAhead(ctx context.Context) error {
+	var ahead []string
 	// First: who has something to say while journald is stopped starts it.
-	ahead, err := holdJournald(ctx)
-	if err == nil {
-		_, err = run.Output(ctx, stopWait, systemctl, "stop", journaldService)
+	for _, service := range []string{journaldService, sshdService} {
+		held, err := prepareAhead(ctx, service)
+		if err != nil {
+			return err
+		}
+		if held {
+			ahead = append(ahead, service)
+		}
 	}
-	if err != nil {
-		return fmt.Errorf("stop journald: %w", err)
+	if err := systemd(ctx, "daemon-reload"); err != nil {
+		return err
+	}
+	if err := stopJournal(ctx); err != nil {
+		return err
+	}
+	for _, service := range ahead {
+		if err := systemd(ctx, "restart", "--no-block", service); err != nil {
+			return err
+		}
+	}
+	for _, service := range ahead {
+		if err := awaitStopped(ctx, groupOf(service), heldShell); err != nil {
+			return fmt.Errorf("start %s for the clones: %w", service, err)
+		}
+		if err := removeDropIn(fmt.Sprintf(aheadDropIn, service)); err != nil {
+			return err
+		}
+	}
+	return systemd(ctx, "daemon-reload")
+}
+
+// goAhead lets the services that were started ahead go on, once they are let go.
+func goAhead() error {
+	return errors.Join(signal(journaldGroup, heldShell, syscall.SIGCONT), signal(sshdGroup, heldShell, syscall.SIGCONT))
+}
+
+// stopJournal stops journald and removes its journal. Its sockets start it when there is something to say.
+func stopJournal(ctx context.Context) error {
+	if err := systemd(ctx, "stop", journaldService); err != nil {
+		return err
 	}
 	id, err := machineID()
-	if err == nil {
-		err = removeJournal("/", id)
-	}
-	if err != nil || !ahead { // its sockets start it when a clone has something to say
-		return err
-	}
-	_, err = run.Output(ctx, stopWait, systemctl, "start", "--no-block", journaldService)
-	if err == nil {
-		err = awaitStopped(ctx, journaldGroup, heldShell)
-	}
 	if err != nil {
-		return fmt.Errorf("start journald for the clones: %w", err)
-	}
-	if err := removeDropIn(journaldDropIn); err != nil {
 		return err
 	}
-	if _, err := run.Output(ctx, stopWait, systemctl, "daemon-reload"); err != nil {
-		return fmt.Errorf("let systemd forget how journald was started: %w", err)
+	return removeJournal("/", id)
+}
+
+func systemd(ctx context.Context, command ...string) error {
+	if _, err := run.Output(ctx, stopWait, append([]string{systemctl}, command...)...); err != nil {
+		return fmt.Errorf("systemctl %s: %w", strings.Join(command, " "), err)
 	}
 	return nil
 }
 
-// holdJournald has systemd start journald as a shell that stands still, and tells whether it will: there may be no shell,
-// and journald may be more than a plain program.
-func holdJournald(ctx context.Context) (bool, error) {
-	program := journaldProgram(ctx)
-	if program == "" || unix.Access("/bin/sh", unix.X_OK) != nil {
+// prepareAhead has systemd start a service as a shell that stands still, from its next start on, and tells whether it
+// will: the service may not run, there may be no shell, and it may be more than plain words.
+func prepareAhead(ctx context.Context, service string) (bool, error) {
+	command := commandOf(ctx, service)
+	if _, err := os.Stat(groupOf(service)); err != nil || command == "" || unix.Access("/bin/sh", unix.X_OK) != nil {
 		return false, nil
 	}
-	if err := os.MkdirAll(filepath.Dir(journaldDropIn), 0o755); err != nil {
+	name := fmt.Sprintf(aheadDropIn, service)
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return false, err
 	}
-	if err := os.WriteFile(journaldDropIn, fmt.Appendf(nil, heldCommand, program), 0o644); err != nil {
-		return false, err
-	}
-	_, err := run.Output(ctx, stopWait, systemctl, "daemon-reload")
-	return err == nil, err
+	return true, os.WriteFile(name, fmt.Appendf(nil, aheadCommand, command), 0o644)
 }
 
 // removeDropIn removes the file, and its directory unless somebody else has something there.
@@ -231,18 +259,27 @@ func removeDropIn(name string) error {
 	return err
 }
 
-// journaldProgram is what the service runs; "" when that is not a plain program.
-func journaldProgram(ctx context.Context) string {
-	out, err := run.Output(ctx, stopWait, systemctl, "show", "--property=ExecStart", journaldService)
+// commandOf is what a service runs; "" when that is not plain words and variables.
+func commandOf(ctx context.Context, service string) string {
+	out, err := run.Output(ctx, stopWait, systemctl, "show", "--property=ExecStart", service)
 	if err != nil {
 		return ""
 	}
-	_, after, _ := strings.Cut(string(out), " argv[]=")
-	program, _, found := strings.Cut(after, " ;")
-	if !found || !filepath.IsAbs(program) || strings.ContainsAny(program, " '\"\\$%") {
+	return plainCommand(string(out))
+}
+
+// plainCommand finds it in what systemctl shows: "ExecStart={ path=/a ; argv[]=/a -b $C ; ...}".
+func plainCommand(shown string) string {
+	_, after, _ := strings.Cut(shown, " argv[]=")
+	command, rest, found := strings.Cut(after, " ;")
+	if !found || !strings.HasPrefix(command, "/") || strings.ContainsAny(command, "'\"\\%\n") || strings.Contains(rest, "argv[]=") {
 		return ""
 	}
-	return program
+	return command
+}
+
+func groupOf(service string) string {
+	return "/sys/fs/cgroup/system.slice/" + service + "/cgroup.procs"
 }
 
 // awaitStopped waits until a process of that name in the group is stopped by a signal.
