@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -190,11 +191,16 @@ func startAhead(ctx context.Context) error {
 	if err := systemd(ctx, "daemon-reload"); err != nil {
 		return err
 	}
+	if slices.Contains(ahead, sshdService) { // while somebody still hears what it has to say of that
+		if err := systemd(ctx, "stop", sshdService); err != nil {
+			return err
+		}
+	}
 	if err := stopJournal(ctx); err != nil {
 		return err
 	}
 	for _, service := range ahead {
-		if err := systemd(ctx, "restart", "--no-block", service); err != nil {
+		if err := systemd(ctx, "start", "--no-block", service); err != nil {
 			return err
 		}
 	}
