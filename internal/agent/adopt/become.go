@@ -37,6 +37,7 @@ func (g *Guest) runOn(h *held, t *times, id *agentv1.GuestConfig, r *rest) {
 	wait(r.other, r.most-r.most/restSSH)
 	g.turn.Lock()
 	defer g.turn.Unlock()
+	defer h.network.Close()
 	if g.held != h {
 		return
 	}
@@ -47,7 +48,6 @@ func (g *Guest) runOn(h *held, t *times, id *agentv1.GuestConfig, r *rest) {
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "banger: agent: after the restore: %v\n", err)
 	}
-	h.network.Close()
 	t.write(g.Dir)
 }
 
