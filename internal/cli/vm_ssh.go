@@ -119,8 +119,6 @@ func sshArguments(p *bangerv1.SSHEndpoint, o sshOptions, terminal bool) []string
 		"StrictHostKeyChecking=yes",
 		"UpdateHostKeys=no",
 		"PreferredAuthentications=publickey",
-		// The way is within this machine: what is safe from a quantum computer as well would only be slower.
-		"KexAlgorithms=^curve25519-sha256",
 		"ConnectTimeout=20",
 		"ServerAliveInterval=15", // a VM that is gone ends the session within a minute
 		"ServerAliveCountMax=4",

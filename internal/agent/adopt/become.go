@@ -28,9 +28,8 @@ func (g *Guest) firstIdentity(network *identity.Network, id *agentv1.GuestConfig
 	}
 }
 
-// runOn lets the programs of a template's clone run, when they have rested, unless
-// somebody has asked for something else meanwhile. Whoever asked for the clone has the answer: a failure is told where
-// people look.
+// runOn lets the programs of a template's clone run when they have rested, unless somebody has asked for something else
+// meanwhile. Whoever asked for the clone has the answer: a failure is told where people look.
 func (g *Guest) runOn(h *held, t *times, id *agentv1.GuestConfig, r *rest) {
 	wait(r.ssh, r.most/restSSH)
 	g.thawSSH(h)
