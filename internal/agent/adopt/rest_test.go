@@ -9,6 +9,7 @@ import (
 // The programs of a clone rest until somebody wants one, or for as long as was said.
 func TestCloneRests(t *testing.T) {
 	const most = 2 * time.Second
+	started := 0
 	for name, c := range map[string]struct {
 		want func(*Guest)
 		took time.Duration
@@ -18,6 +19,7 @@ func TestCloneRests(t *testing.T) {
 		"a program is started": {func(g *Guest) {
 			l := g.Starting()
 			l.Lock()
+			started++
 			l.Unlock()
 		}, time.Second},
 		"it is asked to look": {(*Guest).Want, time.Second},
@@ -48,6 +50,10 @@ func TestCloneRests(t *testing.T) {
 				g.Want() // also when nothing rests
 				synctest.Wait()
 			})
+			if want := name == "a program is started"; (started == 1) != want {
+				t.Errorf("%d programs started", started)
+			}
+			started = 0
 		})
 	}
 }

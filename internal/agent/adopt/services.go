@@ -155,7 +155,7 @@ func signal(group, name string, s syscall.Signal) error {
 		return nil
 	}
 	if err := syscall.Kill(pid, s); err != nil && !errors.Is(err, syscall.ESRCH) {
-		return fmt.Errorf("end %s: %w", name, err)
+		return fmt.Errorf("send %s to %s: %w", unix.SignalName(s), name, err)
 	}
 	return nil
 }
