@@ -14,7 +14,7 @@ import (
 // the same time do without that processor. So they rest a little, the SSH server less than all others, and those who
 // want them say so.
 
-// restSSH is how long the SSH server rests of what the others do.
+// restSSH: the SSH server rests for this part of the time, one fourth.
 const restSSH = 4
 
 // rest is that of a clone's programs.
