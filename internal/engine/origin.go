@@ -22,8 +22,8 @@ const identityTimeout = 30 * time.Second
 const entropyBytes = 64
 
 // cloneRest is how long the programs of a template's clone may rest in software emulation, where they take a processor
-// of the host's when they go on.
-const cloneRest = 2 * time.Second
+// of the host's when they go on: as long as who enters it by SSH takes to get in.
+const cloneRest = 3 * time.Second
 
 // clockTimeout bounds how long the clock of a guest is set.
 const clockTimeout = 5 * time.Second

@@ -14,8 +14,8 @@ import (
 // the same time do without that processor. So they rest a little, the SSH server less than all others, and those who
 // want them say so.
 
-// restSSH: the SSH server rests for this part of the time, one fourth.
-const restSSH = 4
+// restSSH: the SSH server rests for this part of the time, one sixth.
+const restSSH = 6
 
 // rest is that of a clone's programs.
 type rest struct {
