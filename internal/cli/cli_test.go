@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/fault"
+	"banger/internal/hosttest/need"
 )
 
 // TestExitCodes is the published table, in both directions.
@@ -245,7 +246,7 @@ func TestExecLeavesAProgramThatIgnoresSignals(t *testing.T) {
 func TestUnwritableOutput(t *testing.T) {
 	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
 	if err != nil {
-		t.Skipf("no /dev/full here: %v", err)
+		need.Missing(t, "kernel", err.Error())
 	}
 	defer full.Close()
 	s := newSession(t, "web=running")

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	bangerv1 "banger/api/banger/v1"
+	"banger/internal/hosttest/need"
 )
 
 // terminal is a pseudo-terminal with a person at it.
@@ -30,7 +31,7 @@ func newTerminal(t *testing.T) *terminal {
 	t.Helper()
 	person, tty, err := pty.Open()
 	if err != nil {
-		t.Skipf("no pseudo-terminals here: %v", err)
+		need.Missing(t, "kernel", "no pseudo-terminals: "+err.Error())
 	}
 	if err := pty.Setsize(tty, &pty.Winsize{Rows: 30, Cols: 100}); err != nil {
 		t.Fatal(err)

@@ -32,7 +32,7 @@ func busyBoxLayer(t *testing.T) []byte {
 		t.Fatal(err)
 	}
 	if bytes.Contains(program, []byte("/lib64/ld-linux")) {
-		t.Skip("the host's busybox is not static: install busybox-static")
+		need.Missing(t, "binary", "busybox: "+"the host's is not static: install busybox-static")
 	}
 	applets, err := exec.Command(need.Binary(t, "busybox"), "--list-full").Output()
 	if err != nil {
