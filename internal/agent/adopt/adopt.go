@@ -34,7 +34,7 @@ type Guest struct {
 	Machine func() string
 	// StartGuard starts a process that calls Guard should this one die before end; nil: there is none.
 	StartGuard func(context.Context) (end func(), err error)
-	// Later does something once the caller whose context it is has its answer, or beside it; nil: before.
+	// Later does something once the caller whose context it is has its answer; nil: at once.
 	Later func(context.Context, func())
 
 	turn     sync.Mutex

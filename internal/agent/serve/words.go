@@ -65,12 +65,12 @@ func call[Request, Response proto.Message](ctx context.Context, question []byte,
 
 type laterKey struct{}
 
-// Later does something once the answer to the question whose context it is has been sent, and beside the answer when that
-// is no word: it may take its time.
+// Later does something once the answer to the question whose context it is has been sent, and at once when that is no
+// word.
 func Later(ctx context.Context, f func()) {
 	if later, ok := ctx.Value(laterKey{}).(*[]func()); ok {
 		*later = append(*later, f)
 		return
 	}
-	go f()
+	f()
 }

@@ -68,13 +68,11 @@ func TestWords(t *testing.T) {
 	}
 }
 
-// Whoever asks over HTTP does not wait for it.
+// Whoever is asked over HTTP has nothing to wait for.
 func TestLaterWithoutAWord(t *testing.T) {
-	answered, done := make(chan struct{}), make(chan struct{})
-	serve.Later(t.Context(), func() {
-		<-answered
-		close(done)
-	})
-	close(answered)
-	<-done
+	done := false
+	serve.Later(t.Context(), func() { done = true })
+	if !done {
+		t.Error("not done")
+	}
 }
