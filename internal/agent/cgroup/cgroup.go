@@ -27,7 +27,7 @@ const (
 const programs = "programs"
 
 // Programs opens the group in which programs are started, so that they can stand still without the agent; nil when
-// there are no groups that users see.
+// there are no groups that users see. The group stays for as long as the file is open.
 func Programs() (*os.File, error) {
 	own, err := Own()
 	if own == "" || err != nil || !mountedOn(Root) {
@@ -36,11 +36,7 @@ func Programs() (*os.File, error) {
 	if own != "/"+aside {
 		tidy() // programs that were started before may have ended since
 	}
-	dir := filepath.Join(Root, own, programs)
-	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, err
-	}
-	return os.Open(dir)
+	return keep(filepath.Join(Root, own, programs))
 }
 
 // Freeze stops all programs but those of this process's own group and of the agent's, the first process too, and returns

@@ -67,7 +67,10 @@ func stepAside() error {
 	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return enter(dir, os.Getpid())
+	if err := enter(dir, os.Getpid()); !ended(err) {
+		return err
+	}
+	return nil // the first process has just taken us to a group of its own, and that one is removed
 }
 
 // apart tells whether who is in the group own can go on without the first process.
@@ -96,10 +99,67 @@ func Join(pid int) error {
 	return nil
 }
 
-// tidy removes what was stepped aside to, unless somebody is there.
+// tidy removes what was stepped aside to, unless somebody is there, or about to be.
 func tidy() {
-	_ = os.Remove(filepath.Join(Root, aside, programs))
+	removeUnlessKept(filepath.Join(Root, aside, programs))
 	_ = os.Remove(filepath.Join(Root, aside))
+}
+
+// keepMost is how often a group is made that somebody else removes.
+const keepMost = 5
+
+// keep opens a group, made when it is not there. It is not removed by removeUnlessKept while it is open: a program cannot
+// be started in a group that is gone, and the error would be that of a program that is not there.
+func keep(dir string) (*os.File, error) {
+	for range keepMost {
+		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, err
+		}
+		f, err := os.Open(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		there, err := lockShared(f)
+		if there && err == nil {
+			return f, nil
+		}
+		if err := errors.Join(err, f.Close()); err != nil {
+			return nil, err
+		}
+	}
+	return nil, fmt.Errorf("the control group %s is removed again and again", dir)
+}
+
+// lockShared locks a directory for as long as it is open, and tells whether it is still there. Whoever removes it holds
+// the lock only for that moment.
+func lockShared(f *os.File) (there bool, err error) {
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH); err != nil {
+		return false, fmt.Errorf("lock %s: %w", f.Name(), err)
+	}
+	ours, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	now, err := os.Stat(f.Name())
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && os.SameFile(ours, now), err
+}
+
+// removeUnlessKept removes a group in which nobody is, and that nobody keeps.
+func removeUnlessKept(dir string) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) == nil {
+		_ = os.Remove(dir)
+	}
 }
 
 func enter(dir string, pid int) error {

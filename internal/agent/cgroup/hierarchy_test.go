@@ -2,6 +2,7 @@ package cgroup
 
 import (
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -77,6 +78,45 @@ func TestWhoHasAGroupIsNotMoved(t *testing.T) {
 		}
 		if _, err := os.Stat(filepath.Join(root, c.first, gathered)); err == nil {
 			t.Errorf("%+v: the group is left", c)
+		}
+	}
+}
+
+func TestGroupIsNotRemovedWhileSomebodyIsAboutToEnter(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "programs")
+	f, err := keep(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	removeUnlessKept(dir)
+	if _, err := os.Stat(dir); err != nil {
+		t.Errorf("while it is open: %v", err)
+	}
+	f.Close()
+	removeUnlessKept(dir)
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("afterwards: %v", err)
+	}
+}
+
+func TestGroupThatWasRemovedIsNotEntered(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "programs")
+	f, err := keep(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	for _, another := range []bool{false, true} {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+		if another {
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if there, err := lockShared(f); there || err != nil {
+			t.Errorf("another of its name: %v: got %v, %v", another, there, err)
 		}
 	}
 }
