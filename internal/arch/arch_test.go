@@ -42,10 +42,11 @@ var rooms = map[string][]string{
 	"internal/doctor":   {"internal/fault"},
 	"internal/channel":  {"internal/fault"},
 	"internal/tomlfile": {"internal/fault"},
+	"internal/fileio":   {},
 
 	// Layer 1: hands.
 	"internal/system":         {"internal/bundle", "internal/fault", "internal/paths"},
-	"internal/disk":           {"internal/fault", "internal/paths", "internal/system"},
+	"internal/disk":           {"internal/fault", "internal/fileio", "internal/paths", "internal/system"},
 	"internal/hostnet":        {"internal/fault", "internal/paths", "internal/system", "internal/vm"},
 	"internal/dns":            {"internal/fault"},
 	"internal/splitdns":       {"internal/fault"},
@@ -55,12 +56,12 @@ var rooms = map[string][]string{
 
 	// Layer 2: services.
 	"internal/store":    {"internal/fault", "internal/vm"},
-	"internal/artifact": {"internal/fault"},
+	"internal/artifact": {"internal/fault", "internal/fileio"},
 	"internal/debian":   {"internal/fault", "internal/system"},
-	"internal/archive":  {"internal/fault"},
+	"internal/archive":  {"internal/fault", "internal/fileio"},
 	"internal/download": {"internal/artifact", "internal/build", "internal/fault"},
 	"internal/supply": {
-		"internal/archive", "internal/artifact", "internal/bundle", "internal/download", "internal/fault", "internal/progress",
+		"internal/archive", "internal/artifact", "internal/bundle", "internal/download", "internal/fault", "internal/fileio", "internal/progress",
 		"internal/system", "internal/tomlfile",
 	},
 	"internal/kernel":      {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/paths", "internal/progress", "internal/system"},
@@ -68,10 +69,10 @@ var rooms = map[string][]string{
 	"internal/image/layer": {"internal/fault"},
 	"internal/image/oci":   {"internal/debian", "internal/fault", "internal/image/layer"},
 	"internal/guest":       {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/channel", "internal/fault", "internal/paths", "internal/vm"},
-	"internal/snapshot":    {"internal/disk", "internal/fault", "internal/vm"},
-	"internal/template":    {"internal/disk", "internal/fault", "internal/vmm"},
+	"internal/snapshot":    {"internal/disk", "internal/fault", "internal/fileio", "internal/vm"},
+	"internal/template":    {"internal/disk", "internal/fault", "internal/fileio", "internal/vmm"},
 	"internal/vmm":         {"internal/fault", "internal/vm"},
-	"internal/vmm/machine": {"internal/channel", "internal/fault", "internal/system", "internal/vmm"},
+	"internal/vmm/machine": {"internal/channel", "internal/fault", "internal/fileio", "internal/system", "internal/vmm"},
 	"internal/vmm/firecracker": {
 		"internal/disk", "internal/fault", "internal/system", "internal/vmm", "internal/vmm/kvm", "internal/vmm/machine",
 	},
@@ -91,7 +92,7 @@ var rooms = map[string][]string{
 
 	// Layer 4.
 	"internal/engine": {
-		"api/agent/v1", "api/agent/v1/agentv1connect", "internal/capability", "internal/disk", "internal/fault",
+		"api/agent/v1", "api/agent/v1/agentv1connect", "internal/capability", "internal/disk", "internal/fault", "internal/fileio",
 		"internal/guest", "internal/paths", "internal/progress", "internal/snapshot", "internal/store", "internal/system",
 		"internal/template", "internal/undo", "internal/vm", "internal/vmm",
 	},

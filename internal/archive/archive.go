@@ -22,6 +22,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"banger/internal/fault"
+	"banger/internal/fileio"
 )
 
 // Limits bound what is unpacked. The zero value of a field means its default.
@@ -53,7 +54,7 @@ func Unpack(ctx context.Context, r io.Reader, dir string, l Limits) error {
 	if l.Files == 0 {
 		l.Files = DefaultFiles
 	}
-	plain, done, err := decompress(&contextReader{ctx, r})
+	plain, done, err := decompress(fileio.Until(ctx, r))
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -115,18 +116,6 @@ func damaged(err error) error {
 		return fault.New(fault.Precondition, "the archive ends too early").WithHint("fetch it again")
 	}
 	return fault.Wrap(fault.Precondition, err, "the archive is damaged").WithHint("fetch it again")
-}
-
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c *contextReader) Read(b []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(b)
 }
 
 type unpacker struct {

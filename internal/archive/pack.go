@@ -11,6 +11,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"banger/internal/fault"
+	"banger/internal/fileio"
 )
 
 // Entry is one file to pack.
@@ -61,7 +62,7 @@ func (e Entry) write(ctx context.Context, t *tar.Writer) (err error) {
 	if err := t.WriteHeader(h); err != nil {
 		return err
 	}
-	if _, err := io.Copy(t, &contextReader{ctx, f}); err != nil {
+	if _, err := io.Copy(t, fileio.Until(ctx, f)); err != nil {
 		return fault.Wrap(fault.KindOf(err), err, "cannot pack %s", e.Path)
 	}
 	return nil

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/fault"
+	"banger/internal/fileio"
 )
 
 const (
@@ -100,13 +101,13 @@ func (s *Shelf) SetDefault(name string) error {
 	temporary := filepath.Join(s.dir, "."+defaultName)
 	err := os.WriteFile(temporary, []byte(name+"\n"), 0o600)
 	if err == nil {
-		err = flush(temporary) // a power cut leaves the old name or the new one, never none
+		err = fileio.Flush(temporary) // a power cut leaves the old name or the new one, never none
 	}
 	if err == nil {
 		err = os.Rename(temporary, path)
 	}
 	if err == nil {
-		err = flush(s.dir)
+		err = fileio.Flush(s.dir)
 	}
 	if err != nil {
 		return fault.Wrap(fault.Unexpected, err, "cannot make %s the default %s", name, s.kind)
@@ -414,7 +415,7 @@ func (s *Shelf) Delete(name string, used func() error) error {
 	if err := used(); err != nil {
 		return errors.Join(err, os.Rename(aside, s.Dir(name)))
 	}
-	if err := errors.Join(os.RemoveAll(aside), flush(s.dir)); err != nil {
+	if err := errors.Join(os.RemoveAll(aside), fileio.Flush(s.dir)); err != nil {
 		return fault.Wrap(fault.Unexpected, err, "cannot delete all of %s %s", s.kind, name).WithHint("remove %s", aside)
 	}
 	return nil
@@ -448,12 +449,12 @@ func (s *Shelf) Rename(name, to string, manifest any, used func() error) error {
 	if err != nil {
 		return errors.Join(err, os.Rename(s.Dir(to), s.Dir(name)))
 	}
-	return flush(s.dir)
+	return fileio.Flush(s.dir)
 }
 
 func replaceManifest(path string, v any) error {
 	temporary := path + ".new"
-	if err := errors.Join(writeManifest(temporary, v), flush(temporary)); err != nil {
+	if err := errors.Join(writeManifest(temporary, v), fileio.Flush(temporary)); err != nil {
 		return err
 	}
 	return os.Rename(temporary, path)
@@ -470,12 +471,12 @@ func writeManifest(path string, v any) error {
 // appear flushes the directory dir to stable storage and gives it its name. An older artifact changes
 // places with it, in one step where the file system can; whoever has its files open keeps them.
 func (s *Shelf) appear(dir, name string) error {
-	if err := FlushTree(dir); err != nil {
+	if err := fileio.FlushTree(dir); err != nil {
 		return err
 	}
 	final := s.Dir(name)
 	if unix.Renameat2(unix.AT_FDCWD, dir, unix.AT_FDCWD, final, unix.RENAME_EXCHANGE) == nil {
-		return flush(s.dir) // the caller removes dir, which is the old one now
+		return fileio.Flush(s.dir) // the caller removes dir, which is the old one now
 	}
 	old := filepath.Join(s.dir, temporaryPrefix+"old-"+name)
 	if err := os.Rename(final, old); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -484,25 +485,7 @@ func (s *Shelf) appear(dir, name string) error {
 	if err := os.Rename(dir, final); err != nil {
 		return err
 	}
-	return errors.Join(flush(s.dir), os.RemoveAll(old))
-}
-
-// FlushTree brings the files and directories below dir to stable storage.
-func FlushTree(dir string) error {
-	return filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
-		if err != nil || !d.IsDir() && !d.Type().IsRegular() {
-			return err
-		}
-		return flush(path)
-	})
-}
-
-func flush(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
+	return errors.Join(fileio.Flush(s.dir), os.RemoveAll(old))
 }
 
 // Reconcile looks whether the default artifact can be used, by check. When there is no default and just one that can

@@ -10,6 +10,8 @@ import (
 	"os"
 
 	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
+
+	"banger/internal/fileio"
 )
 
 // maxCompact is the largest compact file system; it fixes how much room its block descriptors get.
@@ -19,7 +21,7 @@ const maxCompact = 64 << 30
 // first byte on: no journal, no free space. Owners, modes, times, extended attributes, devices
 // and hard links are kept; link targets must come before their links.
 func WriteExt4(ctx context.Context, tarStream io.Reader, out io.ReadWriteSeeker) error {
-	r := &contextReader{ctx: ctx, r: tarStream}
+	r := fileio.Until(ctx, tarStream)
 	if err := tar2ext4.ConvertTarToExt4(r, out, tar2ext4.MaximumDiskSize(maxCompact)); err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -40,18 +42,6 @@ func nameOf(w any) string {
 		return f.Name()
 	}
 	return "a file system"
-}
-
-type contextReader struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (c *contextReader) Read(b []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return c.r.Read(b)
 }
 
 // finishCompact mends what tar2ext4 leaves wrong.

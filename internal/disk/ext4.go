@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"banger/internal/fault"
+	"banger/internal/fileio"
 	"banger/internal/system"
 )
 
@@ -123,7 +124,7 @@ func makeSeed(ctx context.Context, seed string, size int64, label string) error 
 	if err := CreateExt4(ctx, made, size, label); err != nil {
 		return err
 	}
-	if err := flush(made); err != nil {
+	if err := fileio.Flush(made); err != nil {
 		return spaceFault(err, seed)
 	}
 	// Another caller may have been quicker. Both seeds are good and a rename replaces in one step,
@@ -141,14 +142,6 @@ func removeLeftovers(dir string) {
 			_ = os.RemoveAll(path) // tried again next time
 		}
 	}
-}
-
-func flush(path string) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }
 
 // GrowExt4 makes the file at path and the ext4 in it size bytes long. No machine may use it. The same

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"banger/internal/fault"
+	"banger/internal/fileio"
 	"banger/internal/system"
 )
 
@@ -27,7 +28,7 @@ func CreateExt4FromTar(ctx context.Context, path string, size int64, label strin
 		return nil, spaceFault(err, path)
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	t, err := unpackTree(tar.NewReader(&contextReader{ctx: ctx, r: tarStream}), dir)
+	t, err := unpackTree(tar.NewReader(fileio.Until(ctx, tarStream)), dir)
 	if err != nil {
 		return nil, spaceFault(fmt.Errorf("cannot unpack a tar stream for %s: %w", filepath.Base(path), err), path)
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"banger/internal/fault"
+	"banger/internal/fileio"
 	"banger/internal/paths"
 )
 
@@ -107,7 +108,7 @@ func (o *operation) sealMemory() error {
 		return err
 	}
 	for name := range disks { // what the guest wrote last may still be in the host's cache only
-		if err := flush(filepath.Join(dir, name)); err != nil {
+		if err := fileio.Flush(filepath.Join(dir, name)); err != nil {
 			return err
 		}
 	}
@@ -116,23 +117,14 @@ func (o *operation) sealMemory() error {
 		return err
 	}
 	for _, file := range append(files, o.newMemoryDir()) {
-		if err := flush(file); err != nil {
+		if err := fileio.Flush(file); err != nil {
 			return err
 		}
 	}
 	if err := os.Rename(o.newMemoryDir(), o.memoryDir()); err != nil {
 		return err
 	}
-	return flush(dir)
-}
-
-// flush waits until a file or directory is on stable storage.
-func flush(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
+	return fileio.Flush(dir)
 }
 
 // hasMemory tells whether there is a whole saved memory.

@@ -13,6 +13,7 @@ import (
 	"banger/internal/capability"
 	"banger/internal/disk"
 	"banger/internal/fault"
+	"banger/internal/fileio"
 	"banger/internal/paths"
 	"banger/internal/progress"
 	"banger/internal/snapshot"
@@ -202,7 +203,7 @@ func (o *operation) prepareRevert(ctx context.Context, from snapshot.Snapshot, t
 		}
 	}
 	for _, path := range flushed {
-		if err := flush(path); err != nil {
+		if err := fileio.Flush(path); err != nil {
 			return fault.Wrap(fault.Precondition, err, "cannot copy snapshot %s of VM %s", to.Tag, o.v.Spec.Name)
 		}
 	}
@@ -297,7 +298,7 @@ func (o *operation) swapDisks(to revertTo) error {
 			return fault.Wrap(fault.Precondition, err, "cannot put VM %s back to snapshot %s", o.v.Spec.Name, to.Tag)
 		}
 	}
-	if err := flush(dir); err != nil {
+	if err := fileio.Flush(dir); err != nil {
 		return fault.Wrap(fault.Precondition, err, "cannot put VM %s back to snapshot %s", o.v.Spec.Name, to.Tag)
 	}
 	return o.dropRevert()

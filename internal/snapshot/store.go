@@ -15,6 +15,7 @@ import (
 
 	"banger/internal/disk"
 	"banger/internal/fault"
+	"banger/internal/fileio"
 	"banger/internal/vm"
 )
 
@@ -212,7 +213,10 @@ func (s Store) Keep(ctx context.Context, dir string, m Manifest) (Snapshot, erro
 }
 
 func (s Store) keep(ctx context.Context, dir string, m Manifest) error {
-	files, err := flushTree(dir)
+	if err := fileio.FlushTree(dir); err != nil { // before they are measured: space is given out late
+		return err
+	}
+	files, err := sizes(dir)
 	if err != nil {
 		return err
 	}
@@ -234,41 +238,30 @@ func (s Store) keep(ctx context.Context, dir string, m Manifest) error {
 		return err
 	}
 	for _, p := range []string{path, dir} {
-		if err := flush(p); err != nil {
+		if err := fileio.Flush(p); err != nil {
 			return err
 		}
 	}
 	if err := os.Rename(dir, filepath.Join(s.dir, m.Tag)); err != nil {
 		return err
 	}
-	return flush(s.dir)
+	return fileio.Flush(s.dir)
 }
 
-// flushTree waits until all below dir is on stable storage, and returns the sizes of the files.
-func flushTree(dir string) (map[string]int64, error) {
+// sizes returns the sizes of the files below dir.
+func sizes(dir string) (map[string]int64, error) {
 	files := map[string]int64{}
 	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-		if err != nil {
+		if err != nil || e.IsDir() {
 			return err
 		}
-		if !e.IsDir() {
-			info, err := e.Info()
-			if err != nil {
-				return err
-			}
+		info, err := e.Info()
+		if err == nil {
 			files[strings.TrimPrefix(path, dir+string(filepath.Separator))] = info.Size()
 		}
-		return flush(path)
+		return err
 	})
 	return files, err
-}
-
-func flush(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
 }
 
 // Delete removes a snapshot. Its name goes first: what is half removed must not look whole.

@@ -22,6 +22,7 @@ import (
 	"banger/internal/artifact"
 	"banger/internal/bundle"
 	"banger/internal/fault"
+	"banger/internal/fileio"
 	"banger/internal/progress"
 )
 
@@ -138,7 +139,7 @@ func (s *Store) removeLeftovers(now bundle.Manifest) {
 // commit gives the directory its name, writes bundle.json, and removes what the old one named and the new one does not.
 func (s *Store) commit(dir, name string, old, now bundle.Manifest) error {
 	text, err := json.MarshalIndent(now, "", "  ")
-	if err := errors.Join(err, os.Chmod(dir, 0o755), artifact.FlushTree(dir)); err != nil {
+	if err := errors.Join(err, os.Chmod(dir, 0o755), fileio.FlushTree(dir)); err != nil {
 		return s.notWritable(err)
 	}
 	intent := strings.Join(append(partsOf(old), name), "\n")

@@ -12,6 +12,7 @@ import (
 
 	"banger/internal/disk"
 	"banger/internal/fault"
+	"banger/internal/fileio"
 )
 
 // Making is a template that is being made, in a directory that no one else looks at.
@@ -92,7 +93,7 @@ func (m *Making) Commit(ctx context.Context, now time.Time, disks ...string) (Te
 	}
 	err = os.Rename(m.Dir, final)
 	if err == nil {
-		err = flush(m.store.dir)
+		err = fileio.Flush(m.store.dir)
 	}
 	if err != nil {
 		return Template{}, fault.Wrap(fault.Precondition, err, "cannot put template %s in its place", m.Key)
@@ -185,17 +186,9 @@ func removeOthers(dir string, names []string) error {
 
 func flushAll(dir string, names []string) error {
 	for _, name := range names {
-		if err := flush(filepath.Join(dir, name)); err != nil {
+		if err := fileio.Flush(filepath.Join(dir, name)); err != nil {
 			return err
 		}
 	}
-	return flush(dir)
-}
-
-func flush(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
+	return fileio.Flush(dir)
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/google/renameio/v2"
 
 	"banger/internal/fault"
+	"banger/internal/fileio"
 	"banger/internal/vmm"
 )
 
@@ -126,24 +127,11 @@ func describe(ctx context.Context, f *os.File, sum bool) (SavedFile, error) {
 		return s, nil
 	}
 	crc := crc32.New(castagnoli)
-	if _, err := io.CopyBuffer(crc, untilDone{ctx, f}, make([]byte, 1<<20)); err != nil {
+	if _, err := io.CopyBuffer(crc, fileio.Until(ctx, f), make([]byte, 1<<20)); err != nil {
 		return SavedFile{}, err
 	}
 	s.CRC32C = crc.Sum32()
 	return s, nil
-}
-
-// untilDone reads until its context ends.
-type untilDone struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (u untilDone) Read(p []byte) (int, error) {
-	if err := u.ctx.Err(); err != nil {
-		return 0, err
-	}
-	return u.r.Read(p)
 }
 
 // RemoveSaved removes what a failed Save wrote. The memory file is the machine's and stays.
