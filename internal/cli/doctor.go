@@ -202,10 +202,10 @@ func (e *Env) describeChecks(v doctorView) string {
 		if e.colour(e.Stdout) {
 			sign = lipgloss.NewStyle().Foreground(lipgloss.Color(mark.colour)).Render(sign)
 		}
-		text := c.Name + ": " + printable(c.Message)
+		text := c.Name + ": " + fault.Printable(c.Message)
 		b.WriteString(sign + " " + indent(text, 2))
 		if c.Hint != "" {
-			b.WriteString("  hint: " + indent(printable(c.Hint), 8))
+			b.WriteString("  hint: " + indent(fault.Printable(c.Hint), 8))
 		}
 	}
 	return b.String()

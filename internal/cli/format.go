@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"charm.land/lipgloss/v2"
+
+	"banger/internal/fault"
 )
 
 // size renders bytes as "512M" or "4.0G"; units are powers of 1024.
@@ -85,7 +87,7 @@ func yesNo(b bool) string {
 // cut shortens s to width columns; what is cut away becomes "…". Control characters, which a guest
 // or an image description may hold, are dropped.
 func cut(s string, width int) string {
-	s = printable(s)
+	s = fault.Printable(s)
 	if lipgloss.Width(s) <= width {
 		return s
 	}
@@ -100,18 +102,6 @@ func cut(s string, width int) string {
 		used += w
 	}
 	return b.String() + "…"
-}
-
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r == '\n' || r == '\t':
-			return ' '
-		case r < ' ' || r == 0x7f || r >= 0x80 && r < 0xa0:
-			return -1
-		}
-		return r
-	}, s)
 }
 
 var stateColours = map[string]string{

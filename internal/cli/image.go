@@ -8,6 +8,8 @@ import (
 	"github.com/spf13/cobra"
 
 	bangerv1 "banger/api/banger/v1"
+
+	"banger/internal/fault"
 )
 
 func newImageListCommand(e *Env) *cobra.Command {
@@ -58,7 +60,7 @@ func (e *Env) imageTable(images []imageView) string {
 	text := table(columns, rows) + inFull(problems)
 	for _, v := range images {
 		if v.Notice != "" {
-			text += "notice: image " + v.Name + ": " + printable(v.Notice) + "\n"
+			text += "notice: image " + v.Name + ": " + fault.Printable(v.Notice) + "\n"
 		}
 	}
 	return text
@@ -76,7 +78,7 @@ func inFull(problems []string) string {
 	text := ""
 	for _, p := range problems {
 		if p != "" {
-			text += "problem: " + printable(p) + "\n"
+			text += "problem: " + fault.Printable(p) + "\n"
 		}
 	}
 	return text

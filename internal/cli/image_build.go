@@ -254,7 +254,7 @@ func runImageTest(ctx context.Context, o imageTestOptions, e *Env) error {
 func describeTests(v testView) string {
 	var b strings.Builder
 	for _, t := range v.Tests {
-		fmt.Fprintf(&b, "%s %s (%.1f s)\n", t.Status, printable(t.Name), t.Seconds)
+		fmt.Fprintf(&b, "%s %s (%.1f s)\n", t.Status, fault.Printable(t.Name), t.Seconds)
 		if t.Message != "" {
 			b.WriteString("  " + indent(t.Message, 2))
 		}

@@ -10,6 +10,8 @@ import (
 	"charm.land/lipgloss/v2"
 
 	bangerv1 "banger/api/banger/v1"
+
+	"banger/internal/fault"
 )
 
 // display shows the progress of one or several long operations on stderr. On a terminal the last
@@ -165,7 +167,7 @@ func (d *display) mark(sign, colour string) string {
 // line prints a line that stays.
 func (d *display) line(text, mark string) {
 	d.erase()
-	text = printable(text)
+	text = fault.Printable(text)
 	switch {
 	case !d.live:
 		fmt.Fprintf(d.w, "banger: %s\n", text)

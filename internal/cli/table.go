@@ -4,6 +4,8 @@ import (
 	"strings"
 
 	"charm.land/lipgloss/v2"
+
+	"banger/internal/fault"
 )
 
 // maxWidth is how wide a table may be.
@@ -46,7 +48,7 @@ func fit(columns []column, rows [][]string) []int {
 	for i, c := range columns {
 		widths[i] = lipgloss.Width(c.title)
 		for _, row := range rows {
-			widths[i] = max(widths[i], lipgloss.Width(printable(row[i])))
+			widths[i] = max(widths[i], lipgloss.Width(fault.Printable(row[i])))
 		}
 		total += widths[i]
 	}
@@ -103,7 +105,7 @@ func fields(list []field) string {
 		if f.value == "" {
 			continue
 		}
-		b.WriteString(f.name + ":" + strings.Repeat(" ", width-len(f.name)-1+columnGap) + printable(f.value) + "\n")
+		b.WriteString(f.name + ":" + strings.Repeat(" ", width-len(f.name)-1+columnGap) + fault.Printable(f.value) + "\n")
 	}
 	return b.String()
 }

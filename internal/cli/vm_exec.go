@@ -244,7 +244,7 @@ func (e *Env) receiveExec(stream *execStream, o execOptions) error {
 			_, err = e.Stderr.Write(out.Stderr)
 		case *agentv1.ExecResponse_Exited:
 			if reason := out.Exited.GetError(); reason != "" {
-				text := fmt.Sprintf("VM %s cannot run the program: %s", o.name, printable(reason))
+				text := fmt.Sprintf("VM %s cannot run the program: %s", o.name, fault.Printable(reason))
 				return &exitError{code: int(out.Exited.GetCode()), text: text}
 			}
 			return silent(int(out.Exited.GetCode()))

@@ -424,7 +424,7 @@ type serverTrouble struct{ text string }
 func (s *serverTrouble) Error() string { return "the server says " + s.text }
 
 func statusFault(r *http.Response, address string) error {
-	text := strings.Map(printable, r.Status)
+	text := fault.Printable(r.Status)
 	switch code := r.StatusCode; {
 	case code == http.StatusNotFound || code == http.StatusGone:
 		return fault.New(fault.NotFound, "there is no %s (%s)", address, text).WithHint("check the address and the version")
@@ -435,11 +435,4 @@ func statusFault(r *http.Response, address string) error {
 		return &serverTrouble{text}
 	}
 	return fault.New(fault.Precondition, "cannot download %s: the server says %s", address, text)
-}
-
-func printable(r rune) rune {
-	if r < ' ' || r == 0x7f {
-		return -1
-	}
-	return r
 }

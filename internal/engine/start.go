@@ -9,7 +9,6 @@ import (
 	"os"
 	"strings"
 	"time"
-	"unicode"
 
 	agentv1 "banger/api/agent/v1"
 	"banger/internal/capability"
@@ -372,18 +371,13 @@ func consoleEnd(path string) string {
 	if err != nil {
 		return ""
 	}
-	lines := strings.FieldsFunc(printable(string(text)), func(r rune) bool { return r == '\n' })
-	return strings.Join(lines[max(0, len(lines)-consoleLines):], "\n")
-}
-
-// printable is a guest's text without what could do something to a terminal.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		if r == '\n' || unicode.IsPrint(r) && r != unicode.ReplacementChar {
-			return r
+	var lines []string
+	for line := range strings.FieldsFuncSeq(string(text), func(r rune) bool { return r == '\n' || r == '\r' }) {
+		if line = fault.Printable(line); line != "" {
+			lines = append(lines, line)
 		}
-		return -1
-	}, text)
+	}
+	return strings.Join(lines[max(0, len(lines)-consoleLines):], "\n")
 }
 
 // ready lets capabilities do their part in the guest and says in the row that the VM runs.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	"connectrpc.com/connect"
@@ -132,8 +131,7 @@ func (o *operation) quiesce(ctx context.Context, m *machine, hold bool) (held ti
 	response, err := m.agent.Quiesce(asking, &agentv1.QuiesceRequest{Hold: hold})
 	if err == nil {
 		for _, what := range response.GetLacking()[:min(len(response.GetLacking()), maxLacking)] {
-			line := strings.ReplaceAll(printable(what), "\n", " ")
-			o.sink.Notice(fmt.Sprintf("VM %s: %s", o.v.Spec.Name, clip(line)))
+			o.sink.Notice(fmt.Sprintf("VM %s: %s", o.v.Spec.Name, clip(fault.Printable(what))))
 		}
 		return min(max(0, time.Duration(response.GetHeldNanos())), o.e.c.QuiesceTimeout), nil // what a guest says may be nonsense
 	}

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-	"unicode"
 
 	"banger/internal/fault"
 	"banger/internal/system"
@@ -154,7 +153,7 @@ func (c *client) exchange(ctx context.Context, method, path string, body, result
 		return nil
 	}
 	if err := json.Unmarshal(text, result); err != nil {
-		return fmt.Errorf("its answer is not understood: %w: %s", err, printable(text))
+		return fmt.Errorf("its answer is not understood: %w: %s", err, oneLine(text))
 	}
 	return nil
 }
@@ -168,21 +167,15 @@ func said(text []byte) string {
 	}
 	if json.Unmarshal(text, &answer) == nil {
 		if said := answer.Fault + answer.Error; said != "" {
-			return printable([]byte(said))
+			return oneLine([]byte(said))
 		}
 	}
-	return printable(text)
+	return oneLine(text)
 }
 
-// printable is one line of text for people, not too long.
-func printable(text []byte) string {
-	spaced := strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return ' '
-		}
-		return r
-	}, strings.ToValidUTF8(string(text), "?"))
-	line := strings.Join(strings.Fields(spaced), " ")
+// oneLine is one line of text for people, not too long.
+func oneLine(text []byte) string {
+	line := strings.Join(strings.Fields(fault.Printable(string(text))), " ")
 	if len(line) > maxSaid {
 		line = strings.ToValidUTF8(line[:maxSaid], "") + "…"
 	}

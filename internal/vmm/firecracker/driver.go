@@ -175,7 +175,7 @@ func versionOf(ctx context.Context, binary string) (version, error) {
 	first, _, _ := bytes.Cut(out, []byte("\n"))
 	text, ok := strings.CutPrefix(strings.TrimSpace(string(first)), "Firecracker ")
 	if !ok {
-		return version{}, fault.New(fault.Precondition, "%s is no Firecracker: it says %q", binary, printable(first)).
+		return version{}, fault.New(fault.Precondition, "%s is no Firecracker: it says %q", binary, oneLine(first)).
 			WithHint("set the right one in config.toml, section [firecracker]: see docs/firecracker.md")
 	}
 	return parseVersion(text)

@@ -71,7 +71,7 @@ func TestWhatAnAnswerSays(t *testing.T) {
 		`{"fault_message": "no \u001b[2J good"}`: "no [2J good",
 		"{\"error\": \"bad\nrequest\" }":         `{"error": "bad request" }`,
 		"":                                       "",
-		"\xff\x00binary":                         "? binary",
+		"\xff\x00binary":                         "binary",
 		`{"fault_message": 5}`:                   `{"fault_message": 5}`,
 	} {
 		if got := said([]byte(body)); got != want {

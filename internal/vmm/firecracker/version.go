@@ -27,7 +27,7 @@ var versionPattern = regexp.MustCompile(`^v?((\d{1,4})\.(\d{1,4})\.(\d{1,4})(?:[
 func parseVersion(text string) (version, error) {
 	m := versionPattern.FindStringSubmatch(text)
 	if m == nil {
-		return version{}, fault.New(fault.Precondition, "%q is no version of Firecracker", printable([]byte(text))).
+		return version{}, fault.New(fault.Precondition, "%q is no version of Firecracker", oneLine([]byte(text))).
 			WithHint("install a 1.x release: see docs/firecracker.md")
 	}
 	v := version{text: m[1]}

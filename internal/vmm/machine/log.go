@@ -4,7 +4,8 @@ import (
 	"io"
 	"os"
 	"strings"
-	"unicode"
+
+	"banger/internal/fault"
 )
 
 // Tail returns the last lines of a log, oldest first: at most n, from at most the last 64 KiB. A log
@@ -29,17 +30,10 @@ func Tail(path string, n int) []string {
 		return nil
 	}
 	var lines []string
-	for line := range strings.Lines(strings.ToValidUTF8(strings.TrimLeft(string(text), "\x00"), "?")) {
+	for line := range strings.Lines(strings.TrimLeft(string(text), "\x00")) {
 		if line = strings.TrimRight(line, "\r\n"); line != "" {
-			lines = append(lines, strings.Map(printable, line))
+			lines = append(lines, fault.Printable(line))
 		}
 	}
 	return lines[max(0, len(lines)-n):]
-}
-
-func printable(r rune) rune {
-	if unicode.IsControl(r) && r != '\t' {
-		return '?'
-	}
-	return r
 }
