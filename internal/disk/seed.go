@@ -3,6 +3,7 @@ package disk
 import (
 	"archive/tar"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -18,20 +19,21 @@ import (
 )
 
 // CreateExt4FromTar makes path a sparse file of size bytes with a writable ext4 that holds the
-// directories, regular files and links of a tar stream, with their owners and modes,
+// directories, regular files and links of a tar stream, with their owners, modes and times,
 // whoever runs it. Meant for small trees such as a home directory. What it cannot hold (devices, FIFOs, names with a
-// quote or a newline, extended attributes) is left out and returned, a line each.
+// quote or a newline, extended attributes) is left out and returned, a line each. The same stream gives the same bytes.
 func CreateExt4FromTar(ctx context.Context, path string, size int64, label string, tarStream io.Reader) (skipped []string, err error) {
 	dir, err := os.MkdirTemp(filepath.Dir(path), temporaryPrefix)
 	if err != nil {
 		return nil, spaceFault(err, path)
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	t, err := unpackTree(tar.NewReader(&contextReader{ctx: ctx, r: tarStream}), dir)
+	sum := sha256.New()
+	t, err := unpackTree(tar.NewReader(io.TeeReader(&contextReader{ctx: ctx, r: tarStream}, sum)), dir)
 	if err != nil {
 		return nil, spaceFault(fmt.Errorf("cannot unpack a tar stream for %s: %w", filepath.Base(path), err), path)
 	}
-	if err := makeExt4(ctx, path, size, label, dir); err != nil {
+	if err := makeExt4(ctx, path, size, label, &content{dir: dir, sum: sum.Sum(nil)}); err != nil {
 		return nil, err
 	}
 	if err := setOwners(ctx, path, t.commands.String()); err != nil {
@@ -44,6 +46,7 @@ func CreateExt4FromTar(ctx context.Context, path string, size int64, label strin
 // their owners, modes and times, which the user who runs this may not be allowed to set.
 type treeUnpacker struct {
 	root     *os.Root
+	made     map[string]bool // directories
 	commands strings.Builder
 	skipped  []string
 }
@@ -54,11 +57,11 @@ func unpackTree(r *tar.Reader, dir string) (*treeUnpacker, error) {
 		return nil, err
 	}
 	defer func() { _ = root.Close() }()
-	t := &treeUnpacker{root: root}
+	t := &treeUnpacker{root: root, made: map[string]bool{}}
 	for {
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {
-			return t, nil
+			return t, t.directory("")
 		}
 		if err != nil {
 			return nil, err
@@ -81,10 +84,34 @@ func (t *treeUnpacker) take(h *tar.Header, r io.Reader) error {
 			t.skip(name, "its attribute "+attribute)
 		}
 	}
+	if name != "" {
+		if err := t.directory(parent(name)); err != nil {
+			return err
+		}
+	}
 	kind, err := t.unpack(name, h, r)
 	if kind != 0 && err == nil {
 		ext4Fields(&t.commands, name, kind, h)
 	}
+	return err
+}
+
+// parent is the directory that a file is in; "" is the root.
+func parent(name string) string { return filepath.Dir("/" + name)[1:] }
+
+// directory makes a directory that no entry has told of so far, as mke2fs makes its root.
+func (t *treeUnpacker) directory(name string) error {
+	if t.made[name] {
+		return nil
+	}
+	if name != "" {
+		if err := t.directory(parent(name)); err != nil {
+			return err
+		}
+	}
+	h := &tar.Header{Typeflag: tar.TypeDir, Mode: 0o755}
+	kind, err := t.unpack(name, h, nil)
+	ext4Fields(&t.commands, name, kind, h)
 	return err
 }
 
@@ -96,6 +123,7 @@ func (t *treeUnpacker) skip(name, what string) {
 func (t *treeUnpacker) unpack(name string, h *tar.Header, r io.Reader) (kind int64, err error) {
 	switch h.Typeflag {
 	case tar.TypeDir:
+		t.made[name] = true
 		if name == "" {
 			return 0o040000, nil
 		}
@@ -125,12 +153,23 @@ func (t *treeUnpacker) link(name, target string) error {
 	return err
 }
 
+// ext4Fields sets what mke2fs has from the file on the host. The "extra" fields hold nanoseconds and the higher bits of
+// seconds (Documentation/filesystems/ext4/inodes.rst, "Inode Timestamps").
 func ext4Fields(w *strings.Builder, name string, kind int64, h *tar.Header) {
 	set := func(field, value string) { fmt.Fprintf(w, "set_inode_field \"/%s\" %s %s\n", name, field, value) }
 	set("mode", fmt.Sprintf("0%o", kind|h.Mode&0o7777))
 	set("uid", fmt.Sprint(h.Uid))
 	set("gid", fmt.Sprint(h.Gid))
-	set("mtime", h.ModTime.UTC().Format("20060102150405"))
+	var at time.Time
+	if at = h.ModTime; at.IsZero() {
+		at = time.Unix(0, 0)
+	}
+	seconds, nanoseconds := at.Unix(), uint32(at.Nanosecond())
+	epoch := uint32((seconds-int64(int32(seconds)))>>32) & 3
+	for _, field := range []string{"atime", "ctime", "mtime", "crtime"} {
+		set(field, fmt.Sprintf("@%d", seconds))
+		set(field+"_extra", fmt.Sprint(nanoseconds<<2|epoch))
+	}
 }
 
 func setOwners(ctx context.Context, path, script string) error {
@@ -140,7 +179,7 @@ func setOwners(ctx context.Context, path, script string) error {
 	}
 	var complaint string
 	_, err = runOn(ctx, path, system.Command{
-		Path: debugfs, Args: []string{"-w", "-f", "-"}, Stdin: strings.NewReader(script), Timeout: time.Minute,
+		Path: debugfs, Args: []string{"-w", "-f", "-"}, Stdin: strings.NewReader(script), Timeout: toolTimeout, Env: timeStandsStill(makingTime),
 		OnStderrLine: func(line string) {
 			if complaint == "" && !strings.HasPrefix(line, "debugfs ") { // it greets there
 				complaint = line
