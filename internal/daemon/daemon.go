@@ -80,6 +80,7 @@ func (o Options) live(ctx context.Context, config settings, logger *slog.Logger)
 		return err
 	}
 	defer l.Close()
+	tellManager(adopting, logger) // who connects from now on is answered, if late
 
 	gate := server.NewGate()
 	handler := server.New(server.Options{
@@ -95,6 +96,9 @@ func (o Options) live(ctx context.Context, config settings, logger *slog.Logger)
 		defer close(reconciled)
 		h.reconcile(ctx)
 		gate.Open()
+		if ctx.Err() == nil {
+			tellManager(serving, logger)
+		}
 	}()
 	err = serve(ctx, l, handler, logger)
 	end()
