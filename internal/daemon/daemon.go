@@ -85,7 +85,7 @@ func (o Options) live(ctx context.Context, config settings, logger *slog.Logger)
 	gate := server.NewGate()
 	handler := server.New(server.Options{
 		Engine: h.verbs(), Images: h.images, Kernels: h.kernels, Setup: h.setup, Builds: h.builder, Templates: h.engine, Snapshots: h.engine, Ports: h.ports,
-		Paths: o.Paths, Defaults: config.defaults, Logger: logger,
+		Paths: o.Paths, Defaults: config.defaults, Named: config.named, Logger: logger,
 		Host: h.host, Shutdown: end, Gate: gate, Closing: ctx.Done(),
 	})
 	if config.dns.IsValid() {
