@@ -95,7 +95,7 @@ const maxTAPPool = 64
 type settings struct {
 	defaults    vm.Spec
 	named       server.Named // where it names the image and the kernel of the defaults
-	mirror      string // empty: Debian's own
+	mirror      string       // empty: Debian's own
 	bootTimeout time.Duration
 	stopTimeout time.Duration
 	logLevel    slog.Level

@@ -435,7 +435,18 @@ func home(t *testing.T) *bytes.Buffer {
 		{Typeflag: tar.TypeDir, Name: "./.ssh/", Mode: 0o700},
 		{Typeflag: tar.TypeSymlink, Name: "./with space", Linkname: ".bashrc", Mode: 0o777},
 		{Typeflag: tar.TypeLink, Name: "./hard", Linkname: "./.bashrc"},
-		{Typeflag: tar.TypeChar, Name: "./null", Devmajor: 1, Devminor: 3},
+		{Typeflag: tar.TypeDir, Name: "./deep/er/", Mode: 0o3711, Uid: 100_000},
+		{Typeflag: tar.TypeReg, Name: "./deep/say \"hi\"", Mode: 0o4755, Gid: 70_000, PAXRecords: map[string]string{
+			"SCHILY.xattr.user.\"it\"":           "a value with\x00a zero byte",
+			"SCHILY.xattr.user.big":              strings.Repeat("b", 3000),
+			"SCHILY.xattr.user.none":             "",
+			"SCHILY.xattr.user.too":              strings.Repeat("c", 3000),
+			"SCHILY.xattr.security.capability":   "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
+			"SCHILY.xattr.user.lines\nin a name": "x",
+		}},
+		{Typeflag: tar.TypeFifo, Name: "./deep/er/fi fo", Mode: 0o600},
+		{Typeflag: tar.TypeChar, Name: "./null", Mode: 0o666, Devmajor: 1, Devminor: 3},
+		{Typeflag: tar.TypeBlock, Name: "./disk", Mode: 0o660, Gid: 6, Devmajor: 259, Devminor: 300},
 		{Typeflag: tar.TypeReg, Name: "./two\nlines", Mode: 0o644, Size: 2},
 		{Typeflag: tar.TypeLink, Name: "./lost", Linkname: "./two\nlines"},
 	} {
@@ -451,7 +462,7 @@ func home(t *testing.T) *bytes.Buffer {
 func TestCreateExt4FromTar(t *testing.T) {
 	need.Binary(t, "mke2fs")
 	path := filepath.Join(t.TempDir(), "seed.ext4")
-	skipped, err := CreateExt4FromTar(t.Context(), path, 256<<20, "work", home(t))
+	skipped, err := CreateExt4FromTar(t.Context(), path, 600<<20, "work", home(t)) // from 512 MiB on, mke2fs makes blocks of 4 KiB
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -468,7 +479,29 @@ func TestCreateExt4FromTar(t *testing.T) {
 	if got := debugfs(t, path, "stat /hard"); !strings.Contains(got, "Links: 2") || !strings.Contains(got, "User:     7") {
 		t.Errorf("hard link: %s", got)
 	}
-	if len(skipped) != 3 || !strings.Contains(strings.Join(skipped, " "), `"lost": a hard link`) {
+	if got := debugfs(t, path, "stat /deep"); !strings.Contains(got, "Mode:  0755") || !strings.Contains(got, "User:     0   Group:     0") {
+		t.Errorf("a directory that only a name implied: %s", got)
+	}
+	if got := debugfs(t, path, `stat "/deep/er"`); !strings.Contains(got, "Mode:  03711") || !strings.Contains(got, "User: 100000") {
+		t.Errorf("directory: %s", got)
+	}
+	got := debugfs(t, path, `stat "/deep/say ""hi"""`)
+	for _, want := range []string{"Mode:  04755", "Group: 70000", `user.\"it\" (24)`, "user.big (3000)", "user.none (0)", "security.capability (20)"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %s in %s", want, got)
+		}
+	}
+	if got := debugfs(t, path, `ea_get -x "/deep/say ""hi""" "user.""it"""`); !strings.Contains(got, "68 00 61") {
+		t.Errorf("the attribute's value: %s", got)
+	}
+	for file, want := range map[string]string{
+		`"/deep/er/fi fo"`: "Type: FIFO    Mode:  0600", "/null": "Device major/minor number: 01:03", "/disk": "Device major/minor number: 259:300",
+	} {
+		if got := debugfs(t, path, "stat "+file); !strings.Contains(got, want) {
+			t.Errorf("no %q in %s", want, got)
+		}
+	}
+	if len(skipped) != 4 || !strings.Contains(strings.Join(skipped, " "), `"lost": a hard link`) {
 		t.Errorf("left out %q", skipped)
 	}
 	noLeftovers(t, filepath.Dir(path))

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"banger/internal/fault"
+	"banger/internal/image/layer"
 )
 
 // filterFormat is part of the recipe's hash: raise it when the rules change.
@@ -59,6 +60,7 @@ var neededDirs = map[string]int64{
 type filtered struct {
 	home     bytes.Buffer // a tar stream of the content of /root; empty when it went elsewhere
 	packages []string     // "name=version", sorted
+	skipped  []string     // what could not be taken over, a line each
 	files    int
 	bytes    int64
 }
@@ -69,9 +71,10 @@ type rules struct {
 	added   map[string]string // files, by name, which none must have that goes through
 	needed  map[string]int64  // modes of directories, made when they are not there
 	maxHome int64             // bytes of files in /root
+	raw     bool              // extended attributes are as programs see them, and not yet as ext4 stores them
 }
 
-var debianRules = rules{dropped: isDropped, added: added, needed: neededDirs, maxHome: maxHome}
+var debianRules = rules{raw: true, dropped: isDropped, added: added, needed: neededDirs, maxHome: maxHome}
 
 // filterRoot copies the root file system of a new Debian, as a tar stream, without what does not belong into an image.
 // What is in /root goes into the result.
@@ -127,11 +130,19 @@ func clean(name string) string { return strings.TrimPrefix(path.Clean("/"+name),
 
 func (f *filter) take(h *tar.Header, content io.Reader) error {
 	name := clean(h.Name)
-	if name == "root" || strings.HasPrefix(name, "root/") {
-		return f.takeHome(name, h, content)
-	}
-	if f.dropped(name, h.Typeflag == tar.TypeDir) {
+	home := name == "root" || strings.HasPrefix(name, "root/")
+	if !home && f.dropped(name, h.Typeflag == tar.TypeDir) {
 		return nil
+	}
+	if f.raw {
+		var left []string
+		h.PAXRecords, left = layer.KeepAttributes(h.PAXRecords)
+		for _, attribute := range left {
+			f.result.skipped = append(f.result.skipped, fmt.Sprintf("%q: its attribute %s has no room beside the others", "/"+name, attribute))
+		}
+	}
+	if home {
+		return f.takeHome(name, h, content)
 	}
 	if list := packageLists[name]; list != nil && h.Typeflag == tar.TypeReg {
 		text, err := io.ReadAll(io.LimitReader(content, maxStatus))
