@@ -201,7 +201,7 @@ func ext4Fields(w *strings.Builder, name string, kind int64, h *tar.Header) {
 	seconds, nanoseconds := at.Unix(), uint32(at.Nanosecond())
 	epoch := uint32((seconds-int64(int32(seconds)))>>32) & 3
 	for _, field := range []string{"atime", "ctime", "mtime", "crtime"} {
-		set(field, fmt.Sprintf("@%d", seconds))
+		set(field, fmt.Sprintf("@%d", uint32(seconds))) // it has no place for -1
 		set(field+"_extra", fmt.Sprint(nanoseconds<<2|epoch))
 	}
 }

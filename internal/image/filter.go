@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"path"
 	"slices"
 	"strings"
 	"time"
 
+	"banger/internal/disk"
 	"banger/internal/fault"
 	"banger/internal/image/layer"
 )
@@ -186,12 +188,34 @@ func (f *filter) takeHome(name string, h *tar.Header, content io.Reader) error {
 	return copyEntry(f.home, &inside, content)
 }
 
+// What an inode has room for (Documentation/filesystems/ext4/inodes.rst; linux/kdev_t.h). The last owner means none.
+const (
+	maxOwner = math.MaxUint32 - 1
+	maxMajor = 1<<12 - 1
+	maxMinor = 1<<20 - 1
+)
+
+// checkNumbers refuses what would silently become another number: owner 4294967296 would be root.
+func checkNumbers(h *tar.Header) error {
+	for _, owner := range []int{h.Uid, h.Gid} {
+		if owner < 0 || owner > maxOwner {
+			return fault.New(fault.Precondition, "it belongs to %d, which is the number of nobody", owner)
+		}
+	}
+	device := h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock
+	if device && (h.Devmajor < 0 || h.Devmajor > maxMajor || h.Devminor < 0 || h.Devminor > maxMinor) {
+		return fault.New(fault.Precondition, "there is no device %d:%d", h.Devmajor, h.Devminor)
+	}
+	return nil
+}
+
 func copyEntry(w *tar.Writer, h *tar.Header, content io.Reader) error {
+	if err := checkNumbers(h); err != nil {
+		return err
+	}
 	h.Format = tar.FormatPAX // names, owners and times of any kind
 	h.AccessTime, h.ChangeTime = time.Time{}, time.Time{}
-	if y := h.ModTime.Year(); y < 1970 || y > 2300 { // the writer of the ext4 makes another time of it, and e2fsck doubts it
-		h.ModTime = time.Unix(0, 0)
-	}
+	h.ModTime = disk.Tellable(h.ModTime)
 	if err := w.WriteHeader(h); err != nil {
 		return err
 	}
