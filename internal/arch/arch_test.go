@@ -66,7 +66,7 @@ var rooms = map[string][]string{
 	},
 	"internal/kernel":      {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/paths", "internal/progress", "internal/system"},
 	"internal/image":       {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/image/layer", "internal/image/oci", "internal/paths", "internal/progress", "internal/system"},
-	"internal/image/layer": {"internal/fault"},
+	"internal/image/layer": {"internal/disk", "internal/fault"},
 	"internal/image/oci":   {"internal/debian", "internal/fault", "internal/image/layer"},
 	"internal/guest":       {"api/agent/v1", "api/agent/v1/agentv1connect", "internal/channel", "internal/fault", "internal/paths", "internal/vm"},
 	"internal/snapshot":    {"internal/disk", "internal/fault", "internal/fileio", "internal/vm"},

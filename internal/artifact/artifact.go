@@ -270,8 +270,10 @@ func Describe(dir string, names ...string) ([]File, error) {
 		if err != nil {
 			return nil, err
 		}
-		st, ok := info.Sys().(*syscall.Stat_t)
-		sparse := ok && st.Blocks*512 < info.Size()/2
+		sparse, err := mostlyZero(path)
+		if err != nil {
+			return nil, err
+		}
 		sum, size, err := sumLike(path, sparse)
 		if err != nil {
 			return nil, err

@@ -270,6 +270,10 @@ func TestSparseSum(t *testing.T) {
 		if err != nil || err2 != nil || a != b || size != int64(len(content)) {
 			rt.Fatalf("sums %s and %s, size %d, errors %v, %v", a, b, size, err, err2)
 		}
+		described, err := Describe(dir, "dense", "sparse")
+		if err != nil || described[0].SHA256 != described[1].SHA256 || described[0].Sparse != described[1].Sparse {
+			rt.Fatalf("%+v, %v", described, err)
+		}
 		content = append(content, 0)
 		if len(content) > 1 {
 			content[rapid.IntRange(0, len(content)-2).Draw(rt, "flip")] ^= 0x40

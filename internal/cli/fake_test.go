@@ -251,14 +251,14 @@ func (w *world) ReadLog(_ context.Context, r *bangerv1.ReadLogRequest, s *connec
 func (w *world) image() *bangerv1.Image {
 	return &bangerv1.Image{
 		Name: "debian", Digest: "sha256:ab", Description: "Debian stable", Architecture: "amd64", SizeBytes: 262 << 20,
-		WorkSeedBytes: 64 << 20, PackageCount: 123, CreatedAt: timestamppb.New(born), IsDefault: true, UsedBy: []string{"web"},
+		WorkSeedBytes: 64 << 20, PackageCount: 123, CreatedAt: timestamppb.New(born), IsDefault: true, DefaultFrom: "image default", UsedBy: []string{"web"},
 		Directory: "/state/images/debian",
 	}
 }
 
 func (w *world) kernel() *bangerv1.Kernel {
 	return &bangerv1.Kernel{
-		Name: "6.12-cloud", Release: "6.12.0-cloud-amd64", Architecture: "amd64", SizeBytes: 40 << 20, IsDefault: true,
+		Name: "6.12-cloud", Release: "6.12.0-cloud-amd64", Architecture: "amd64", SizeBytes: 40 << 20, IsDefault: true, DefaultFrom: "kernel default",
 		Problem: "modules.ext4 is missing", Directory: "/state/kernels/6.12-cloud",
 	}
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -52,7 +53,7 @@ func (e *Env) imageTable(images []imageView) string {
 	rows, problems := make([][]string, len(images)), make([]string, len(images))
 	for i, v := range images {
 		rows[i] = []string{
-			v.Name, defaultMark(v.IsDefault), size(v.SizeBytes), fmt.Sprint(v.PackageCount),
+			v.Name, defaultMark(v.DefaultFrom), size(v.SizeBytes), fmt.Sprint(v.PackageCount),
 			fmt.Sprint(len(v.UsedBy)), e.age(v.CreatedAt), problemMark(v.Problem),
 		}
 		problems[i] = v.Problem
@@ -84,11 +85,31 @@ func inFull(problems []string) string {
 	return text
 }
 
-func defaultMark(isDefault bool) string {
-	if isDefault {
-		return "yes"
+// defaultMark renders what makes an image or a kernel the default, in a table: "yes" is the catalogue, "config.toml:3" a line of
+// the configuration, which wins.
+func defaultMark(from string) string {
+	switch {
+	case from == "":
+		return "-"
+	case filepath.IsAbs(from):
+		return filepath.Base(from)
 	}
-	return "-"
+	return "yes"
+}
+
+// defaultText is the same where there is room.
+func defaultText(from string) string {
+	if filepath.IsAbs(from) {
+		return "yes, by " + from
+	}
+	return yesNo(from != "")
+}
+
+// tellDefault says why the default is the one that it is, when that is not the catalogue's.
+func (e *Env) tellDefault(what, from string) {
+	if filepath.IsAbs(from) {
+		e.notice(from + " names the default " + what)
+	}
 }
 
 func newImageShowCommand(e *Env) *cobra.Command {
@@ -132,7 +153,7 @@ func runImageShow(ctx context.Context, o showOptions, e *Env) error {
 				{"work seed", size(v.WorkSeedBytes)},
 				{"packages", fmt.Sprint(v.PackageCount)},
 				{"created", e.when(v.CreatedAt)},
-				{"default", yesNo(v.IsDefault)},
+				{"default", defaultText(v.DefaultFrom)},
 				{"used by", dash(strings.Join(v.UsedBy, ", "))},
 				{"digest", v.Digest},
 				{"directory", v.Directory},

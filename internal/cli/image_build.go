@@ -143,11 +143,9 @@ func (e *Env) build(ctx context.Context, c *client.Client, req *bangerv1.BuildIm
 		return nil, err
 	}
 	if makeDefault {
-		res, err := c.Images.SetDefaultImage(ctx, &bangerv1.SetDefaultImageRequest{Name: built.GetImage().GetName()})
-		if err != nil {
+		if built.Image, err = e.setDefaultImage(ctx, c, built.GetImage().GetName()); err != nil {
 			return nil, err
 		}
-		built.Image = res.GetImage()
 	}
 	for _, s := range built.GetLeftOut() {
 		e.notice("left out: " + s)

@@ -74,11 +74,9 @@ func runImageImport(ctx context.Context, o imageImportOptions, e *Env) error {
 			return err
 		}
 		if o.makeDefault {
-			res, err := c.Images.SetDefaultImage(ctx, &bangerv1.SetDefaultImageRequest{Name: made.GetName()})
-			if err != nil {
+			if made, err = e.setDefaultImage(ctx, c, made.GetName()); err != nil {
 				return err
 			}
-			made = res.GetImage()
 		}
 		e.tellSkipped(made)
 		v := viewImage(made)
@@ -175,6 +173,15 @@ func newImageDefaultCommand(e *Env) *cobra.Command {
 	return cmd
 }
 
+// setDefaultImage makes an image the default, and tells when the configuration has another opinion.
+func (e *Env) setDefaultImage(ctx context.Context, c *client.Client, name string) (*bangerv1.Image, error) {
+	res, err := c.Images.SetDefaultImage(ctx, &bangerv1.SetDefaultImageRequest{Name: name})
+	if err == nil && res.GetNotice() != "" {
+		e.notice(res.GetNotice())
+	}
+	return res.GetImage(), err
+}
+
 func runImageDefault(ctx context.Context, o showOptions, e *Env) error {
 	return e.quickly(ctx, func(ctx context.Context, c *client.Client) error {
 		var i *bangerv1.Image
@@ -184,12 +191,12 @@ func runImageDefault(ctx context.Context, o showOptions, e *Env) error {
 				return err
 			}
 			i = res.GetImage()
+			e.tellDefault("image", i.GetDefaultFrom())
 		} else {
-			res, err := c.Images.SetDefaultImage(ctx, &bangerv1.SetDefaultImageRequest{Name: o.name})
-			if err != nil {
+			var err error
+			if i, err = e.setDefaultImage(ctx, c, o.name); err != nil {
 				return err
 			}
-			i = res.GetImage()
 		}
 		v := viewImage(i)
 		return e.print(o.output, v, func() string { return v.Name + "\n" })

@@ -45,7 +45,7 @@ func kernelTable(kernels []kernelView) string {
 	}
 	rows, problems := make([][]string, len(kernels)), make([]string, len(kernels))
 	for i, v := range kernels {
-		rows[i] = []string{v.Name, defaultMark(v.IsDefault), v.Release, size(v.SizeBytes), problemMark(v.Problem)}
+		rows[i] = []string{v.Name, defaultMark(v.DefaultFrom), v.Release, size(v.SizeBytes), problemMark(v.Problem)}
 		problems[i] = v.Problem
 	}
 	return table(columns, rows) + inFull(problems)

@@ -45,7 +45,7 @@ func runKernelShow(ctx context.Context, o showOptions, e *Env) error {
 				{"formats", strings.Join(v.Formats, ", ")},
 				{"size", size(v.SizeBytes)},
 				{"created", e.when(v.CreatedAt)},
-				{"default", yesNo(v.IsDefault)},
+				{"default", defaultText(v.DefaultFrom)},
 				{"used by", dash(strings.Join(v.UsedBy, ", "))},
 				{"directory", v.Directory},
 			})
@@ -121,11 +121,9 @@ func runKernelImport(cmd *cobra.Command, o kernelImportOptions, e *Env) error {
 			return err
 		}
 		if o.makeDefault {
-			res, err := c.Images.SetDefaultKernel(ctx, &bangerv1.SetDefaultKernelRequest{Name: made.GetName()})
-			if err != nil {
+			if made, err = e.setDefaultKernel(ctx, c, made.GetName()); err != nil {
 				return err
 			}
-			made = res.GetKernel()
 		}
 		v := viewKernel(made)
 		return e.print(o.output, v, func() string { return v.Name + "\n" })
@@ -148,6 +146,15 @@ func newKernelDefaultCommand(e *Env) *cobra.Command {
 	return cmd
 }
 
+// setDefaultKernel makes a kernel the default, and tells when the configuration has another opinion.
+func (e *Env) setDefaultKernel(ctx context.Context, c *client.Client, name string) (*bangerv1.Kernel, error) {
+	res, err := c.Images.SetDefaultKernel(ctx, &bangerv1.SetDefaultKernelRequest{Name: name})
+	if err == nil && res.GetNotice() != "" {
+		e.notice(res.GetNotice())
+	}
+	return res.GetKernel(), err
+}
+
 func runKernelDefault(ctx context.Context, o showOptions, e *Env) error {
 	return e.quickly(ctx, func(ctx context.Context, c *client.Client) error {
 		var k *bangerv1.Kernel
@@ -157,12 +164,12 @@ func runKernelDefault(ctx context.Context, o showOptions, e *Env) error {
 				return err
 			}
 			k = res.GetKernel()
+			e.tellDefault("kernel", k.GetDefaultFrom())
 		} else {
-			res, err := c.Images.SetDefaultKernel(ctx, &bangerv1.SetDefaultKernelRequest{Name: o.name})
-			if err != nil {
+			var err error
+			if k, err = e.setDefaultKernel(ctx, c, o.name); err != nil {
 				return err
 			}
-			k = res.GetKernel()
 		}
 		v := viewKernel(k)
 		return e.print(o.output, v, func() string { return v.Name + "\n" })

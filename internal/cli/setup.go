@@ -79,8 +79,8 @@ func (e *Env) ensureBuilt(ctx context.Context, c *client.Client, recipe string, 
 	if !rebuild {
 		res, err := c.Images.GetImage(ctx, &bangerv1.GetImageRequest{Name: filepath.Base(recipe)})
 		if b := res.GetImage().GetBuild(); err == nil && b.GetRecipe() == recipe && !b.GetStale() {
-			def, err := c.Images.SetDefaultImage(ctx, &bangerv1.SetDefaultImageRequest{Name: res.GetImage().GetName()})
-			return def.GetImage(), true, err
+			def, err := e.setDefaultImage(ctx, c, res.GetImage().GetName())
+			return def, true, err
 		}
 	}
 	built, err := e.build(ctx, c, &bangerv1.BuildImageRequest{Recipe: recipe}, true)

@@ -73,6 +73,7 @@ type imageView struct {
 	SourceDigest  string     `json:"source_digest"`
 	Skipped       []string   `json:"skipped"`
 	Notice        string     `json:"notice"`
+	DefaultFrom   string     `json:"default_from"`
 
 	Build *imageBuildView `json:"build"`
 }
@@ -85,7 +86,7 @@ func viewImage(i *bangerv1.Image) imageView {
 		SizeBytes: i.GetSizeBytes(), WorkSeedBytes: i.GetWorkSeedBytes(), PackageCount: i.GetPackageCount(),
 		CreatedAt: viewTime(i.GetCreatedAt()), IsDefault: i.GetIsDefault(), UsedBy: list(i.GetUsedBy()),
 		Problem: i.GetProblem(), Directory: i.GetDirectory(), Aliases: list(i.GetAliases()), Source: i.GetSource(),
-		SourceDigest: i.GetSourceDigest(), Skipped: list(i.GetSkipped()), Notice: i.GetNotice(),
+		SourceDigest: i.GetSourceDigest(), Skipped: list(i.GetSkipped()), Notice: i.GetNotice(), DefaultFrom: i.GetDefaultFrom(),
 	}
 }
 
@@ -103,6 +104,8 @@ type kernelView struct {
 	Source    string     `json:"source"`
 	Formats   []string   `json:"formats"`
 	Version   string     `json:"version"`
+
+	DefaultFrom string `json:"default_from"`
 }
 
 func viewKernel(k *bangerv1.Kernel) kernelView {
@@ -110,6 +113,7 @@ func viewKernel(k *bangerv1.Kernel) kernelView {
 		Name: k.GetName(), Release: k.GetRelease(), Architecture: k.GetArchitecture(), SizeBytes: k.GetSizeBytes(),
 		IsDefault: k.GetIsDefault(), Problem: k.GetProblem(), Directory: k.GetDirectory(), UsedBy: list(k.GetUsedBy()),
 		CreatedAt: viewTime(k.GetCreatedAt()), Source: k.GetSource(), Formats: list(k.GetFormats()), Version: k.GetVersion(),
+		DefaultFrom: k.GetDefaultFrom(),
 	}
 }
 

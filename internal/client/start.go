@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -89,6 +90,15 @@ func (c *Client) replace(ctx context.Context, o Options) error {
 	}
 	o.notice("bangerd was build " + old + ", restarted as " + c.Hello.Build)
 	return nil
+}
+
+// ownStart is the environment of a daemon that we start, given ours (nil: the process's): without the address of a service manager
+// that waits for us.
+func ownStart(env []string) []string {
+	if env == nil {
+		env = os.Environ()
+	}
+	return slices.DeleteFunc(slices.Clone(env), func(e string) bool { return strings.HasPrefix(e, "NOTIFY_SOCKET=") })
 }
 
 // buildOf asks a bangerd binary which build it is; "" when it does not say.
@@ -255,7 +265,7 @@ func (c *Client) start(ctx context.Context, o Options) error {
 		_ = os.Rename(out, out+".1") // the trace of a crash is kept for one more run, if it can be
 	}
 	proc, err := system.Start(system.StartOptions{
-		Path: command[0], Args: command[1:], Env: o.Env, Dir: "/", Log: out, NewSession: true,
+		Path: command[0], Args: command[1:], Env: ownStart(o.Env), Dir: "/", Log: out, NewSession: true,
 	})
 	if err != nil {
 		return err

@@ -17,6 +17,7 @@ import (
 	"banger/internal/fault"
 	"banger/internal/hostnet"
 	"banger/internal/paths"
+	"banger/internal/server"
 	"banger/internal/tomlfile"
 	"banger/internal/vm"
 	"banger/internal/vmm/fake"
@@ -93,7 +94,8 @@ const maxTAPPool = 64
 // settings is the configuration with its values read.
 type settings struct {
 	defaults    vm.Spec
-	mirror      string // empty: Debian's own
+	named       server.Named // where it names the image and the kernel of the defaults
+	mirror      string       // empty: Debian's own
 	bootTimeout time.Duration
 	stopTimeout time.Duration
 	logLevel    slog.Level
@@ -121,7 +123,16 @@ func loadConfig(path string) (settings, error) {
 	if err != nil {
 		return s, fault.Wrap(fault.Usage, err, "%s", path).WithHint("%s", hintOr(err, "correct the file"))
 	}
+	s.named = server.Named{Image: whereNamed(path, data, "image", config.Image), Kernel: whereNamed(path, data, "kernel", config.Kernel)}
 	return s, nil
+}
+
+// whereNamed says where the file at path, which holds data, gives a key its value; "" when that is empty.
+func whereNamed(path string, data []byte, key, value string) string {
+	if value == "" {
+		return ""
+	}
+	return fmt.Sprintf("%s:%d", path, tomlfile.Line(data, key))
 }
 
 func hintOr(err error, otherwise string) string {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"banger/internal/fault"
+	"banger/internal/server"
 	"banger/internal/vm"
 )
 
@@ -108,4 +109,16 @@ func FuzzConfig(f *testing.F) {
 			t.Errorf("%q: %v", text, err)
 		}
 	})
+}
+
+// Where the file names an image and a kernel is known, so that whoever chooses another default can be told.
+func TestConfigSaysWhereItNamesDefaults(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "config.toml")
+	if err := os.WriteFile(path, []byte("cpus = 1\n\nimage = 'box'\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := loadConfig(path)
+	if want := (server.Named{Image: path + ":3"}); err != nil || s.named != want {
+		t.Errorf("%+v, %v; want %+v", s.named, err, want)
+	}
 }

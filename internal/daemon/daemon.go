@@ -80,11 +80,12 @@ func (o Options) live(ctx context.Context, config settings, logger *slog.Logger)
 		return err
 	}
 	defer l.Close()
+	tellManager(adopting, logger) // who connects from now on is answered, if late
 
 	gate := server.NewGate()
 	handler := server.New(server.Options{
 		Engine: h.verbs(), Images: h.images, Kernels: h.kernels, Setup: h.setup, Builds: h.builder, Templates: h.engine, Snapshots: h.engine, Ports: h.ports,
-		Paths: o.Paths, Defaults: config.defaults, Logger: logger,
+		Paths: o.Paths, Defaults: config.defaults, Named: config.named, Logger: logger,
 		Host: h.host, Shutdown: end, Gate: gate, Closing: ctx.Done(),
 	})
 	if config.dns.IsValid() {
@@ -95,6 +96,9 @@ func (o Options) live(ctx context.Context, config settings, logger *slog.Logger)
 		defer close(reconciled)
 		h.reconcile(ctx)
 		gate.Open()
+		if ctx.Err() == nil {
+			tellManager(serving, logger)
+		}
 	}()
 	err = serve(ctx, l, handler, logger)
 	end()

@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -117,6 +119,62 @@ func TestExitCodes(t *testing.T) {
 	}
 	if err := first.Wait(); err != nil {
 		t.Errorf("after SIGTERM: %v", err)
+	}
+}
+
+// A service manager hears when the socket is there, and when the daemon is about to end.
+func TestServiceManager(t *testing.T) {
+	p := newPlace(t)
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(p.root, "notify"), Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	hear := func() string {
+		t.Helper()
+		if err := manager.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+		b := make([]byte, 4096)
+		n, err := manager.Read(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b[:n])
+	}
+	cmd, out := p.bangerd()
+	cmd.Env = append(cmd.Env, "NOTIFY_SOCKET="+manager.LocalAddr().String())
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill() })
+	if got := hear(); !strings.HasPrefix(got, "READY=1\nSTATUS=") {
+		t.Errorf("first %q", got)
+	}
+	c, err := client.Dial(t.Context(), client.Options{Paths: p.Paths})
+	if err != nil {
+		t.Fatalf("it said that it is ready: %v", err)
+	}
+	c.Close()
+	if got := hear(); got != "STATUS=serving" {
+		t.Errorf("then %q", got)
+	}
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	if got := hear(); got != "STOPPING=1" {
+		t.Errorf("at last %q", got)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+	// One that a command starts says nothing to the manager that waits for the command.
+	p.dial(t, "NOTIFY_SOCKET="+manager.LocalAddr().String())
+	if err := manager.SetReadDeadline(time.Now().Add(50 * time.Millisecond)); err != nil { // it would be here already
+		t.Fatal(err)
+	}
+	if n, err := manager.Read(make([]byte, 4096)); err == nil {
+		t.Errorf("%d bytes from a daemon that no manager started", n)
 	}
 }
 

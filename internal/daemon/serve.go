@@ -55,6 +55,7 @@ func serve(ctx context.Context, l *listener, h http.Handler, logger *slog.Logger
 		case <-ticker.C:
 			l = rebind(l, run, logger)
 		case <-ctx.Done():
+			tellManager(stopping, logger)
 			_ = l.Close() // removes the socket: new clients find no daemon and start another
 			running.wait(drainTimeout)
 			cancelCalls()

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"math"
 	"slices"
 )
 
@@ -19,6 +20,7 @@ const (
 const (
 	inodeACL       = 0x68 // i_file_acl_lo: the block with the extended attributes
 	firstEntry     = 32   // first entry in that block
+	leastInode     = 0x98 // bytes up to the last of the times
 	entryHeader    = 16   // bytes before an entry's name
 	attributeMagic = 0xEA020000
 )
@@ -37,7 +39,7 @@ func readGeometry(f io.ReadSeeker) (g geometry, err error) {
 	le := binary.LittleEndian
 	blocks, perGroup := le.Uint32(super[0x4:]), le.Uint32(super[0x20:])
 	g.perGroup, g.inodeSize = le.Uint32(super[0x28:]), uint32(le.Uint16(super[0x58:]))
-	if perGroup == 0 || le.Uint32(super[0x18:]) != 2 || g.perGroup > compactBlock*8 || g.inodeSize < inodeACL+4 {
+	if perGroup == 0 || le.Uint32(super[0x18:]) != 2 || g.perGroup > compactBlock*8 || g.inodeSize < leastInode {
 		return g, errors.New("unexpected file system geometry")
 	}
 	g.groups = (blocks + perGroup - 1) / perGroup
@@ -45,29 +47,59 @@ func readGeometry(f io.ReadSeeker) (g geometry, err error) {
 	return g, readAt(f, g.descriptors, compactBlock)
 }
 
-// sortAttributes puts the extended attributes in each attribute block into the order that the kernel looks them up by.
-// tar2ext4 compares the three parts of that order side by side instead of one after the other: with more than a dozen in a
-// block some are listed and cannot be read.
-func sortAttributes(f io.ReadWriteSeeker, g geometry) error {
+// mendInodes puts right what tar2ext4 leaves wrong in or about its inodes.
+func mendInodes(f io.ReadWriteSeeker, g geometry) error {
 	table := make([]byte, g.perGroup*g.inodeSize)
 	for i := range g.groups {
-		at := binary.LittleEndian.Uint32(g.descriptors[i*compactDescriptor+8:])
-		if err := readAt(f, table, int64(at)*compactBlock); err != nil {
+		at := int64(binary.LittleEndian.Uint32(g.descriptors[i*compactDescriptor+8:])) * compactBlock
+		if err := readAt(f, table, at); err != nil {
 			return err
 		}
+		changed := false
 		for inode := table; len(inode) > 0; inode = inode[g.inodeSize:] {
-			block := binary.LittleEndian.Uint32(inode[inodeACL:])
-			if block == 0 {
-				continue
+			changed = mendTimes(inode) || changed
+			if block := binary.LittleEndian.Uint32(inode[inodeACL:]); block != 0 {
+				if err := sortBlock(f, int64(block)*compactBlock); err != nil {
+					return err
+				}
 			}
-			if err := sortBlock(f, int64(block)*compactBlock); err != nil {
-				return err
-			}
+		}
+		if !changed {
+			continue
+		}
+		if err := writeAt(f, table, at); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
+// times are the places of an inode's times, each with that of its extra bits: ctime, mtime, atime, crtime.
+var times = [][2]int{{0x0c, 0x84}, {0x10, 0x88}, {0x08, 0x8c}, {0x90, 0x94}}
+
+// mendTimes makes the times of an inode mean what was meant. The kernel reads the lower 32 bits as a signed number and adds two
+// further bits, the lowest of the extra ones, 2^32 times (inodes.rst, "Inode Timestamps"); tar2ext4 just cuts a 64-bit number in
+// two. So those from 2038 on are 2^32 seconds too early, and those before 1970 have all of the extra bits set.
+func mendTimes(inode []byte) (changed bool) {
+	le := binary.LittleEndian
+	for _, at := range times {
+		seconds, extra := le.Uint32(inode[at[0]:]), le.Uint32(inode[at[1]:])
+		switch {
+		case extra == math.MaxUint32: // below 0; there are no such nanoseconds
+			le.PutUint32(inode[at[1]:], 0)
+		case seconds >= 1<<31:
+			le.PutUint32(inode[at[1]:], extra&^3|(extra+1)&3)
+		default:
+			continue
+		}
+		changed = true
+	}
+	return changed
+}
+
+// sortBlock puts the extended attributes in a block into the order that the kernel looks them up by.
+// tar2ext4 compares the three parts of that order side by side instead of one after the other: with more than a dozen in a
+// block some are listed and cannot be read.
 func sortBlock(f io.ReadWriteSeeker, at int64) error {
 	block := make([]byte, compactBlock)
 	if err := readAt(f, block, at); err != nil {
@@ -82,11 +114,7 @@ func sortBlock(f io.ReadWriteSeeker, at int64) error {
 	}
 	slices.SortFunc(entries, byLookup)
 	copy(block[firstEntry:end], bytes.Join(entries, nil))
-	if _, err := f.Seek(at, io.SeekStart); err != nil {
-		return err
-	}
-	_, err := f.Write(block)
-	return err
+	return writeAt(f, block, at)
 }
 
 // entriesOf returns the entries of a block, and where they end. The values, which they point to, stay where they are.

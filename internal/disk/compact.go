@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
+	"time"
 
 	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
 
@@ -50,7 +52,7 @@ func finishCompact(f io.ReadWriteSeeker) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(padInodeBitmaps(f, g), sortAttributes(f, g))
+	return errors.Join(padInodeBitmaps(f, g), mendInodes(f, g))
 }
 
 // padInodeBitmaps sets the bits behind the last inode of each group, which tar2ext4 leaves zero
@@ -62,10 +64,7 @@ func padInodeBitmaps(f io.ReadWriteSeeker, g geometry) error {
 	padding := bytes.Repeat([]byte{0xff}, compactBlock-int(g.perGroup)/8) // the number of inodes is a multiple of 8
 	for i := range g.groups {
 		bitmap := binary.LittleEndian.Uint32(g.descriptors[i*compactDescriptor+4:])
-		if _, err := f.Seek(int64(bitmap)*compactBlock+int64(g.perGroup/8), io.SeekStart); err != nil {
-			return err
-		}
-		if _, err := f.Write(padding); err != nil {
+		if err := writeAt(f, padding, int64(bitmap)*compactBlock+int64(g.perGroup/8)); err != nil {
 			return err
 		}
 	}
@@ -78,4 +77,29 @@ func readAt(f io.ReadSeeker, b []byte, at int64) error {
 	}
 	_, err := io.ReadFull(f, b)
 	return err
+}
+
+func writeAt(f io.WriteSeeker, b []byte, at int64) error {
+	if _, err := f.Seek(at, io.SeekStart); err != nil {
+		return err
+	}
+	_, err := f.Write(b)
+	return err
+}
+
+// Times that an ext4 can tell (Documentation/filesystems/ext4/inodes.rst), from 1901 to 2446.
+var (
+	earliest = time.Unix(math.MinInt32, 0)
+	latest   = time.Unix(math.MaxInt32+3<<32, 0)
+)
+
+// Tellable returns the nearest time that an ext4 can tell of a file.
+func Tellable(at time.Time) time.Time {
+	switch {
+	case at.Before(earliest):
+		return earliest
+	case at.After(latest):
+		return latest
+	}
+	return at
 }

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"os"
@@ -186,7 +187,7 @@ func TestStrangeDirectory(t *testing.T) {
 	path := filepath.Join(dir, "e.ext4")
 	if err := errors.Join(
 		CloneSeed(t.Context(), filepath.Join(dir, "seeds"), path, MinExt4, "overlay"), GrowExt4(t.Context(), path, 2*MinExt4),
-		checkExt4(t.Context(), path),
+		checkExt4(t.Context(), path, nil),
 	); err != nil {
 		t.Fatal(err)
 	}
@@ -434,7 +435,18 @@ func home(t *testing.T) *bytes.Buffer {
 		{Typeflag: tar.TypeDir, Name: "./.ssh/", Mode: 0o700},
 		{Typeflag: tar.TypeSymlink, Name: "./with space", Linkname: ".bashrc", Mode: 0o777},
 		{Typeflag: tar.TypeLink, Name: "./hard", Linkname: "./.bashrc"},
-		{Typeflag: tar.TypeChar, Name: "./null", Devmajor: 1, Devminor: 3},
+		{Typeflag: tar.TypeDir, Name: "./deep/er/", Mode: 0o3711, Uid: 100_000},
+		{Typeflag: tar.TypeReg, Name: "./deep/say \"hi\"", Mode: 0o4755, Gid: 70_000, PAXRecords: map[string]string{
+			"SCHILY.xattr.user.\"it\"":           "a value with\x00a zero byte",
+			"SCHILY.xattr.user.big":              strings.Repeat("b", 3000),
+			"SCHILY.xattr.user.none":             "",
+			"SCHILY.xattr.user.too":              strings.Repeat("c", 3000),
+			"SCHILY.xattr.security.capability":   "\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00",
+			"SCHILY.xattr.user.lines\nin a name": "x",
+		}},
+		{Typeflag: tar.TypeFifo, Name: "./deep/er/fi fo", Mode: 0o600},
+		{Typeflag: tar.TypeChar, Name: "./null", Mode: 0o666, Devmajor: 1, Devminor: 3},
+		{Typeflag: tar.TypeBlock, Name: "./disk", Mode: 0o660, Gid: 6, Devmajor: 259, Devminor: 300},
 		{Typeflag: tar.TypeReg, Name: "./two\nlines", Mode: 0o644, Size: 2},
 		{Typeflag: tar.TypeLink, Name: "./lost", Linkname: "./two\nlines"},
 	} {
@@ -450,7 +462,7 @@ func home(t *testing.T) *bytes.Buffer {
 func TestCreateExt4FromTar(t *testing.T) {
 	need.Binary(t, "mke2fs")
 	path := filepath.Join(t.TempDir(), "seed.ext4")
-	skipped, err := CreateExt4FromTar(t.Context(), path, 256<<20, "work", home(t))
+	skipped, err := CreateExt4FromTar(t.Context(), path, 600<<20, "work", home(t)) // from 512 MiB on, mke2fs makes blocks of 4 KiB
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -467,10 +479,72 @@ func TestCreateExt4FromTar(t *testing.T) {
 	if got := debugfs(t, path, "stat /hard"); !strings.Contains(got, "Links: 2") || !strings.Contains(got, "User:     7") {
 		t.Errorf("hard link: %s", got)
 	}
-	if len(skipped) != 3 || !strings.Contains(strings.Join(skipped, " "), `"lost": a hard link`) {
+	if got := debugfs(t, path, "stat /deep"); !strings.Contains(got, "Mode:  0755") || !strings.Contains(got, "User:     0   Group:     0") {
+		t.Errorf("a directory that only a name implied: %s", got)
+	}
+	if got := debugfs(t, path, `stat "/deep/er"`); !strings.Contains(got, "Mode:  03711") || !strings.Contains(got, "User: 100000") {
+		t.Errorf("directory: %s", got)
+	}
+	got := debugfs(t, path, `stat "/deep/say ""hi"""`)
+	for _, want := range []string{"Mode:  04755", "Group: 70000", `user.\"it\" (24)`, "user.big (3000)", "user.none (0)", "security.capability (20)"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %s in %s", want, got)
+		}
+	}
+	if got := debugfs(t, path, `ea_get -x "/deep/say ""hi""" "user.""it"""`); !strings.Contains(got, "68 00 61") {
+		t.Errorf("the attribute's value: %s", got)
+	}
+	for file, want := range map[string]string{
+		`"/deep/er/fi fo"`: "Type: FIFO    Mode:  0600", "/null": "Device major/minor number: 01:03", "/disk": "Device major/minor number: 259:300",
+	} {
+		if got := debugfs(t, path, "stat "+file); !strings.Contains(got, want) {
+			t.Errorf("no %q in %s", want, got)
+		}
+	}
+	if len(skipped) != 4 || !strings.Contains(strings.Join(skipped, " "), `"lost": a hard link`) {
 		t.Errorf("left out %q", skipped)
 	}
 	noLeftovers(t, filepath.Dir(path))
+}
+
+// What is made is a function of what it is made of: neither the time, nor the place, nor chance has a part in it.
+func TestTheSameContentGivesTheSameBytes(t *testing.T) {
+	need.Binary(t, "mke2fs")
+	t.Setenv("TZ", "UTC")
+	sums := map[[32]byte]bool{}
+	for _, name := range []string{"one", "two"} {
+		dir := filepath.Join(t.TempDir(), name)
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		filled, empty := filepath.Join(dir, "filled.ext4"), filepath.Join(dir, "empty.ext4")
+		if _, err := CreateExt4FromTar(t.Context(), filled, 256<<20, "work", home(t)); err != nil {
+			t.Fatal(err)
+		}
+		if err := CreateExt4(t.Context(), empty, 256<<20, "overlay"); err != nil {
+			t.Fatal(err)
+		}
+		for _, path := range []string{filled, empty} {
+			checkClean(t, path)
+			b, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sums[sha256.Sum256(b)] = true
+			// Two within one second would hide a clock.
+			if got := debugfs(t, path, "stats -h"); strings.Count(got, "Fri Jan  1 00:00:00 2010") != 3 { // created, written, checked
+				t.Errorf("times of %s: %s", path, got)
+			}
+		}
+		for _, file := range []string{"/", "/.bashrc", "\"/with space\"", "/.ssh"} {
+			if got := debugfs(t, filled, "stat "+file); strings.Count(got, "0x4b3d3b00:") != 0 || strings.Count(got, "time: 0x00000000:00000000 ") != 4 {
+				t.Errorf("times of %s: %s", file, got)
+			}
+		}
+	}
+	if len(sums) != 2 {
+		t.Errorf("%d different file systems of two contents", len(sums))
+	}
 }
 
 // BenchmarkCloneSeed is what a new VM's overlay disk costs.

@@ -3,6 +3,7 @@ package disk
 import (
 	"context"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/google/uuid"
 
 	"banger/internal/fault"
 	"banger/internal/fileio"
@@ -24,18 +27,37 @@ const (
 	toolTimeout = 5 * time.Minute
 
 	// seedFormat is part of a seed's file name: raise it when the options of mke2fs change.
-	seedFormat = 1
+	seedFormat = 2
 )
+
+// makingTime is when the file systems that we make were made, as they say themselves: the same bytes come of the same content.
+const makingTime = 1_262_304_000 // 2010-01-01; programs of e2fsprogs take an earlier clock for broken
+
+// namespace begins the UUIDs of our file systems, which are derived from their content (RFC 9562, version 5).
+var namespace = uuid.MustParse("7d2c24a5-5e4a-4f0f-9d0b-6a1f5f8f1a52")
+
+// timeStandsStill is the environment in which programs of e2fsprogs take seconds (Unix) for the time.
+func timeStandsStill(seconds int64) []string {
+	now := strconv.FormatInt(seconds, 10)
+	return append(os.Environ(), "E2FSPROGS_FAKE_TIME="+now, "E2FSCK_TIME="+now)
+}
+
+// content is what a new file system is filled with.
+type content struct {
+	dir string
+	sum []byte // over all that is in it
+}
 
 // CreateExt4 makes path a sparse file of size bytes with an empty ext4 in it, at most 16 bytes of
 // label. It has a journal; the journal and the inode tables count as zeroed, as the holes of a new file
-// read as zeros, so neither we nor the guest's kernel write them.
+// read as zeros, so neither we nor the guest's kernel write them. The same size and label give the same bytes, and so
+// the same UUID.
 func CreateExt4(ctx context.Context, path string, size int64, label string) error {
-	return makeExt4(ctx, path, size, label, "")
+	return makeExt4(ctx, path, size, label, nil)
 }
 
-// makeExt4 fills the file system with the files below dir, unless dir is "".
-func makeExt4(ctx context.Context, path string, size int64, label, dir string) error {
+// makeExt4 fills the file system, unless of is nil.
+func makeExt4(ctx context.Context, path string, size int64, label string, of *content) error {
 	if size < MinExt4 {
 		return fault.New(fault.Usage, "a disk of %d bytes is too small, the least is %d", size, int64(MinExt4))
 	}
@@ -47,17 +69,24 @@ func makeExt4(ctx context.Context, path string, size int64, label, dir string) e
 		if err := t.Truncate(size); err != nil {
 			return fault.Wrap(fault.Usage, err, "cannot make a file of %d bytes", size)
 		}
-		args := []string{
-			"-q", "-F", "-t", "ext4", "-m", "0", "-J", "size=" + strconv.FormatInt(journalMiB(size), 10), "-L", label,
-			"-E", "nodiscard,assume_storage_prezeroed=1,lazy_itable_init=1,root_owner=0:0",
-		}
-		if dir != "" {
-			if dir, err = filepath.Abs(dir); err != nil {
+		name := fmt.Sprintf("%s %d ", label, size)
+		var fill []string
+		if of != nil {
+			dir, err := filepath.Abs(of.dir)
+			if err != nil {
 				return err
 			}
-			args = append(args, "-d", dir)
+			name += hex.EncodeToString(of.sum)
+			fill = []string{"-d", dir}
 		}
-		_, err := runOn(ctx, t.Name(), system.Command{Path: mke2fs, Args: args})
+		args := []string{
+			"-q", "-F", "-t", "ext4", "-m", "0", "-J", "size=" + strconv.FormatInt(journalMiB(size), 10), "-L", label,
+			"-U", uuid.NewSHA1(namespace, []byte(name)).String(),
+			// Of files on the host only the content is copied: attributes there are the host's.
+			"-E", "nodiscard,no_copy_xattrs,assume_storage_prezeroed=1,lazy_itable_init=1,root_owner=0:0,hash_seed=" +
+				uuid.NewSHA1(namespace, []byte(name+" hash seed")).String(),
+		}
+		_, err := runOn(ctx, t.Name(), system.Command{Path: mke2fs, Args: append(args, fill...), Env: timeStandsStill(makingTime)})
 		return toolFault(err, path)
 	})
 }
@@ -159,7 +188,7 @@ func GrowExt4(ctx context.Context, path string, size int64) error {
 		return fault.New(fault.Usage, "disk %s has %d bytes and cannot shrink to %d", filepath.Base(path), have, size)
 	}
 	if mounts > 0 { // resize2fs wants a checked one; a new clone needs no check
-		if err := checkExt4(ctx, path); err != nil {
+		if err := checkExt4(ctx, path, nil); err != nil {
 			return err
 		}
 	}
@@ -184,37 +213,44 @@ func GrowExt4(ctx context.Context, path string, size int64) error {
 var ErrDamaged = errors.New("the file system is damaged")
 
 // checkExt4 replays the journal and repairs what is safe to repair.
-func checkExt4(ctx context.Context, path string) error {
+func checkExt4(ctx context.Context, path string, env []string) error {
 	e2fsck, err := system.Find("e2fsck", e2fsprogs)
 	if err != nil {
 		return err
 	}
-	_, first := runOn(ctx, path, system.Command{Path: e2fsck, Args: []string{"-fp"}})
+	_, first := runOn(ctx, path, system.Command{Path: e2fsck, Args: []string{"-fp"}, Env: env})
 	if first == nil {
 		return nil
 	}
 	// Exit code 1 says that something was mended; then a second look finds nothing.
-	if _, err := runOn(ctx, path, system.Command{Path: e2fsck, Args: []string{"-fn"}}); err != nil {
+	if _, err := runOn(ctx, path, system.Command{Path: e2fsck, Args: []string{"-fn"}, Env: env}); err != nil {
 		return fault.Wrap(fault.Precondition, errors.Join(ErrDamaged, first), "disk %s", path).
 			WithHint("repair it with: e2fsck -f %s", path)
 	}
 	return nil
 }
 
-// readSuperblock returns the size in bytes of the ext4 at path and how often it was mounted.
-func readSuperblock(path string) (size int64, mounts int, err error) {
+// superblock reads the superblock of the ext4 at path. Offsets in it are from the kernel's Documentation/filesystems/ext4/super.rst.
+func superblock(path string) (b [1024]byte, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return 0, 0, fault.Wrap(fault.Unexpected, err, "cannot read disk %s", path)
+		return b, fault.Wrap(fault.Unexpected, err, "cannot read disk %s", path)
 	}
 	defer func() { _ = f.Close() }()
-	var b [1024]byte
 	if _, err := f.ReadAt(b[:], 1024); err != nil {
-		return 0, 0, fault.Wrap(fault.Unexpected, err, "cannot read disk %s", path)
+		return b, fault.Wrap(fault.Unexpected, err, "cannot read disk %s", path)
 	}
-	// Offsets from the kernel's Documentation/filesystems/ext4/super.rst.
 	if binary.LittleEndian.Uint16(b[0x38:]) != 0xEF53 {
-		return 0, 0, fault.New(fault.Precondition, "disk %s holds no ext4 file system", path)
+		return b, fault.New(fault.Precondition, "disk %s holds no ext4 file system", path)
+	}
+	return b, nil
+}
+
+// readSuperblock returns the size in bytes of the ext4 at path and how often it was mounted.
+func readSuperblock(path string) (size int64, mounts int, err error) {
+	b, err := superblock(path)
+	if err != nil {
+		return 0, 0, err
 	}
 	blocks := int64(binary.LittleEndian.Uint32(b[0x4:]))
 	if binary.LittleEndian.Uint32(b[0x60:])&0x80 != 0 { // INCOMPAT_64BIT
@@ -224,26 +260,31 @@ func readSuperblock(path string) (size int64, mounts int, err error) {
 }
 
 // CompactExt4 makes the ext4 at path what a read-only disk needs: checked, without a journal, and no longer
-// than what is in it.
+// than what is in it. The same file becomes the same bytes whenever it is done.
 func CompactExt4(ctx context.Context, path string) error {
-	if err := checkExt4(ctx, path); err != nil {
+	at, err := lastTouched(path)
+	if err != nil {
+		return err
+	}
+	env := timeStandsStill(at)
+	if err := checkExt4(ctx, path, env); err != nil {
 		return err
 	}
 	tune2fs, err := system.Find("tune2fs", e2fsprogs)
 	if err != nil {
 		return err
 	}
-	if _, err := runOn(ctx, path, system.Command{Path: tune2fs, Args: []string{"-f", "-O", "^has_journal"}}); err != nil {
+	if _, err := runOn(ctx, path, system.Command{Path: tune2fs, Args: []string{"-f", "-O", "^has_journal"}, Env: env}); err != nil {
 		return toolFault(err, path)
 	}
-	if err := checkExt4(ctx, path); err != nil {
+	if err := checkExt4(ctx, path, env); err != nil {
 		return err
 	}
 	resize2fs, err := system.Find("resize2fs", e2fsprogs)
 	if err != nil {
 		return err
 	}
-	if _, err := runOn(ctx, path, system.Command{Path: resize2fs, Args: []string{"-M"}, Timeout: 2 * toolTimeout}); err != nil {
+	if _, err := runOn(ctx, path, system.Command{Path: resize2fs, Args: []string{"-M"}, Timeout: 2 * toolTimeout, Env: env}); err != nil {
 		return toolFault(err, path)
 	}
 	size, _, err := readSuperblock(path)
@@ -254,4 +295,17 @@ func CompactExt4(ctx context.Context, path string) error {
 		return fault.Wrap(fault.Unexpected, err, "cannot shorten %s", path)
 	}
 	return nil
+}
+
+// lastTouched is the latest time that the ext4 at path tells of itself, in seconds (Unix).
+func lastTouched(path string) (int64, error) {
+	b, err := superblock(path)
+	if err != nil {
+		return 0, err
+	}
+	latest := int64(makingTime)
+	for _, at := range []int{0x2c, 0x30, 0x40, 0x108} { // s_mtime, s_wtime, s_lastcheck, s_mkfs_time
+		latest = max(latest, int64(binary.LittleEndian.Uint32(b[at:])))
+	}
+	return latest, nil
 }

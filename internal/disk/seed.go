@@ -3,6 +3,7 @@ package disk
 import (
 	"archive/tar"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -19,47 +20,64 @@ import (
 )
 
 // CreateExt4FromTar makes path a sparse file of size bytes with a writable ext4 that holds the
-// directories, regular files and links of a tar stream, with their owners and modes,
-// whoever runs it. Meant for small trees such as a home directory. What it cannot hold (devices, FIFOs, names with a
-// quote or a newline, extended attributes) is left out and returned, a line each.
+// files of a tar stream, with their owners, modes, times and extended attributes (in the form in which ext4 stores them),
+// whoever runs it. Meant for small trees such as a home directory. What it cannot hold (names with a newline, attributes without
+// room) is left out and returned, a line each. The same stream gives the same bytes.
 func CreateExt4FromTar(ctx context.Context, path string, size int64, label string, tarStream io.Reader) (skipped []string, err error) {
 	dir, err := os.MkdirTemp(filepath.Dir(path), temporaryPrefix)
 	if err != nil {
 		return nil, spaceFault(err, path)
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	t, err := unpackTree(tar.NewReader(fileio.Until(ctx, tarStream)), dir)
+	sum := sha256.New()
+	tree := filepath.Join(dir, "tree")
+	t, err := unpackTree(tar.NewReader(io.TeeReader(fileio.Until(ctx, tarStream), sum)), tree)
 	if err != nil {
 		return nil, spaceFault(fmt.Errorf("cannot unpack a tar stream for %s: %w", filepath.Base(path), err), path)
 	}
-	if err := makeExt4(ctx, path, size, label, dir); err != nil {
+	if err := makeExt4(ctx, path, size, label, &content{dir: tree, sum: sum.Sum(nil)}); err != nil {
 		return nil, err
 	}
-	if err := setOwners(ctx, path, t.commands.String()); err != nil {
-		return nil, errors.Join(err, os.Remove(path))
+	err = t.setAttributes(path, filepath.Join(dir, "values"))
+	if err == nil {
+		err = setOwners(ctx, path, t.commands.String())
+	}
+	if err != nil {
+		return nil, errors.Join(spaceFault(err, path), os.Remove(path))
 	}
 	return t.skipped, nil
 }
 
-// treeUnpacker writes a tree below a directory, and the commands for debugfs that give its files
-// their owners, modes and times, which the user who runs this may not be allowed to set.
+// treeUnpacker writes a tree below a directory, and the commands for debugfs that give its files what the user who runs
+// this may not be allowed to: owners, modes, times and attributes; and that make devices and FIFOs.
 type treeUnpacker struct {
-	root     *os.Root
-	commands strings.Builder
-	skipped  []string
+	root       *os.Root
+	made       map[string]bool // directories
+	attributes []attributed
+	commands   strings.Builder
+	skipped    []string
+}
+
+// attributed is a file with extended attributes.
+type attributed struct {
+	file   string
+	values map[string]string // by name
 }
 
 func unpackTree(r *tar.Reader, dir string) (*treeUnpacker, error) {
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, err
+	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = root.Close() }()
-	t := &treeUnpacker{root: root}
+	t := &treeUnpacker{root: root, made: map[string]bool{}}
 	for {
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {
-			return t, nil
+			return t, t.directory("")
 		}
 		if err != nil {
 			return nil, err
@@ -73,19 +91,48 @@ func unpackTree(r *tar.Reader, dir string) (*treeUnpacker, error) {
 // take writes an entry, or notes that it is left out.
 func (t *treeUnpacker) take(h *tar.Header, r io.Reader) error {
 	name := filepath.Clean("/" + h.Name)[1:]
-	if strings.ContainsAny(name, "\"\n\r") {
+	if !quotable(name) {
 		t.skip(name, "its name cannot be written")
 		return nil
 	}
-	for key := range h.PAXRecords {
-		if attribute, ok := strings.CutPrefix(key, "SCHILY.xattr."); ok {
-			t.skip(name, "its attribute "+attribute)
+	if name != "" {
+		if err := t.directory(parent(name)); err != nil {
+			return err
 		}
 	}
 	kind, err := t.unpack(name, h, r)
-	if kind != 0 && err == nil {
-		ext4Fields(&t.commands, name, kind, h)
+	if kind == 0 || err != nil {
+		return err
 	}
+	ext4Fields(&t.commands, name, kind, h)
+	values := map[string]string{}
+	for key, value := range h.PAXRecords {
+		if attribute, ok := strings.CutPrefix(key, "SCHILY.xattr."); ok {
+			values[attribute] = value
+		}
+	}
+	if len(values) > 0 {
+		t.attributes = append(t.attributes, attributed{name, values})
+	}
+	return nil
+}
+
+// parent is the directory that a file is in; "" is the root.
+func parent(name string) string { return filepath.Dir("/" + name)[1:] }
+
+// directory makes a directory that no entry has told of so far, as mke2fs makes its root.
+func (t *treeUnpacker) directory(name string) error {
+	if t.made[name] {
+		return nil
+	}
+	if name != "" {
+		if err := t.directory(parent(name)); err != nil {
+			return err
+		}
+	}
+	h := &tar.Header{Typeflag: tar.TypeDir, Mode: 0o755}
+	kind, err := t.unpack(name, h, nil)
+	ext4Fields(&t.commands, name, kind, h)
 	return err
 }
 
@@ -97,6 +144,7 @@ func (t *treeUnpacker) skip(name, what string) {
 func (t *treeUnpacker) unpack(name string, h *tar.Header, r io.Reader) (kind int64, err error) {
 	switch h.Typeflag {
 	case tar.TypeDir:
+		t.made[name] = true
 		if name == "" {
 			return 0o040000, nil
 		}
@@ -112,9 +160,21 @@ func (t *treeUnpacker) unpack(name string, h *tar.Header, r io.Reader) (kind int
 		}
 		_, err = io.Copy(f, r)
 		return 0o100000, errors.Join(err, f.Close())
+	case tar.TypeFifo:
+		return 0o010000, t.special(name, "p")
+	case tar.TypeChar:
+		return 0o020000, t.special(name, fmt.Sprintf("c %d %d", h.Devmajor, h.Devminor))
+	case tar.TypeBlock:
+		return 0o060000, t.special(name, fmt.Sprintf("b %d %d", h.Devmajor, h.Devminor))
 	}
-	t.skip(name, "neither directory, file nor link")
+	t.skip(name, "its type is unknown")
 	return 0, nil
+}
+
+// special makes a file that only root may make; debugfs does so in its own working directory alone.
+func (t *treeUnpacker) special(name, what string) error {
+	fmt.Fprintf(&t.commands, "cd %s\nmknod %s %s\ncd /\n", quote("/"+parent(name)), quote(filepath.Base(name)), what)
+	return nil
 }
 
 func (t *treeUnpacker) link(name, target string) error {
@@ -126,12 +186,78 @@ func (t *treeUnpacker) link(name, target string) error {
 	return err
 }
 
+// ext4Fields sets what mke2fs has from the file on the host. The "extra" fields hold nanoseconds and the higher bits of
+// seconds (Documentation/filesystems/ext4/inodes.rst, "Inode Timestamps").
 func ext4Fields(w *strings.Builder, name string, kind int64, h *tar.Header) {
-	set := func(field, value string) { fmt.Fprintf(w, "set_inode_field \"/%s\" %s %s\n", name, field, value) }
+	set := func(field, value string) {
+		fmt.Fprintf(w, "set_inode_field %s %s %s\n", quote("/"+name), field, value)
+	}
 	set("mode", fmt.Sprintf("0%o", kind|h.Mode&0o7777))
 	set("uid", fmt.Sprint(h.Uid))
 	set("gid", fmt.Sprint(h.Gid))
-	set("mtime", h.ModTime.UTC().Format("20060102150405"))
+	var at time.Time
+	if at = h.ModTime; at.IsZero() {
+		at = time.Unix(0, 0)
+	}
+	seconds, nanoseconds := at.Unix(), uint32(at.Nanosecond())
+	epoch := uint32((seconds-int64(int32(seconds)))>>32) & 3
+	for _, field := range []string{"atime", "ctime", "mtime", "crtime"} {
+		set(field, fmt.Sprintf("@%d", uint32(seconds))) // it has no place for -1
+		set(field+"_extra", fmt.Sprint(nanoseconds<<2|epoch))
+	}
+}
+
+// maxQuoted is how long a name in a command may be: debugfs reads lines of 8 KiB, and takes the rest of a longer one for another.
+const maxQuoted = 6 << 10
+
+func quotable(name string) bool {
+	return !strings.ContainsAny(name, "\n\r\x00") && len(quote(name)) <= maxQuoted
+}
+
+// quote writes an argument as libss reads it, which debugfs is made of: a quote within is doubled.
+func quote(s string) string { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
+
+// setAttributes adds the commands that set the extended attributes in the ext4 at path. Their values lie in files of a new directory,
+// in that of the ext4.
+func (t *treeUnpacker) setAttributes(path, values string) error {
+	if len(t.attributes) == 0 {
+		return nil
+	}
+	room, err := roomOf(path)
+	if err != nil {
+		return err
+	}
+	if err := os.Mkdir(values, 0o700); err != nil {
+		return err
+	}
+	below, err := filepath.Rel(filepath.Dir(path), values)
+	if err != nil {
+		return err
+	}
+	written := map[string]string{} // by value: labels are the same on many files
+	for _, a := range t.attributes {
+		kept, left := room.Fit(a.values)
+		for _, name := range left {
+			t.skip(a.file, "its attribute "+name+" has no room beside the others")
+		}
+		for _, name := range kept {
+			if !quotable(name) {
+				t.skip(a.file, "its attribute "+strconv.Quote(name)+": its name cannot be written")
+				continue
+			}
+			value := a.values[name]
+			file := written[value]
+			if file == "" {
+				file = strconv.Itoa(len(written))
+				written[value] = file
+				if err := os.WriteFile(filepath.Join(values, file), []byte(value), 0o600); err != nil {
+					return err
+				}
+			}
+			fmt.Fprintf(&t.commands, "ea_set -r -f %s %s %s\n", quote(filepath.Join(below, file)), quote("/"+a.file), quote(name))
+		}
+	}
+	return nil
 }
 
 func setOwners(ctx context.Context, path, script string) error {
@@ -141,7 +267,7 @@ func setOwners(ctx context.Context, path, script string) error {
 	}
 	var complaint string
 	_, err = runOn(ctx, path, system.Command{
-		Path: debugfs, Args: []string{"-w", "-f", "-"}, Stdin: strings.NewReader(script), Timeout: time.Minute,
+		Path: debugfs, Args: []string{"-w", "-f", "-"}, Stdin: strings.NewReader(script), Timeout: toolTimeout, Env: timeStandsStill(makingTime),
 		OnStderrLine: func(line string) {
 			if complaint == "" && !strings.HasPrefix(line, "debugfs ") { // it greets there
 				complaint = line

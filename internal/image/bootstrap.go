@@ -129,9 +129,11 @@ func makeImage(ctx context.Context, dir, mmdebstrap string, source bootstrapPlan
 		return m, err
 	}
 	sink.Update(Stage, "making the work seed", 0.97)
-	if m.Skipped, err = disk.CreateExt4FromTar(ctx, filepath.Join(dir, seedName), SeedBytes, "work", &result.home); err != nil {
+	skipped, err := disk.CreateExt4FromTar(ctx, filepath.Join(dir, seedName), SeedBytes, "work", &result.home)
+	if err != nil {
 		return m, err
 	}
+	m.Skipped = append(result.skipped, skipped...)
 	m.Packages = result.packages
 	m.PackagesHash = hash(strings.Join(m.Packages, "\n"))
 	if m.Files, err = artifact.Describe(dir, rootName, seedName); err != nil {

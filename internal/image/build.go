@@ -138,9 +138,11 @@ func (o BuildOptions) write(ctx context.Context, dir string, sink progress.Sink)
 	}
 	m.Packages, m.PackagesHash = result.packages, hash(strings.Join(result.packages, "\n"))
 	sink.Update(StageExport, "making the work seed", 0.9)
-	if m.Skipped, err = writeSeedFrom(ctx, home, filepath.Join(dir, seedName)); err != nil {
+	skipped, err := writeSeedFrom(ctx, home, filepath.Join(dir, seedName))
+	if err != nil {
 		return m, err
 	}
+	m.Skipped = append(result.skipped, skipped...)
 	if err := os.Remove(home); err != nil {
 		return m, err
 	}
@@ -211,7 +213,7 @@ var ownTraces = []string{
 // exportRules leave out what belongs to the machine that was made ready. An image of Debian is without the
 // documentation as well, like the base that it began with.
 func exportRules(isDebian bool) rules {
-	r := rules{added: map[string]string{}, needed: neededDirs, maxHome: maxImportedHome}
+	r := rules{raw: true, added: map[string]string{}, needed: neededDirs, maxHome: maxImportedHome}
 	for _, name := range []string{"etc/machine-id", "etc/resolv.conf", "etc/hostname"} {
 		r.added[name] = added[name]
 	}

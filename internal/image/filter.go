@@ -7,12 +7,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"path"
 	"slices"
 	"strings"
 	"time"
 
+	"banger/internal/disk"
 	"banger/internal/fault"
+	"banger/internal/image/layer"
 )
 
 // filterFormat is part of the recipe's hash: raise it when the rules change.
@@ -59,6 +62,7 @@ var neededDirs = map[string]int64{
 type filtered struct {
 	home     bytes.Buffer // a tar stream of the content of /root; empty when it went elsewhere
 	packages []string     // "name=version", sorted
+	skipped  []string     // what could not be taken over, a line each
 	files    int
 	bytes    int64
 }
@@ -69,9 +73,10 @@ type rules struct {
 	added   map[string]string // files, by name, which none must have that goes through
 	needed  map[string]int64  // modes of directories, made when they are not there
 	maxHome int64             // bytes of files in /root
+	raw     bool              // extended attributes are as programs see them, and not yet as ext4 stores them
 }
 
-var debianRules = rules{dropped: isDropped, added: added, needed: neededDirs, maxHome: maxHome}
+var debianRules = rules{raw: true, dropped: isDropped, added: added, needed: neededDirs, maxHome: maxHome}
 
 // filterRoot copies the root file system of a new Debian, as a tar stream, without what does not belong into an image.
 // What is in /root goes into the result.
@@ -127,11 +132,19 @@ func clean(name string) string { return strings.TrimPrefix(path.Clean("/"+name),
 
 func (f *filter) take(h *tar.Header, content io.Reader) error {
 	name := clean(h.Name)
-	if name == "root" || strings.HasPrefix(name, "root/") {
-		return f.takeHome(name, h, content)
-	}
-	if f.dropped(name, h.Typeflag == tar.TypeDir) {
+	home := name == "root" || strings.HasPrefix(name, "root/")
+	if !home && f.dropped(name, h.Typeflag == tar.TypeDir) {
 		return nil
+	}
+	if f.raw {
+		var left []string
+		h.PAXRecords, left = layer.KeepAttributes(h.PAXRecords)
+		for _, attribute := range left {
+			f.result.skipped = append(f.result.skipped, fmt.Sprintf("%q: its attribute %s has no room beside the others", "/"+name, attribute))
+		}
+	}
+	if home {
+		return f.takeHome(name, h, content)
 	}
 	if list := packageLists[name]; list != nil && h.Typeflag == tar.TypeReg {
 		text, err := io.ReadAll(io.LimitReader(content, maxStatus))
@@ -175,12 +188,34 @@ func (f *filter) takeHome(name string, h *tar.Header, content io.Reader) error {
 	return copyEntry(f.home, &inside, content)
 }
 
+// What an inode has room for (Documentation/filesystems/ext4/inodes.rst; linux/kdev_t.h). The last owner means none.
+const (
+	maxOwner = math.MaxUint32 - 1
+	maxMajor = 1<<12 - 1
+	maxMinor = 1<<20 - 1
+)
+
+// checkNumbers refuses what would silently become another number: owner 4294967296 would be root.
+func checkNumbers(h *tar.Header) error {
+	for _, owner := range []int{h.Uid, h.Gid} {
+		if owner < 0 || owner > maxOwner {
+			return fault.New(fault.Precondition, "it belongs to %d, which is the number of nobody", owner)
+		}
+	}
+	device := h.Typeflag == tar.TypeChar || h.Typeflag == tar.TypeBlock
+	if device && (h.Devmajor < 0 || h.Devmajor > maxMajor || h.Devminor < 0 || h.Devminor > maxMinor) {
+		return fault.New(fault.Precondition, "there is no device %d:%d", h.Devmajor, h.Devminor)
+	}
+	return nil
+}
+
 func copyEntry(w *tar.Writer, h *tar.Header, content io.Reader) error {
+	if err := checkNumbers(h); err != nil {
+		return err
+	}
 	h.Format = tar.FormatPAX // names, owners and times of any kind
 	h.AccessTime, h.ChangeTime = time.Time{}, time.Time{}
-	if y := h.ModTime.Year(); y < 1970 || y > 2300 { // the writer of the ext4 makes another time of it, and e2fsck doubts it
-		h.ModTime = time.Unix(0, 0)
-	}
+	h.ModTime = disk.Tellable(h.ModTime)
 	if err := w.WriteHeader(h); err != nil {
 		return err
 	}

@@ -245,6 +245,7 @@ func checkBox(t *testing.T, i Image, container bool) {
 func TestImport(t *testing.T) {
 	needTools(t)
 	s := Open(filepath.Join(t.TempDir(), "images"))
+	digests := map[bool]string{} // one of all that bring the upper layer, one of all others
 	for kind, source := range sources(t) {
 		t.Run(kind, func(t *testing.T) {
 			called := "as-" + strings.NewReplacer(" ", "-", ".", "-").Replace(kind)
@@ -256,6 +257,10 @@ func TestImport(t *testing.T) {
 				t.Errorf("name %s", i.Name)
 			}
 			checkBox(t, i, source.container)
+			if digest := digests[source.container]; digest != "" && digest != i.Digest {
+				t.Errorf("digest %s, of the same content %s", i.Digest, digest)
+			}
+			digests[source.container] = i.Digest
 			if err := s.Verify(t.Context(), i.Name); err != nil {
 				t.Error(err)
 			}
@@ -331,7 +336,9 @@ func TestImportExt4(t *testing.T) {
 		}
 	}
 	path := filepath.Join(t.TempDir(), "disk.img")
-	if out, err := exec.Command(need.Binary(t, "mke2fs"), "-q", "-t", "ext4", "-d", tree, path, "300M").CombinedOutput(); err != nil {
+	mke2fs := exec.Command(need.Binary(t, "mke2fs"), "-q", "-t", "ext4", "-d", tree, path, "300M")
+	mke2fs.Env = append(os.Environ(), "E2FSPROGS_FAKE_TIME=1500000000")
+	if out, err := mke2fs.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	s := Open(filepath.Join(t.TempDir(), "images"))
@@ -348,8 +355,17 @@ func TestImportExt4(t *testing.T) {
 	if got := debugfs(t, i.Root, "cat /etc/hostname"); got != "box\n" {
 		t.Errorf("/etc/hostname: %q", got)
 	}
-	if got := debugfs(t, i.Root, "show_super_stats -h"); strings.Contains(got, "has_journal") {
+	t.Setenv("TZ", "UTC")
+	got := debugfs(t, i.Root, "show_super_stats -h")
+	if strings.Contains(got, "has_journal") {
 		t.Error("it still has its journal")
+	}
+	// Created, written and checked when it was last touched, as two imports give the same.
+	if strings.Count(got, "Fri Jul 14 02:40:00 2017") != 3 {
+		t.Errorf("its times: %s", got)
+	}
+	if again, err := s.Import(t.Context(), ImportOptions{Source: path, Name: "again"}, nil); err != nil || again.Digest != i.Digest {
+		t.Errorf("imported again: digest %s, %v; first %s", again.Digest, err, i.Digest)
 	}
 	// Cut short, it is refused.
 	if err := os.Truncate(path, 1<<20); err != nil {

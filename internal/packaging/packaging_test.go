@@ -108,7 +108,7 @@ func TestInstallAndUninstall(t *testing.T) {
 		t.Errorf("%+v", status)
 	}
 	unit, err := os.ReadFile(filepath.Join(to, "share/systemd/user/bangerd.service"))
-	if err != nil || !strings.Contains(string(unit), "ExecStart=\"/opt/of all/banger/bin/bangerd\"\n") || strings.Contains(string(unit), "@") {
+	if err != nil || !strings.Contains(string(unit), "ExecStart=\"/opt/of all/banger/bin/bangerd\"\n") || !strings.Contains(string(unit), "\nType=notify\n") || strings.Contains(string(unit), "@") {
 		t.Errorf("the unit: %v\n%s", err, unit)
 	}
 	run(t, env, "scripts/install") // again, over it

@@ -23,7 +23,7 @@ type Builds interface {
 }
 
 // imageForm makes the API's form of an image, with what is to be known of one that was built.
-func (s *service) imageForm(i image.Image, isDefault bool, usedBy []string) *bangerv1.Image {
+func (s *service) imageForm(i image.Image, defaultFrom string, usedBy []string) *bangerv1.Image {
 	notice, stale := "", false
 	if s.Builds != nil {
 		notice, stale = s.Builds.Stale(i)
@@ -31,7 +31,7 @@ func (s *service) imageForm(i image.Image, isDefault bool, usedBy []string) *ban
 	if i.Notice == "" {
 		i.Notice = notice
 	}
-	m := wire.Image(i, isDefault, usedBy)
+	m := wire.Image(i, defaultFrom, usedBy)
 	if b := i.Manifest.Build; b != nil {
 		m.Skipped = append(m.Skipped, b.Incomplete...)
 		m.Build = &bangerv1.ImageBuild{Recipe: b.Recipe, Parent: b.Parent, Kernel: b.Kernel, Stages: wire.Stages(b.Seconds), Stale: stale}
@@ -63,7 +63,7 @@ func (s buildService) BuildImage(ctx context.Context, req *bangerv1.BuildImageRe
 	if err != nil {
 		return err
 	}
-	built := &bangerv1.BuiltImage{Image: s.imageForm(made, made.Name == s.defaultImage(ctx), nil)}
+	built := &bangerv1.BuiltImage{Image: s.imageForm(made, s.defaultImage(ctx).from(made.Name), nil)}
 	if b := made.Manifest.Build; b != nil {
 		built.LeftOut, built.Stages = b.Incomplete, wire.Stages(b.Seconds)
 	}

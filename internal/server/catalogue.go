@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"strings"
 
@@ -36,12 +37,12 @@ func (s *service) unused(ctx context.Context, what string, of func(vm.Spec) stri
 
 func (s *imageService) imageMessage(ctx context.Context, i image.Image) (*bangerv1.Image, error) {
 	users, err := s.users(ctx, imageOf)
-	return wire.Image(i, i.Name == s.defaultImage(ctx), users[i.Name]), err
+	return wire.Image(i, s.defaultImage(ctx).from(i.Name), users[i.Name]), err
 }
 
 func (s *imageService) kernelMessage(ctx context.Context, k kernel.Kernel) (*bangerv1.Kernel, error) {
 	users, err := s.users(ctx, kernelOf)
-	return wire.Kernel(k, k.Name == s.defaultKernel(ctx), users[k.Name]), err
+	return wire.Kernel(k, s.defaultKernel(ctx).from(k.Name), users[k.Name]), err
 }
 
 // ImportImage is undone when the client goes away.
@@ -79,7 +80,8 @@ func (s *imageService) SetDefaultImage(ctx context.Context, req *bangerv1.SetDef
 		return nil, err
 	}
 	m, err := s.imageMessage(ctx, i)
-	return &bangerv1.SetDefaultImageResponse{Image: m}, err
+	notice := overridden("image", i.Name, s.Defaults.Image, s.Named.Image, s.defaultImage(ctx))
+	return &bangerv1.SetDefaultImageResponse{Image: m, Notice: notice}, err
 }
 
 // DeleteImage takes the templates of the image along: they are of no use without it.
@@ -87,6 +89,9 @@ func (s *imageService) DeleteImage(ctx context.Context, req *bangerv1.DeleteImag
 	name := req.GetName()
 	if i, err := s.Images.Get(ctx, name); err == nil && name != "" {
 		name = i.Name // by an alias
+	}
+	if err := notConfigured("image", name, s.defaultImage(ctx).name, s.Named.Image); err != nil {
+		return nil, err
 	}
 	if err := s.Images.Delete(ctx, name, s.unused(ctx, "image", imageOf)); err != nil {
 		return nil, err
@@ -122,6 +127,9 @@ func (s *imageService) RenameImage(ctx context.Context, req *bangerv1.RenameImag
 	if err != nil {
 		return nil, err
 	}
+	if err := notConfigured("image", before.Name, s.Defaults.Image, s.Named.Image); err != nil {
+		return nil, err
+	}
 	i, err := s.Images.Rename(ctx, before.Name, req.GetNewName(), s.unused(ctx, "image", imageOf))
 	if err == nil {
 		err = s.forgetTemplates(ctx, before.Name)
@@ -134,7 +142,7 @@ func (s *imageService) RenameImage(ctx context.Context, req *bangerv1.RenameImag
 }
 
 func (s *imageService) GetKernel(ctx context.Context, req *bangerv1.GetKernelRequest) (*bangerv1.GetKernelResponse, error) {
-	k, err := s.Kernels.Get(ctx, req.GetName())
+	k, err := s.kernel(ctx, req.GetName())
 	if err != nil {
 		return nil, err
 	}
@@ -175,15 +183,19 @@ func (s *imageService) SetDefaultKernel(ctx context.Context, req *bangerv1.SetDe
 		return nil, err
 	}
 	m, err := s.kernelMessage(ctx, k)
-	return &bangerv1.SetDefaultKernelResponse{Kernel: m}, err
+	notice := overridden("kernel", k.Name, s.Defaults.Kernel, s.Named.Kernel, s.defaultKernel(ctx))
+	return &bangerv1.SetDefaultKernelResponse{Kernel: m, Notice: notice}, err
 }
 
 func (s *imageService) DeleteKernel(ctx context.Context, req *bangerv1.DeleteKernelRequest) (*bangerv1.DeleteKernelResponse, error) {
+	if err := notConfigured("kernel", req.GetName(), s.defaultKernel(ctx).name, s.Named.Kernel); err != nil {
+		return nil, err
+	}
 	return &bangerv1.DeleteKernelResponse{}, s.Kernels.Delete(ctx, req.GetName(), s.unused(ctx, "kernel", kernelOf))
 }
 
 func (s *imageService) CheckKernel(ctx context.Context, req *bangerv1.CheckKernelRequest) (*bangerv1.CheckKernelResponse, error) {
-	k, options, err := s.Kernels.CheckConfig(ctx, req.GetName())
+	k, options, err := s.Kernels.CheckConfig(ctx, cmp.Or(req.GetName(), s.Defaults.Kernel))
 	if err != nil {
 		return nil, err
 	}

@@ -71,13 +71,13 @@ func (s *imageService) ListImages(ctx context.Context, _ *bangerv1.ListImagesReq
 	def := s.defaultImage(ctx)
 	res := &bangerv1.ListImagesResponse{}
 	for _, i := range list {
-		res.Images = append(res.Images, s.imageForm(i, i.Name == def, users[i.Name]))
+		res.Images = append(res.Images, s.imageForm(i, def.from(i.Name), users[i.Name]))
 	}
 	return res, nil
 }
 
 func (s *imageService) GetImage(ctx context.Context, req *bangerv1.GetImageRequest) (*bangerv1.GetImageResponse, error) {
-	i, err := s.Images.Get(ctx, req.GetName())
+	i, err := s.image(ctx, req.GetName())
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +85,7 @@ func (s *imageService) GetImage(ctx context.Context, req *bangerv1.GetImageReque
 	if err != nil {
 		return nil, err
 	}
-	return &bangerv1.GetImageResponse{Image: s.imageForm(i, i.Name == s.defaultImage(ctx), users[i.Name])}, nil
+	return &bangerv1.GetImageResponse{Image: s.imageForm(i, s.defaultImage(ctx).from(i.Name), users[i.Name])}, nil
 }
 
 func (s *imageService) ListKernels(ctx context.Context, _ *bangerv1.ListKernelsRequest) (*bangerv1.ListKernelsResponse, error) {
@@ -100,28 +100,9 @@ func (s *imageService) ListKernels(ctx context.Context, _ *bangerv1.ListKernelsR
 	def := s.defaultKernel(ctx)
 	res := &bangerv1.ListKernelsResponse{}
 	for _, k := range list {
-		res.Kernels = append(res.Kernels, wire.Kernel(k, k.Name == def, users[k.Name]))
+		res.Kernels = append(res.Kernels, wire.Kernel(k, def.from(k.Name), users[k.Name]))
 	}
 	return res, nil
-}
-
-// defaultImage names the image of a VM that asks for none; "" when there is none that works, which the
-// list itself tells.
-func (s *service) defaultImage(ctx context.Context) string {
-	i, err := s.Images.Get(ctx, s.Defaults.Image)
-	if err != nil {
-		return ""
-	}
-	return i.Name
-}
-
-// defaultKernel is the same for kernels.
-func (s *service) defaultKernel(ctx context.Context) string {
-	k, err := s.Kernels.Get(ctx, s.Defaults.Kernel)
-	if err != nil {
-		return ""
-	}
-	return k.Name
 }
 
 // users returns the names of the VMs by what one of them has: an image, a kernel.
@@ -156,8 +137,8 @@ func (s *imageService) Setup(ctx context.Context, req *bangerv1.SetupRequest, ou
 		return err
 	}
 	return out.Send(&bangerv1.SetupResponse{Event: &bangerv1.SetupResponse_Result{Result: &bangerv1.SetupResult{
-		Image:  wire.Image(result.Image, result.Image.Name == s.defaultImage(ctx), nil),
-		Kernel: wire.Kernel(result.Kernel, result.Kernel.Name == s.defaultKernel(ctx), nil), AlreadyDone: result.AlreadyDone,
+		Image:  wire.Image(result.Image, s.defaultImage(ctx).from(result.Image.Name), nil),
+		Kernel: wire.Kernel(result.Kernel, s.defaultKernel(ctx).from(result.Kernel.Name), nil), AlreadyDone: result.AlreadyDone,
 	}}})
 }
 

@@ -66,6 +66,7 @@ type Options struct {
 	Builds    Builds
 	Paths     paths.Paths
 	Defaults  vm.Spec // of VMs; the configuration's
+	Named     Named   // where it names some of them
 	Logger    *slog.Logger
 	// Host tells about the daemon and the machine it runs on.
 	Host func(context.Context) Host

@@ -53,15 +53,15 @@ func (s *service) resolve(ctx context.Context, spec *vm.Spec) error {
 	switch {
 	case err == nil:
 		spec.Image = image.Name
-	case spec.Image == "":
-		return err
+	case spec.Image == s.Defaults.Image:
+		return explain(s.Named.Image, err)
 	}
 	kernel, err := s.Kernels.Get(ctx, spec.Kernel)
 	switch {
 	case err == nil:
 		spec.Kernel = kernel.Name
-	case spec.Kernel == "":
-		return err
+	case spec.Kernel == s.Defaults.Kernel:
+		return explain(s.Named.Kernel, err)
 	}
 	return nil
 }

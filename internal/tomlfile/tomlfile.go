@@ -5,6 +5,7 @@ package tomlfile
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -29,4 +30,19 @@ func Decode(path string, text []byte, v any) error {
 		return fault.New(fault.Usage, "%s:%d:%d: %s", path, line, column, decode.Error()).WithHint("correct the line")
 	}
 	return fault.Wrap(fault.Usage, err, "%s", path).WithHint("correct the file")
+}
+
+// Line tells on which line of text a key outside of all tables gets its value; 0: on none.
+func Line(text []byte, key string) int {
+	var unknown *toml.StrictMissingError // as nothing is known here, all keys are in it
+	if err := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(&struct{}{}); !errors.As(err, &unknown) {
+		return 0
+	}
+	for _, e := range unknown.Errors {
+		if slices.Equal(e.Key(), []string{key}) {
+			line, _ := e.Position()
+			return line
+		}
+	}
+	return 0
 }

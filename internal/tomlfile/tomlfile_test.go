@@ -44,3 +44,15 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+func TestLine(t *testing.T) {
+	text := []byte("# image = \"no\"\ncpus = 2\n\n\"image\" = \"x\" # y\n[dns]\nkernel = \"z\"\n")
+	for key, want := range map[string]int{"cpus": 2, "image": 4, "kernel": 0, "nothing": 0} {
+		if got := Line(text, key); got != want {
+			t.Errorf("%s is on line %d, want %d", key, got, want)
+		}
+	}
+	if got := Line([]byte("= no TOML"), "image"); got != 0 {
+		t.Errorf("in nonsense: %d", got)
+	}
+}

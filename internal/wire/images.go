@@ -6,12 +6,13 @@ import (
 	"banger/internal/kernel"
 )
 
-// Image makes the API's form of an image; usedBy are the names of the VMs that use it.
-func Image(i image.Image, isDefault bool, usedBy []string) *bangerv1.Image {
+// Image makes the API's form of an image; defaultFrom is what makes it the default, "" when it is not; usedBy are the names of the
+// VMs that use it.
+func Image(i image.Image, defaultFrom string, usedBy []string) *bangerv1.Image {
 	return &bangerv1.Image{
 		Name: i.Name, Digest: i.Digest, Description: i.Description, Architecture: i.Architecture,
 		SizeBytes: i.RootBytes, WorkSeedBytes: i.WorkSeedBytes, PackageCount: int32(len(i.Packages)),
-		CreatedAt: timestamp(i.CreatedAt), IsDefault: isDefault, UsedBy: usedBy, Problem: i.Problem, Directory: i.Dir,
+		CreatedAt: timestamp(i.CreatedAt), IsDefault: defaultFrom != "", DefaultFrom: defaultFrom, UsedBy: usedBy, Problem: i.Problem, Directory: i.Dir,
 		Aliases: i.Aliases, Source: i.Manifest.Source, SourceDigest: i.Manifest.SourceDigest, Skipped: i.Manifest.Skipped,
 		Notice: i.Notice,
 	}
@@ -25,10 +26,10 @@ func Stages(all []image.StageTime) (times []*bangerv1.StageTime) {
 	return times
 }
 
-// Kernel makes the API's form of a kernel; usedBy are the names of the VMs that boot it.
-func Kernel(k kernel.Kernel, isDefault bool, usedBy []string) *bangerv1.Kernel {
+// Kernel makes the API's form of a kernel; defaultFrom and usedBy are as for Image.
+func Kernel(k kernel.Kernel, defaultFrom string, usedBy []string) *bangerv1.Kernel {
 	m := &bangerv1.Kernel{
-		Name: k.Name, Release: k.Release, Architecture: k.Architecture, IsDefault: isDefault,
+		Name: k.Name, Release: k.Release, Architecture: k.Architecture, IsDefault: defaultFrom != "", DefaultFrom: defaultFrom,
 		Problem: k.Problem, Directory: k.Dir, UsedBy: usedBy, CreatedAt: timestamp(k.CreatedAt), Source: k.Manifest.Source,
 		Formats: k.Formats(), Version: k.Manifest.Version,
 	}

@@ -2958,7 +2958,9 @@ type Image struct {
 	// What one should know about an image that works, as that it is of an older layout.
 	Notice string `protobuf:"bytes,17,opt,name=notice,proto3" json:"notice,omitempty"`
 	// How it was built from a recipe; unset: it was not.
-	Build         *ImageBuild `protobuf:"bytes,18,opt,name=build,proto3" json:"build,omitempty"`
+	Build *ImageBuild `protobuf:"bytes,18,opt,name=build,proto3" json:"build,omitempty"`
+	// Of the default image: what makes it that, "image default" or the place in config.toml, as /path/config.toml:3.
+	DefaultFrom   string `protobuf:"bytes,19,opt,name=default_from,json=defaultFrom,proto3" json:"default_from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3119,6 +3121,13 @@ func (x *Image) GetBuild() *ImageBuild {
 	return nil
 }
 
+func (x *Image) GetDefaultFrom() string {
+	if x != nil {
+		return x.DefaultFrom
+	}
+	return ""
+}
+
 type ImageBuild struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The recipe's name, or its directory.
@@ -3265,8 +3274,10 @@ type Kernel struct {
 	// What it was imported from.
 	Source string `protobuf:"bytes,10,opt,name=source,proto3" json:"source,omitempty"`
 	// Formats it is there in: bzimage, elf, image.
-	Formats       []string `protobuf:"bytes,11,rep,name=formats,proto3" json:"formats,omitempty"`
-	Version       string   `protobuf:"bytes,12,opt,name=version,proto3" json:"version,omitempty"`
+	Formats []string `protobuf:"bytes,11,rep,name=formats,proto3" json:"formats,omitempty"`
+	Version string   `protobuf:"bytes,12,opt,name=version,proto3" json:"version,omitempty"`
+	// Of the default kernel: what makes it that, "kernel default" or the place in config.toml, as /path/config.toml:3.
+	DefaultFrom   string `protobuf:"bytes,13,opt,name=default_from,json=defaultFrom,proto3" json:"default_from,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3381,6 +3392,13 @@ func (x *Kernel) GetFormats() []string {
 func (x *Kernel) GetVersion() string {
 	if x != nil {
 		return x.Version
+	}
+	return ""
+}
+
+func (x *Kernel) GetDefaultFrom() string {
+	if x != nil {
+		return x.DefaultFrom
 	}
 	return ""
 }
@@ -3664,8 +3682,10 @@ func (x *SetDefaultImageRequest) GetName() string {
 }
 
 type SetDefaultImageResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Image         *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Image *Image                 `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
+	// That config.toml names another one, which wins, and where; empty: it does not.
+	Notice        string `protobuf:"bytes,2,opt,name=notice,proto3" json:"notice,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3705,6 +3725,13 @@ func (x *SetDefaultImageResponse) GetImage() *Image {
 		return x.Image
 	}
 	return nil
+}
+
+func (x *SetDefaultImageResponse) GetNotice() string {
+	if x != nil {
+		return x.Notice
+	}
+	return ""
 }
 
 type DeleteImageRequest struct {
@@ -4178,8 +4205,10 @@ func (x *SetDefaultKernelRequest) GetName() string {
 }
 
 type SetDefaultKernelResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kernel        *Kernel                `protobuf:"bytes,1,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Kernel *Kernel                `protobuf:"bytes,1,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	// That config.toml names another one, which wins, and where; empty: it does not.
+	Notice        string `protobuf:"bytes,2,opt,name=notice,proto3" json:"notice,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4219,6 +4248,13 @@ func (x *SetDefaultKernelResponse) GetKernel() *Kernel {
 		return x.Kernel
 	}
 	return nil
+}
+
+func (x *SetDefaultKernelResponse) GetNotice() string {
+	if x != nil {
+		return x.Notice
+	}
+	return ""
 }
 
 type DeleteKernelRequest struct {
@@ -5992,7 +6028,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\toperation\x18\x04 \x01(\tR\toperation\x12\x14\n" +
 	"\x05stage\x18\x05 \x01(\tR\x05stage\x12\x18\n" +
 	"\amessage\x18\x06 \x01(\tR\amessage\x12%\n" +
-	"\x0eduration_nanos\x18\a \x01(\x03R\rdurationNanos\"\xc6\x04\n" +
+	"\x0eduration_nanos\x18\a \x01(\x03R\rdurationNanos\"\xe9\x04\n" +
 	"\x05Image\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12 \n" +
@@ -6015,7 +6051,8 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\rsource_digest\x18\x0f \x01(\tR\fsourceDigest\x12\x18\n" +
 	"\askipped\x18\x10 \x03(\tR\askipped\x12\x16\n" +
 	"\x06notice\x18\x11 \x01(\tR\x06notice\x12+\n" +
-	"\x05build\x18\x12 \x01(\v2\x15.banger.v1.ImageBuildR\x05build\"\x98\x01\n" +
+	"\x05build\x18\x12 \x01(\v2\x15.banger.v1.ImageBuildR\x05build\x12!\n" +
+	"\fdefault_from\x18\x13 \x01(\tR\vdefaultFrom\"\x98\x01\n" +
 	"\n" +
 	"ImageBuild\x12\x16\n" +
 	"\x06recipe\x18\x01 \x01(\tR\x06recipe\x12\x16\n" +
@@ -6025,7 +6062,7 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x05stale\x18\x05 \x01(\bR\x05stale\";\n" +
 	"\tStageTime\x12\x14\n" +
 	"\x05stage\x18\x01 \x01(\tR\x05stage\x12\x18\n" +
-	"\aseconds\x18\x02 \x01(\x01R\aseconds\"\xf0\x02\n" +
+	"\aseconds\x18\x02 \x01(\x01R\aseconds\"\x93\x03\n" +
 	"\x06Kernel\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\arelease\x18\x02 \x01(\tR\arelease\x12\"\n" +
@@ -6042,7 +6079,8 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x06source\x18\n" +
 	" \x01(\tR\x06source\x12\x18\n" +
 	"\aformats\x18\v \x03(\tR\aformats\x12\x18\n" +
-	"\aversion\x18\f \x01(\tR\aversion\"~\n" +
+	"\aversion\x18\f \x01(\tR\aversion\x12!\n" +
+	"\fdefault_from\x18\r \x01(\tR\vdefaultFrom\"~\n" +
 	"\fKernelOption\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value\x12\x0e\n" +
@@ -6059,9 +6097,10 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x05image\x18\x02 \x01(\v2\x10.banger.v1.ImageH\x00R\x05imageB\a\n" +
 	"\x05event\",\n" +
 	"\x16SetDefaultImageRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"A\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"Y\n" +
 	"\x17SetDefaultImageResponse\x12&\n" +
-	"\x05image\x18\x01 \x01(\v2\x10.banger.v1.ImageR\x05image\"(\n" +
+	"\x05image\x18\x01 \x01(\v2\x10.banger.v1.ImageR\x05image\x12\x16\n" +
+	"\x06notice\x18\x02 \x01(\tR\x06notice\"(\n" +
 	"\x12DeleteImageRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x15\n" +
 	"\x13DeleteImageResponse\"C\n" +
@@ -6086,9 +6125,10 @@ const file_banger_v1_banger_proto_rawDesc = "" +
 	"\x06kernel\x18\x02 \x01(\v2\x11.banger.v1.KernelH\x00R\x06kernelB\a\n" +
 	"\x05event\"-\n" +
 	"\x17SetDefaultKernelRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"E\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"]\n" +
 	"\x18SetDefaultKernelResponse\x12)\n" +
-	"\x06kernel\x18\x01 \x01(\v2\x11.banger.v1.KernelR\x06kernel\")\n" +
+	"\x06kernel\x18\x01 \x01(\v2\x11.banger.v1.KernelR\x06kernel\x12\x16\n" +
+	"\x06notice\x18\x02 \x01(\tR\x06notice\")\n" +
 	"\x13DeleteKernelRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"\x16\n" +
 	"\x14DeleteKernelResponse\"(\n" +

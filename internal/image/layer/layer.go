@@ -304,7 +304,7 @@ func (m *Merged) keepHeader(h *tar.Header, name string) *tar.Header {
 
 // attributes returns the records of the extended attributes that can be kept, as ext4 stores them.
 func (m *Merged) attributes(name string, records map[string]string) map[string]string {
-	kept, left := keepAttributes(records)
+	kept, left := KeepAttributes(records)
 	for _, attribute := range left {
 		m.skip(name, "its attribute "+attribute+" has no room beside the others")
 	}

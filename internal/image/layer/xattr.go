@@ -2,55 +2,31 @@ package layer
 
 import (
 	"encoding/binary"
-	"maps"
-	"slices"
 	"strings"
+
+	"banger/internal/disk"
 )
 
 // xattrRecord begins the PAX record of an extended attribute.
 const xattrRecord = "SCHILY.xattr."
 
-// What the compact ext4 has room for: in an inode of 256 bytes, and in one block besides
-// (hcsshim's ext4/internal/compactext4, which fills them in the order of the names).
-const (
-	inodeRoom = 96
-	blockRoom = 4060
-)
-
-// keepAttributes returns the records of the extended attributes that a file of ext4 can have, and the names of those that it
-// has no room for.
-func keepAttributes(records map[string]string) (kept map[string]string, left []string) {
-	inode, block := inodeRoom, blockRoom
-	for _, k := range slices.Sorted(maps.Keys(records)) {
-		key, value, ok := keepXattr(k, records[k])
-		if !ok {
-			continue
+// KeepAttributes returns the PAX records of the extended attributes that a file of an image can have, in the form in which ext4
+// stores them, and the names of those that it has no room for. What it returned it does not take again.
+func KeepAttributes(records map[string]string) (kept map[string]string, left []string) {
+	values := map[string]string{}
+	for key, value := range records {
+		if key, value, ok := keepXattr(key, value); ok {
+			values[strings.TrimPrefix(key, xattrRecord)] = value
 		}
-		name := strings.TrimPrefix(key, xattrRecord)
-		switch size := attributeSize(name, value); {
-		case size <= inode:
-			inode -= size
-		case size <= block:
-			block -= size
-		default:
-			left = append(left, name)
-			continue
-		}
+	}
+	names, left := disk.CompactRoom.Fit(values)
+	for _, name := range names {
 		if kept == nil {
 			kept = map[string]string{}
 		}
-		kept[key] = value
+		kept[xattrRecord+name] = values[name]
 	}
 	return kept, left
-}
-
-// attributeSize is what an attribute takes: an entry of 16 bytes with the name without its namespace, and the value, both in
-// fours (Documentation/filesystems/ext4/attributes.rst).
-func attributeSize(name, value string) int {
-	if _, after, ok := strings.Cut(name, "."); ok {
-		name = after // of an access list nothing is left; to count it all the same does no harm
-	}
-	return 16 + (len(name)+3)&^3 + (len(value)+3)&^3
 }
 
 // keepXattr returns an extended attribute as ext4 stores it. Left out are those that mean something to the overlay
