@@ -102,6 +102,15 @@ func cut(s string, width int) string {
 	return b.String() + "…"
 }
 
+// harmless drops the control characters of a text of several lines: what a guest said last is in errors.
+func harmless(s string) string {
+	lines := strings.Split(s, "\n")
+	for i := range lines {
+		lines[i] = printable(lines[i])
+	}
+	return strings.Join(lines, "\n")
+}
+
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		switch {

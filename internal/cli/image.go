@@ -55,7 +55,7 @@ func (e *Env) imageTable(images []imageView) string {
 		}
 		problems[i] = v.Problem
 	}
-	text := table(columns, rows) + inFull(problems)
+	text := e.table(columns, rows) + inFull(problems)
 	for _, v := range images {
 		if v.Notice != "" {
 			text += "notice: image " + v.Name + ": " + printable(v.Notice) + "\n"
