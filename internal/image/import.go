@@ -150,7 +150,7 @@ func (b *importing) importLayers(ctx context.Context, m *Manifest) error {
 	if merged.Files == 0 {
 		return fault.New(fault.Precondition, "there are no files in %s", b.source.title())
 	}
-	if err := disk.RequireFree(b.dir, merged.Bytes+importSpace, "the image"); err != nil {
+	if err := disk.RequireFree(filepath.Dir(b.dir), merged.Bytes+importSpace, "the image"); err != nil {
 		return err
 	}
 	result, err := b.writeRoot(ctx, merged, importRules(merged, found.Env))

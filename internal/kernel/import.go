@@ -128,7 +128,7 @@ func hostHint(root string) string {
 
 func (s *Store) importAs(ctx context.Context, o ImportOptions, sink progress.Sink) (Kernel, error) {
 	name, err := s.shelf.Build(func(dir string) (string, any, error) {
-		if err := disk.RequireFree(dir, kernelSpace, "a kernel"); err != nil {
+		if err := disk.RequireFree(filepath.Dir(dir), kernelSpace, "a kernel"); err != nil {
 			return "", nil, err
 		}
 		isPackage, err := startsWith(o.Source, "!<arch>\n")
