@@ -434,7 +434,7 @@ func (s *Shelf) Rename(name, to string, manifest any, used func() error) error {
 	case !s.Has(name):
 		return s.Missing(name)
 	case s.Has(to):
-		return fault.New(fault.Conflict, "there is %s %q already", s.kind, to).WithHint("choose another name: banger %s list", s.kind)
+		return fault.New(fault.Conflict, "the name %q is taken", to).WithHint("choose another name: banger %s list", s.kind)
 	}
 	if err := used(); err != nil {
 		return err

@@ -21,6 +21,7 @@ const (
 	packageTimeout = time.Hour
 	fileTimeout    = 5 * time.Minute
 	updatePause    = 200 * time.Millisecond // between two lines told as progress
+	rootOwner      = "0:0"                  // root:root also where /etc/group names nobody
 )
 
 // provision puts into the VM what the recipes say: those that others are built on first.
@@ -113,7 +114,7 @@ func (j *job) putFile(ctx context.Context, g *guest, r *Recipe, f File) error {
 	defer cancel()
 	owner := f.Owner
 	if owner == "" {
-		owner = "root:root"
+		owner = rootOwner
 	}
 	if f.Source == "" {
 		return filed(f.Path, g.put(ctx, f.Path, modeOr(f.Mode, 0o644), owner, strings.NewReader(f.Content)))
@@ -184,7 +185,7 @@ func (j *job) loadModules(ctx context.Context, g *guest, names []string) error {
 		list: "# Written by the recipe.\n" + strings.Join(names, "\n") + "\n",
 		unit: fmt.Sprintf(modulesUnit, strings.Join(names, " ")),
 	} {
-		if err := filed(file, g.put(ctx, file, "0644", "root:root", strings.NewReader(text))); err != nil {
+		if err := filed(file, g.put(ctx, file, "0644", rootOwner, strings.NewReader(text))); err != nil {
 			return err
 		}
 	}
@@ -210,10 +211,13 @@ func (j *job) step(ctx context.Context, g *guest, s Step) error {
 
 func lastLine(err error) string {
 	var failed *stepError
-	if errors.As(err, &failed) && len(failed.tail) > 0 {
-		return failed.reason + ": " + failed.tail[len(failed.tail)-1]
+	if !errors.As(err, &failed) {
+		return err.Error()
 	}
-	return err.Error()
+	if len(failed.tail) == 0 {
+		return failed.reason
+	}
+	return failed.reason + ": " + failed.tail[len(failed.tail)-1]
 }
 
 // stepError is why a script failed, with the last lines of its output.
@@ -281,7 +285,7 @@ func (g *guest) script(ctx context.Context, s Step) error {
 		text = "#!/bin/sh\nset -eu\n" + text
 	}
 	const file = workDir + "/step"
-	if err := g.put(ctx, file, "0700", "root:root", strings.NewReader(text)); err != nil {
+	if err := g.put(ctx, file, "0700", rootOwner, strings.NewReader(text)); err != nil {
 		return err
 	}
 	env := "HOME=/root LANG=C.UTF-8 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "

@@ -177,6 +177,9 @@ func (r *Recipe) read() error {
 }
 
 func (r *Recipe) readFile(name string) (string, error) {
+	if !fs.ValidPath(path.Clean(name)) {
+		return "", fault.New(fault.Usage, "recipe %s: file %q has to lie in the recipe's directory", r.Origin, name)
+	}
 	b, err := readPlain(r.files, path.Clean(name), maxRecipe)
 	if err != nil {
 		return "", fault.Wrap(fault.Usage, err, "recipe %s", r.Origin)
@@ -203,7 +206,7 @@ func readPlain(files fs.FS, name string, limit int64) ([]byte, error) {
 	case err != nil:
 		return nil, fmt.Errorf("cannot read %s: %w", name, err)
 	case int64(len(b)) > limit:
-		return nil, fmt.Errorf("%s has more than %d bytes", name, limit)
+		return nil, fmt.Errorf("%s has more than %s", name, vm.FormatSize(limit))
 	}
 	return b, nil
 }
@@ -262,7 +265,7 @@ func (r *Recipe) sum() (string, error) {
 			return err
 		}
 		if left -= info.Size(); left < 0 {
-			return fmt.Errorf("the files have more than %d bytes", maxFiles)
+			return fmt.Errorf("the files have more than %s", vm.FormatSize(maxFiles))
 		}
 		b, err := readPlain(r.files, name, maxFiles)
 		content := sha256.Sum256(b)
@@ -292,7 +295,7 @@ func (r *Recipe) check() error {
 	}
 	switch kind, rest := r.base(); {
 	case r.From == "":
-		return wrong("it says not what it is built on: from is missing")
+		return wrong("from is missing: it does not say what it is built on")
 	case kind != fromDebian && kind != fromImage && kind != fromRecipe:
 		return wrong("from = %q: write debian, debian:SUITE, image:NAME or recipe:NAME", r.From)
 	case rest == "" && r.From != fromDebian:
@@ -327,10 +330,11 @@ func (r *Recipe) check() error {
 	if len(r.Steps) > maxSteps || len(r.Tests) > maxSteps {
 		return wrong("it has more than %d steps or tests", maxSteps)
 	}
-	for _, list := range [][]Step{r.Steps, r.Tests} {
-		if err := checkSteps(list); err != nil {
-			return wrong("%v", err)
-		}
+	if err := checkSteps("step", r.Steps); err != nil {
+		return wrong("%v", err)
+	}
+	if err := checkSteps("test", r.Tests); err != nil {
+		return wrong("%v", err)
 	}
 	return nil
 }
@@ -359,23 +363,24 @@ func (r *Recipe) checkFile(f File) error {
 	return nil
 }
 
-func checkSteps(list []Step) error {
+// checkSteps checks steps, or tests: what says which.
+func checkSteps(what string, list []Step) error {
 	seen := map[string]bool{}
 	for i, s := range list {
 		switch {
 		case s.Name == "" || strings.ContainsAny(s.Name, "\n\r"):
-			return fmt.Errorf("step %d has no name of one line", i+1)
+			return fmt.Errorf("%s %d has no name of one line", what, i+1)
 		case seen[s.Name]:
-			return fmt.Errorf("there are two steps %q", s.Name)
+			return fmt.Errorf("there are two %ss %q", what, s.Name)
 		case strings.TrimSpace(s.Run) == "":
-			return fmt.Errorf("step %q has nothing to run", s.Name)
+			return fmt.Errorf("%s %q has nothing to run", what, s.Name)
 		case s.Needs != "" && s.Needs != needsInternet:
-			return fmt.Errorf("step %q needs %q: only %q is known", s.Name, s.Needs, needsInternet)
+			return fmt.Errorf("%s %q needs %q: only %q is known", what, s.Name, s.Needs, needsInternet)
 		}
 		seen[s.Name] = true
 		if s.Timeout != "" {
 			if d, err := time.ParseDuration(s.Timeout); err != nil || d <= 0 || d > maxTimeout {
-				return fmt.Errorf("step %q: timeout %q is no time up to %s, like 10m", s.Name, s.Timeout, maxTimeout)
+				return fmt.Errorf("%s %q: timeout %q is no time up to %s, like 10m", what, s.Name, s.Timeout, maxTimeout)
 			}
 		}
 	}

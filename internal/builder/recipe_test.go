@@ -157,6 +157,8 @@ func TestBadRecipesAreRefused(t *testing.T) {
 		"need":              {step("run = \"true\"\nneeds = \"luck\"\n"), "only \"internet\""},
 		"timeout":           {step("run = \"true\"\ntimeout = \"soon\"\n"), "no time up to"},
 		"twice":             {step("run = \"true\"\n[[step]]\nname = \"a\"\nrun = \"true\"\n"), "two steps"},
+		"tests alike":       {"from = \"image:x\"\n[[test]]\nname = \"a\"\nrun = \"true\"\n[[test]]\nname = \"a\"\nrun = \"true\"\n", "two tests"},
+		"list elsewhere":    {"from = \"image:x\"\npackage_list = \"/etc/passwd\"\n", "has to lie in the recipe's directory"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := Load(recipe(t, c.text))

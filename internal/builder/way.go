@@ -68,7 +68,7 @@ func (w Way) open(ctx context.Context, g *guest) (env string, err error) {
 		}
 		defer func() { _ = f.Close() }()
 		const inside = workDir + "/authorities.pem"
-		if err := g.put(ctx, inside, "0644", "root:root", f); err != nil {
+		if err := g.put(ctx, inside, "0644", rootOwner, f); err != nil {
 			return "", err
 		}
 		// The directory is private: programs that drop their rights have to get there as well.

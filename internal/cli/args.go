@@ -2,6 +2,7 @@ package cli
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -20,7 +21,7 @@ func noArguments(cmd *cobra.Command, args []string) error {
 func oneName(cmd *cobra.Command, args []string) error {
 	switch {
 	case len(args) == 0:
-		return usage(cmd, "a name is missing")
+		return missing(cmd)
 	case len(args) > 1:
 		return usage(cmd, "unexpected argument %q", args[1])
 	}
@@ -47,7 +48,7 @@ func nameAndTag(needed bool) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		switch {
 		case len(args) == 0:
-			return usage(cmd, "a name is missing")
+			return missing(cmd)
 		case needed && len(args) == 1:
 			return usage(cmd, "the tag of a snapshot of %s is missing", args[0])
 		case len(args) > 2:
@@ -66,7 +67,7 @@ func nameAndTags(cmd *cobra.Command, args []string) error {
 
 func someNames(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
-		return usage(cmd, "a name is missing")
+		return missing(cmd)
 	}
 	return noneEmpty(cmd, args)
 }
@@ -74,7 +75,7 @@ func someNames(cmd *cobra.Command, args []string) error {
 // nameAndCommand wants a name first; what follows is the guest's command.
 func nameAndCommand(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 || cmd.ArgsLenAtDash() == 0 {
-		return usage(cmd, "a name is missing")
+		return missing(cmd)
 	}
 	return noneEmpty(cmd, args[:1])
 }
@@ -90,6 +91,15 @@ func optionalNameAndCommand(cmd *cobra.Command, args []string) error {
 		return f.WithHint("put -- before the command that runs in the guest")
 	}
 	return noneEmpty(cmd, args[:before])
+}
+
+// missing tells which argument a command lacks, by the word for it in its usage line.
+func missing(cmd *cobra.Command) error {
+	what := "name"
+	if words := strings.Fields(cmd.Use); len(words) > 1 && words[1] == strings.ToUpper(words[1]) {
+		what = strings.ToLower(strings.Trim(words[1], "[]."))
+	}
+	return usage(cmd, "a %s is missing", what)
 }
 
 // noneEmpty refuses an empty word where a name belongs: a script's unset variable is no wish.

@@ -43,14 +43,14 @@ func (e *Env) printError(err error) {
 		return
 	}
 	if exit := asExit(err); exit != nil && exit.text != "" {
-		fmt.Fprintf(e.Stderr, "banger: error: %s\n", exit.text)
+		fmt.Fprintf(e.Stderr, "banger: error: %s\n", harmless(exit.text))
 		return
 	} else if err == nil || exit != nil {
 		return
 	}
-	fmt.Fprintf(e.Stderr, "banger: error: %s\n", errorText(err))
+	fmt.Fprintf(e.Stderr, "banger: error: %s\n", harmless(errorText(err)))
 	if hint := hintFor(err); hint != "" {
-		fmt.Fprintf(e.Stderr, "banger: hint: %s\n", hint)
+		fmt.Fprintf(e.Stderr, "banger: hint: %s\n", harmless(hint))
 	}
 }
 
@@ -243,6 +243,6 @@ func nearestChild(cmd *cobra.Command, word string, limit int) *cobra.Command {
 // notice tells something worth knowing on stderr.
 func (e *Env) notice(text string) {
 	if !e.quiet {
-		fmt.Fprintf(e.Stderr, "banger: %s\n", text)
+		fmt.Fprintf(e.Stderr, "banger: %s\n", printable(text))
 	}
 }

@@ -104,6 +104,15 @@ func cut(s string, width int) string {
 	return b.String() + "…"
 }
 
+// harmless drops the control characters of a text of several lines: what a guest said last is in errors.
+func harmless(s string) string {
+	lines := strings.Split(s, "\n")
+	for i := range lines {
+		lines[i] = fault.Printable(lines[i])
+	}
+	return strings.Join(lines, "\n")
+}
+
 var stateColours = map[string]string{
 	"running": "2", "starting": "3", "stopping": "3", "deleting": "3", "suspending": "3", "resuming": "3", "reverting": "3",
 	"failed": "1", "stopped": "8",

@@ -58,7 +58,7 @@ func (e *Env) imageTable(images []imageView) string {
 		}
 		problems[i] = v.Problem
 	}
-	text := table(columns, rows) + inFull(problems)
+	text := e.table(columns, rows) + inFull(problems)
 	for _, v := range images {
 		if v.Notice != "" {
 			text += "notice: image " + v.Name + ": " + fault.Printable(v.Notice) + "\n"

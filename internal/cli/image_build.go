@@ -254,7 +254,7 @@ func describeTests(v testView) string {
 	for _, t := range v.Tests {
 		fmt.Fprintf(&b, "%s %s (%.1f s)\n", t.Status, fault.Printable(t.Name), t.Seconds)
 		if t.Message != "" {
-			b.WriteString("  " + indent(t.Message, 2))
+			b.WriteString("  " + indent(harmless(t.Message), 2))
 		}
 	}
 	if v.VM != "" {
@@ -303,7 +303,7 @@ func runImageRecipes(ctx context.Context, o listOptions, e *Env) error {
 			for i, r := range all {
 				rows[i] = []string{r.Name, r.From, fmt.Sprint(r.PackageCount), r.Description}
 			}
-			return table([]column{{title: "NAME"}, {title: "FROM"}, {title: "PACKAGES", right: true}, {title: "DESCRIPTION", flexible: true}}, rows)
+			return e.table([]column{{title: "NAME"}, {title: "FROM"}, {title: "PACKAGES", right: true}, {title: "DESCRIPTION", flexible: true}}, rows)
 		})
 	})
 }

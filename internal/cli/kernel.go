@@ -31,11 +31,11 @@ func runKernelList(ctx context.Context, o listOptions, e *Env) error {
 			return err
 		}
 		kernels := views(res.GetKernels(), viewKernel)
-		return e.print(o.output, kernels, func() string { return kernelTable(kernels) })
+		return e.print(o.output, kernels, func() string { return e.kernelTable(kernels) })
 	})
 }
 
-func kernelTable(kernels []kernelView) string {
+func (e *Env) kernelTable(kernels []kernelView) string {
 	columns := []column{
 		{title: "NAME", flexible: true},
 		{title: "DEFAULT"},
@@ -48,5 +48,5 @@ func kernelTable(kernels []kernelView) string {
 		rows[i] = []string{v.Name, defaultMark(v.DefaultFrom), v.Release, size(v.SizeBytes), problemMark(v.Problem)}
 		problems[i] = v.Problem
 	}
-	return table(columns, rows) + inFull(problems)
+	return e.table(columns, rows) + inFull(problems)
 }

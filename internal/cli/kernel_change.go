@@ -217,7 +217,7 @@ func runKernelCheck(ctx context.Context, o showOptions, e *Env) error {
 			v.Options = append(v.Options, optionView{p.GetName(), p.GetValue(), p.GetOk(), p.GetRequired(), p.GetPurpose()})
 			v.OK = v.OK && (p.GetOk() || !p.GetRequired())
 		}
-		if err := e.print(o.output, v, func() string { return checkedTable(v) }); err != nil {
+		if err := e.print(o.output, v, func() string { return e.checkedTable(v) }); err != nil {
 			return err
 		}
 		if !v.OK {
@@ -229,7 +229,7 @@ func runKernelCheck(ctx context.Context, o showOptions, e *Env) error {
 }
 
 // checkedTable shows what is off, and counts the rest.
-func checkedTable(v kernelCheckView) string {
+func (e *Env) checkedTable(v kernelCheckView) string {
 	columns := []column{{title: "OPTION"}, {title: "VALUE"}, {title: "NEEDED"}, {title: "FOR", flexible: true}}
 	var rows [][]string
 	for _, o := range v.Options {
@@ -246,5 +246,5 @@ func checkedTable(v kernelCheckView) string {
 	if len(rows) == 0 {
 		return summary
 	}
-	return summary + table(columns, rows)
+	return summary + e.table(columns, rows)
 }

@@ -15,6 +15,8 @@ import (
 	"charm.land/lipgloss/v2"
 	"github.com/spf13/cobra"
 	"pgregory.net/rapid"
+
+	"banger/internal/fault"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -99,7 +101,7 @@ func TestTableFits(t *testing.T) {
 		rows := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) []string {
 			return []string{rapid.String().Draw(t, "name"), "running", "12", rapid.String().Draw(t, "text")}
 		}), 0, 5).Draw(t, "rows")
-		text := table(columns, rows)
+		text := table(columns, rows, maxWidth)
 		if n := strings.Count(text, "\n"); n != len(rows)+1 {
 			t.Fatalf("%d lines for %d rows", n, len(rows))
 		}
@@ -201,7 +203,7 @@ func TestProblemsAreToldInFull(t *testing.T) {
 	e, _, _ := newSession(t).env()
 	for _, text := range []string{
 		e.imageTable([]imageView{{Name: "debian-trixie-e60d7f53", Problem: problem}, {Name: "good"}}),
-		kernelTable([]kernelView{{Name: "6.12", Problem: problem}, {Name: "good"}}),
+		e.kernelTable([]kernelView{{Name: "6.12", Problem: problem}, {Name: "good"}}),
 	} {
 		if !strings.Contains(text, "\nproblem: "+problem+"\n") || strings.Count(text, "problem: ") != 1 {
 			t.Errorf("it is cut:\n%s", text)
@@ -211,5 +213,16 @@ func TestProblemsAreToldInFull(t *testing.T) {
 				t.Errorf("too wide: %q", line)
 			}
 		}
+	}
+}
+
+// TestErrorsAreHarmless: what a guest or an archive says gets into errors, and must not command the terminal.
+func TestErrorsAreHarmless(t *testing.T) {
+	e, _, stderr := newSession(t).env()
+	e.printError(fault.New(fault.Precondition, "its last lines:\n  \x1b]0;owned\a\x1b[31mred\r\u009b2J").WithHint("see \x1b[2J"))
+	e.notice("left out: \x1b[1mbold\nbanger: error: none")
+	want := "banger: error: its last lines:\n  ]0;owned[31mred2J\nbanger: hint: see [2J\nbanger: left out: [1mbold banger: error: none\n"
+	if got := stderr.String(); got != want {
+		t.Errorf("%q", got)
 	}
 }

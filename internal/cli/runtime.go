@@ -152,7 +152,7 @@ func runRuntimeStatus(ctx context.Context, output outputFormat, e *Env) error {
 	if status, err := e.daemonStatus(ctx); err == nil && status != nil {
 		v.Drivers = slices.DeleteFunc(viewDaemon(status, "").Drivers, func(d driverView) bool { return !b.HasVMM(d.Name) })
 	}
-	return e.print(output, v, func() string { return describeRuntime(v) })
+	return e.print(output, v, func() string { return e.describeRuntime(v) })
 }
 
 func problemText(err error) string {
@@ -168,7 +168,7 @@ func (e *Env) listings(place bundle.Place) []string {
 	return []string{e.Paths.BundleListing(), place.Source}
 }
 
-func describeRuntime(v runtimeView) string {
+func (e *Env) describeRuntime(v runtimeView) string {
 	listing := v.Listing
 	if listing == "" {
 		listing = "no bundle is listed; " + supply.Local
@@ -198,7 +198,7 @@ func describeRuntime(v runtimeView) string {
 			rows[i][2] = size(p.SizeBytes)
 		}
 	}
-	return text + "\n" + table([]column{{title: "PART"}, {title: "VERSION"}, {title: "SIZE", right: true}, {title: "PATH"}}, rows)
+	return text + "\n" + e.table([]column{{title: "PART"}, {title: "VERSION"}, {title: "SIZE", right: true}, {title: "PATH"}}, rows)
 }
 
 type runtimeFetchOptions struct {
@@ -342,8 +342,8 @@ func newRuntimePackageCommand(e *Env) *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&o.archive, "archive", supply.ArchiveName(shortVersion()), "file to write")
-	flags.StringVar(&o.kernel, "kernel", "", "kernel to pack, or none; without it, the default one")
-	flags.StringVar(&o.image, "image", "", "image to pack, or none; without it, the default one")
+	flags.StringVar(&o.kernel, "kernel", "", "kernel to pack, or none (default: the default one)")
+	flags.StringVar(&o.image, "image", "", "image to pack, or none (default: the default one)")
 	for flag, complete := range map[string]completer{"kernel": e.completeKernels, "image": e.completeImages} {
 		if err := cmd.RegisterFlagCompletionFunc(flag, complete); err != nil {
 			panic(err) // the flags exist: they were added above

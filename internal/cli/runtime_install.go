@@ -44,10 +44,10 @@ func newRuntimeInstallCommand(e *Env) *cobra.Command {
 		RunE:              func(cmd *cobra.Command, _ []string) error { return runRuntimeInstall(cmd.Context(), o, e) },
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&o.firecracker.Version, "version", "", "version to install; without it, "+supply.FirecrackerVersion+" or the one of --from")
+	flags.StringVar(&o.firecracker.Version, "version", "", "version to install (default: "+supply.FirecrackerVersion+", or the one of --from)")
 	flags.StringVar(&o.firecracker.From, "from", "", "archive of a release that is here already")
-	flags.StringVar(&o.firecracker.SHA256, "sha256", "", "checksum of the archive; without it, the one published beside it")
-	flags.StringVar(&o.firecracker.BaseURL, "url", "", "where the releases lie; without it, Firecracker's own place")
+	flags.StringVar(&o.firecracker.SHA256, "sha256", "", "checksum of the archive (default: the one published beside it)")
+	flags.StringVar(&o.firecracker.BaseURL, "url", "", "where the releases lie (default: Firecracker's own place)")
 	addOutputFlag(cmd, &o.output)
 	return cmd
 }

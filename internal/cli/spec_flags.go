@@ -37,7 +37,7 @@ func (o *specOptions) addFlags(cmd *cobra.Command, e *Env) {
 	f := cmd.Flags()
 	f.StringVar(&o.image, "image", "", "image to use, or a reference like docker.io/library/alpine (default: the default image)")
 	f.StringVar(&o.kernel, "kernel", "", "kernel to boot (default: the default kernel)")
-	f.StringVar(&o.vmm, "vmm", "", "machine monitor: auto, firecracker or qemu (default auto)")
+	f.StringVar(&o.vmm, "vmm", "", "machine monitor: auto, firecracker or qemu (default: auto)")
 	f.Int32Var(&o.cpus, "cpus", 0, "number of CPUs")
 	f.StringVar(&o.memory, "memory", "", "memory, for instance 512M or 2G")
 	f.StringVar(&o.disk, "disk", "", "what / can hold beyond the image, for instance 8G")
@@ -49,7 +49,7 @@ func (o *specOptions) addFlags(cmd *cobra.Command, e *Env) {
 	f.Lookup("nat").DefValue = "" // the configuration's
 	f.BoolVar(&o.noNAT, "no-nat", false, "the same as --nat=false")
 	f.BoolVar(&o.isolated, "isolated", false, "reach no siblings, and be reached by none")
-	f.StringVar(&o.units, "units", "", "systemd units of the image that run: fast or stock (default fast)")
+	f.StringVar(&o.units, "units", "", "systemd units of the image that run: fast or stock (default: fast)")
 	f.StringArrayVar(&o.sshKeys, "ssh-key", nil, "file of a further public SSH key for root (may be repeated)")
 	f.BoolVar(&o.cold, "cold", false, "boot the VM, also when there is a template to restore it from")
 	f.StringArrayVarP(&o.ports, "publish", "p", nil, "forward a port of this host into the VM, for instance 8080:80 (may be repeated)")

@@ -1,14 +1,16 @@
 package cli
 
 import (
+	"os"
 	"strings"
 
 	"charm.land/lipgloss/v2"
+	"golang.org/x/term"
 
 	"banger/internal/fault"
 )
 
-// maxWidth is how wide a table may be.
+// maxWidth is how wide a table may be, unless it goes to a terminal that is wider.
 const maxWidth = 80
 
 // column is one column of a table. A flexible one is cut when the table would be too wide, down
@@ -25,9 +27,19 @@ const (
 	minFlexible = 8
 )
 
-// table renders rows below a line of titles, without borders, in at most maxWidth columns.
-func table(columns []column, rows [][]string) string {
-	widths := fit(columns, rows)
+// table renders rows below a line of titles, without borders, as wide as standard output allows.
+func (e *Env) table(columns []column, rows [][]string) string {
+	most := maxWidth
+	if f, ok := e.Stdout.(*os.File); ok {
+		if width, _, err := term.GetSize(int(f.Fd())); err == nil { // a terminal
+			most = max(most, width)
+		}
+	}
+	return table(columns, rows, most)
+}
+
+func table(columns []column, rows [][]string, most int) string {
+	widths := fit(columns, rows, most)
 	var b strings.Builder
 	titles := make([]string, len(columns))
 	for i, c := range columns {
@@ -42,7 +54,7 @@ func table(columns []column, rows [][]string) string {
 
 // fit returns the widths of the columns: as wide as their longest cell, the widest flexible one
 // made narrower until all fit.
-func fit(columns []column, rows [][]string) []int {
+func fit(columns []column, rows [][]string, most int) []int {
 	widths := make([]int, len(columns))
 	total := columnGap * (len(columns) - 1)
 	for i, c := range columns {
@@ -52,7 +64,7 @@ func fit(columns []column, rows [][]string) []int {
 		}
 		total += widths[i]
 	}
-	for ; total > maxWidth; total-- {
+	for ; total > most; total-- {
 		widest := -1
 		for i, c := range columns {
 			if c.flexible && widths[i] > minFlexible && (widest < 0 || widths[i] > widths[widest]) {

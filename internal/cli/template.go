@@ -94,7 +94,7 @@ func (e *Env) templateTable(all []templateView) string {
 			e.age(v.CreatedAt), dash(v.Problem),
 		}
 	}
-	return table(columns, rows)
+	return e.table(columns, rows)
 }
 
 func newTemplateShowCommand(e *Env) *cobra.Command {

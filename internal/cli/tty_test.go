@@ -224,3 +224,21 @@ func rawMode(t *testing.T, tty *os.File) bool {
 	}
 	return state.Lflag&unix.ICANON == 0
 }
+
+// TestTablesUseTheTerminal: what fits a wider terminal is not cut.
+func TestTablesUseTheTerminal(t *testing.T) {
+	name := strings.Repeat("long-", 12) + "name"
+	s := newSession(t, name+"=failed")
+	x := newTerminal(t)
+	if err := pty.Setsize(x.tty, &pty.Winsize{Rows: 30, Cols: 130}); err != nil {
+		t.Fatal(err)
+	}
+	e, _, _ := s.env("vm", "list")
+	e.Stdout = x.tty
+	if code := Run(context.Background(), e); code != 0 {
+		t.Errorf("code %d", code)
+	}
+	if screen := x.screen(); !strings.Contains(screen, name+" ") {
+		t.Errorf("cut at 130 columns: %q", screen)
+	}
+}

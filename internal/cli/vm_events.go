@@ -46,7 +46,7 @@ func runVMEvents(ctx context.Context, o eventsOptions, e *Env) error {
 			return err
 		}
 		events := views(res.GetEvents(), viewEvent)
-		return e.print(o.output, events, func() string { return eventTable(events) })
+		return e.print(o.output, events, func() string { return e.eventTable(events) })
 	})
 }
 
@@ -67,7 +67,7 @@ func viewEvent(v *bangerv1.Event) eventView {
 	}
 }
 
-func eventTable(events []eventView) string {
+func (e *Env) eventTable(events []eventView) string {
 	columns := []column{
 		{title: "AT"},
 		{title: "OPERATION"},
@@ -83,5 +83,5 @@ func eventTable(events []eventView) string {
 		}
 		rows[i] = []string{at, v.Operation, v.Stage, seconds(time.Duration(v.DurationNano)), dash(v.Message)}
 	}
-	return table(columns, rows)
+	return e.table(columns, rows)
 }

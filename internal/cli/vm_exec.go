@@ -46,8 +46,8 @@ func newVMExecCommand(e *Env) *cobra.Command {
 	f := cmd.Flags()
 	f.BoolVarP(&o.interactive, "interactive", "i", false, "send our standard input to the program")
 	f.BoolVarP(&o.terminal, "tty", "t", false, "give the program a terminal (and our standard input)")
-	f.StringVarP(&o.user, "user", "u", "", "user name or number (default root)")
-	f.StringVarP(&o.workDir, "workdir", "w", "", "working directory (default the user's home)")
+	f.StringVarP(&o.user, "user", "u", "", "user name or number (default: root)")
+	f.StringVarP(&o.workDir, "workdir", "w", "", "working directory (default: the user's home)")
 	f.StringArrayVarP(&o.env, "env", "e", nil, "set a variable, NAME=value (may be repeated)")
 	return cmd
 }

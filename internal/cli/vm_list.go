@@ -74,5 +74,5 @@ func (e *Env) vmTable(vms []vmView) string {
 			v.Name, v.State, dash(v.IP), fmt.Sprint(v.CPUs), size(v.MemoryBytes), v.Image, e.age(v.StartedAt),
 		}
 	}
-	return table(columns, rows)
+	return e.table(columns, rows)
 }

@@ -208,11 +208,11 @@ func runVMPortsList(ctx context.Context, o portsOptions, e *Env) error {
 				Listening: p.GetListening(), Connections: p.GetConnections(), Problem: p.GetProblem(),
 			}
 		})
-		return e.print(o.output, all, func() string { return portsTable(all) })
+		return e.print(o.output, all, func() string { return e.portsTable(all) })
 	})
 }
 
-func portsTable(all []portStatusView) string {
+func (e *Env) portsTable(all []portStatusView) string {
 	rows := make([][]string, len(all))
 	for i, p := range all {
 		state := "closed"
@@ -224,7 +224,7 @@ func portsTable(all []portStatusView) string {
 		}
 		rows[i] = []string{p.VM, hostSide(p.HostAddress, p.HostPort), strconv.Itoa(int(p.GuestPort)), state, strconv.Itoa(int(p.Connections))}
 	}
-	return table([]column{
+	return e.table([]column{
 		{title: "VM", flexible: true},
 		{title: "HOST"},
 		{title: "GUEST", right: true},

@@ -178,7 +178,7 @@ func (e *Env) snapshotTable(all []snapshotView) string {
 			dash(strings.ReplaceAll(note, "\t", " ")), dash(v.Problem),
 		}
 	}
-	return table(columns, rows)
+	return e.table(columns, rows)
 }
 
 type snapshotOptions struct {

@@ -197,7 +197,7 @@ func (a *Apt) run(ctx context.Context, program string, args ...string) ([]byte, 
 func (a *Apt) Update(ctx context.Context) error {
 	if _, err := a.run(ctx, "apt-get", "--quiet=2", "--error-on=any", "update"); err != nil {
 		return fault.Wrap(fault.Precondition, err, "cannot fetch Debian's package lists from %s", a.source.Mirror).
-			WithHint("check the network, or name another mirror")
+			WithHint("check the network, or name another mirror in config.toml, for instance: mirror = \"http://deb.debian.org/debian\"")
 	}
 	return nil
 }

@@ -175,6 +175,7 @@ func (e *Engine) ensureTemplate(ctx context.Context, w *wish, gently bool, sink 
 	case ctx.Err() != nil:
 		return t, context.Cause(ctx)
 	}
+	sink.Notice("a VM of image " + w.spec.Image + " is booted and saved as a template, from which others start at once")
 	t, err = e.makeTemplate(ctx, w, gently, sink)
 	if err != nil {
 		return t, err

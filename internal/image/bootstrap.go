@@ -92,7 +92,7 @@ func (s *Store) makeBootstrapped(ctx context.Context, plan bootstrapPlan, change
 		return "", err
 	}
 	return s.shelf.Build(func(dir string) (string, any, error) {
-		if err := errors.Join(disk.RequireFree(dir, imageSpace, "an image"), disk.RequireFree(os.TempDir(), scratchSpace, "the making of an image")); err != nil {
+		if err := errors.Join(disk.RequireFree(filepath.Dir(dir), imageSpace, "an image"), disk.RequireFree(os.TempDir(), scratchSpace, "the making of an image")); err != nil {
 			return "", nil, err
 		}
 		m, err := makeImage(ctx, dir, mmdebstrap, plan, sink)

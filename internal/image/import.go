@@ -132,8 +132,11 @@ func (b *importing) run(ctx context.Context) (Manifest, error) {
 // importLayers goes the way of all that comes as tar streams.
 func (b *importing) importLayers(ctx context.Context, m *Manifest) error {
 	found, err := b.open(ctx)
-	if err != nil {
+	if err != nil && b.source.kind == kindReference { // which is in what its registry says
 		return err
+	}
+	if err != nil {
+		return b.of(err)
 	}
 	m.SourceDigest = found.Digest
 	if found.Reference != "" {
@@ -142,12 +145,12 @@ func (b *importing) importLayers(ctx context.Context, m *Manifest) error {
 	b.sink.Update(StageImport, "looking through the archive", 0.4)
 	merged, err := layer.Merge(ctx, layer.Options{Whiteouts: b.source.kind != kindTar, Apart: "root/", Directories: mountPoints, Dir: b.work}, found.Layers...)
 	if err != nil {
-		return err
+		return b.of(err)
 	}
 	if merged.Files == 0 {
 		return fault.New(fault.Precondition, "there are no files in %s", b.source.title())
 	}
-	if err := disk.RequireFree(b.dir, merged.Bytes+importSpace, "the image"); err != nil {
+	if err := disk.RequireFree(filepath.Dir(b.dir), merged.Bytes+importSpace, "the image"); err != nil {
 		return err
 	}
 	result, err := b.writeRoot(ctx, merged, importRules(merged, found.Env))
@@ -159,6 +162,11 @@ func (b *importing) importLayers(ctx context.Context, m *Manifest) error {
 	skipped, err := writeSeedFrom(ctx, filepath.Join(b.work, homeName), filepath.Join(b.dir, seedName))
 	m.Skipped = append(merged.Skipped(), skipped...)
 	return err
+}
+
+// of says of which source an error is.
+func (b *importing) of(err error) error {
+	return fault.Wrap(fault.KindOf(err), err, "%s", b.source.title())
 }
 
 // mountPoints are the directories that file systems are mounted on before the image's own programs run, and the one that a

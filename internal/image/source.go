@@ -141,9 +141,12 @@ func recognizeFile(ctx context.Context, f *os.File, found source) (source, error
 		stream = r
 	}
 	kind, err := oci.KindOfArchive(ctx, stream)
-	if err != nil {
-		return found, fault.Wrap(fault.Precondition, err, "%s cannot be read as a tar archive", found.path).
+	if err != nil && !isTar {
+		return found, fault.New(fault.Usage, "%s is no tar archive, and nothing else that can be imported", found.path).
 			WithHint("image import takes tar archives, container images and ext4 files")
+	}
+	if err != nil {
+		return found, fault.Wrap(fault.KindOf(err), err, "%s", found.path)
 	}
 	found.kind = map[oci.Kind]sourceKind{
 		oci.PlainTar: kindTar, oci.DockerArchive: kindDockerArchive, oci.LayoutArchive: kindLayoutArchive,

@@ -70,7 +70,7 @@ func (s *Store) fromDebian(ctx context.Context, o DebianOptions, sink progress.S
 		return Kernel{}, err
 	}
 	name, err := s.shelf.Build(func(dir string) (string, any, error) {
-		if err := disk.RequireFree(dir, kernelSpace, "a kernel"); err != nil {
+		if err := disk.RequireFree(filepath.Dir(dir), kernelSpace, "a kernel"); err != nil {
 			return "", nil, err
 		}
 		m, err := makeKernel(ctx, dir, source, p, deb, sink)

@@ -27,6 +27,9 @@ import (
 // maxKernelFile bounds a kernel file; debug builds of vmlinux have some hundred megabytes.
 const maxKernelFile = 1 << 30
 
+// maxConfigFile bounds a kernel's configuration; Debian's has 300 kB.
+const maxConfigFile = 16 << 20
+
 // ImportOptions say what to import. All paths are absolute.
 type ImportOptions struct {
 	Source  string // a Debian package, or a kernel file; empty: the host's own kernel
@@ -125,7 +128,7 @@ func hostHint(root string) string {
 
 func (s *Store) importAs(ctx context.Context, o ImportOptions, sink progress.Sink) (Kernel, error) {
 	name, err := s.shelf.Build(func(dir string) (string, any, error) {
-		if err := disk.RequireFree(dir, kernelSpace, "a kernel"); err != nil {
+		if err := disk.RequireFree(filepath.Dir(dir), kernelSpace, "a kernel"); err != nil {
 			return "", nil, err
 		}
 		isPackage, err := startsWith(o.Source, "!<arch>\n")
@@ -155,11 +158,29 @@ func (s *Store) importAs(ctx context.Context, o ImportOptions, sink progress.Sin
 	return s.Get(ctx, name)
 }
 
-func startsWith(path, magic string) (bool, error) {
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, fault.New(fault.NotFound, "there is no file %s", path)
+// checkFile refuses what is no file of up to limit bytes. It opens nothing: the opening of a pipe waits for who writes to it.
+func checkFile(path string, limit int64) error {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fault.New(fault.NotFound, "there is no file %s", path)
+	case err != nil:
+		return fault.Wrap(fault.Precondition, err, "cannot read the kernel")
+	case !info.Mode().IsRegular():
+		return fault.New(fault.Usage, "%s is no file", path)
+	case info.Size() == 0:
+		return fault.New(fault.Usage, "%s is empty", path)
+	case info.Size() > limit:
+		return fault.New(fault.Usage, "%s has %d bytes: no kernel has as many", path, info.Size())
 	}
+	return nil
+}
+
+func startsWith(path, magic string) (bool, error) {
+	if err := checkFile(path, maxKernelFile); err != nil {
+		return false, err
+	}
+	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrPermission) { // Ubuntu keeps its own from being read
 		return false, fault.Wrap(fault.Precondition, err, "cannot read the kernel").WithHint("let yourself read it: sudo chmod a+r %s", path)
 	}
@@ -167,17 +188,6 @@ func startsWith(path, magic string) (bool, error) {
 		return false, fault.Wrap(fault.Precondition, err, "cannot read the kernel")
 	}
 	defer func() { _ = f.Close() }()
-	info, err := f.Stat()
-	switch {
-	case err != nil:
-		return false, err
-	case !info.Mode().IsRegular():
-		return false, fault.New(fault.Usage, "%s is no file", path)
-	case info.Size() == 0:
-		return false, fault.New(fault.Usage, "%s is empty", path)
-	case info.Size() > maxKernelFile:
-		return false, fault.New(fault.Usage, "%s has %d bytes: no kernel has as many", path, info.Size())
-	}
 	b := make([]byte, len(magic))
 	_, err = io.ReadFull(f, b)
 	return err == nil && string(b) == magic, nil
@@ -270,6 +280,9 @@ func writeBoot(dir string, b boot) ([]string, error) {
 func configOf(o ImportOptions, b boot) ([]byte, error) {
 	if o.Config == "" {
 		return embeddedConfig(b.plain), nil
+	}
+	if err := checkFile(o.Config, maxConfigFile); err != nil {
+		return nil, err
 	}
 	config, err := os.ReadFile(o.Config)
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
 
 	"banger/internal/fault"
 	"banger/internal/hosttest/need"
@@ -232,6 +233,10 @@ func TestImportFileRefuses(t *testing.T) {
 	}
 	modular := writeKernel(t, "modular", bzImage64(vmlinux(t, true, strings.ReplaceAll(builtInConfig, "BLK=y", "BLK=m"))))
 	without := writeKernel(t, "without", bzImage64(vmlinux(t, true, strings.ReplaceAll(builtInConfig, "CONFIG_OVERLAY_FS=y", "# CONFIG_OVERLAY_FS is not set"))))
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for name, c := range map[string]struct {
 		o    ImportOptions
 		kind fault.Kind
@@ -248,6 +253,9 @@ func TestImportFileRefuses(t *testing.T) {
 		"no modules there": {ImportOptions{Source: good, Modules: t.TempDir()}, fault.Usage, "no directory of modules"},
 		"other modules":    {ImportOptions{Source: good, Modules: modulesTree(t)}, fault.Precondition, "another kernel"},
 		"no configuration": {ImportOptions{Source: good, Config: good}, fault.Usage, "configuration"},
+		"endless":          {ImportOptions{Source: "/dev/zero"}, fault.Usage, "no file"},
+		"pipe":             {ImportOptions{Source: pipe}, fault.Usage, "no file"},
+		"pipe beside":      {ImportOptions{Source: good, Config: pipe}, fault.Usage, "no file"},
 		"bad name":         {ImportOptions{Source: good, Name: "../x"}, fault.Usage, "cannot name"},
 		"broken package":   {ImportOptions{Source: writeKernel(t, "x.deb", []byte("!<arch>\nnonsense"))}, fault.Precondition, ""},
 	} {

@@ -141,6 +141,9 @@ func (o FirecrackerOptions) sum(ctx context.Context, address string) (string, er
 		}
 		return pickSum(text, beside, path.Base(address))
 	}
+	if _, err := os.Stat(address); errors.Is(err, fs.ErrNotExist) {
+		return "", fault.New(fault.NotFound, "there is no file %s", address)
+	}
 	text, err := os.ReadFile(beside)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", fault.New(fault.Precondition, "the published checksum of %s is missing", address).

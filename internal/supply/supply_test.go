@@ -170,6 +170,9 @@ func TestInstallFirecrackerFromFile(t *testing.T) {
 	if fault.KindOf(err) != fault.Precondition || !strings.Contains(fault.HintOf(err), "--sha256") {
 		t.Errorf("without a checksum: %v (%s)", err, fault.HintOf(err))
 	}
+	if _, _, err := s.InstallFirecracker(t.Context(), FirecrackerOptions{From: from + ".none"}); fault.KindOf(err) != fault.NotFound {
+		t.Errorf("no archive: %v", err)
+	}
 	put(t, from+".sha256.txt", []byte(sumOf(content)+"  "+filepath.Base(from)+"\n"))
 	for what, o := range map[string]FirecrackerOptions{"its checksum beside": {From: from}, "given": {From: from, SHA256: sumOf(content), Version: "1.14.2"}} {
 		if _, version, err := s.InstallFirecracker(t.Context(), o); err != nil || version != "1.14.2" {

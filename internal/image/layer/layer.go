@@ -141,12 +141,19 @@ func (m *Merged) Skipped() []string {
 	return append(slices.Clone(m.skipped), fmt.Sprintf("and %d more", m.more))
 }
 
+// closeAfter closes what was read. Where the reading failed already, it would only say so again.
+func closeAfter(r io.Closer, err *error) {
+	if closed := r.Close(); *err == nil {
+		*err = closed
+	}
+}
+
 func (m *Merged) readLayer(ctx context.Context, i int) (entries []*node, err error) {
 	r, err := m.layers[i]()
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, r.Close()) }()
+	defer closeAfter(r, &err)
 	err = walk(ctx, r, func(_ int, h *tar.Header, _ io.Reader) error {
 		if err := m.another(); err != nil {
 			return err
@@ -506,7 +513,7 @@ func (m *Merged) writeLayer(ctx context.Context, w *tar.Writer, i int, passed fu
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, r.Close()) }()
+	defer closeAfter(r, &err)
 	return walk(ctx, r, func(index int, h *tar.Header, content io.Reader) error {
 		if index >= len(m.entries[i]) {
 			return fault.New(fault.Precondition, "the archive changed while it was read")
