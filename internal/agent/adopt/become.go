@@ -25,24 +25,26 @@ func (g *Guest) firstIdentity(network *identity.Network, id *agentv1.GuestConfig
 		{"boot id", func() error { return newBootID(g.Dir) }},
 		{"addresses", func() error { return network.Prepare(id.GetInterfaces()) }},
 		{"raise", network.Raise},
+		{"note", func() error { return g.note(toldLine) }}, // from here on the next agent lets programs run, too
 	}
 }
 
 // runOn lets the programs of a template's clone run when they have rested, unless somebody has asked for something else
 // meanwhile. Whoever asked for the clone has the answer: a failure is told where people look.
-func (g *Guest) runOn(h *held, t *times, id *agentv1.GuestConfig, r *rest) {
+func (g *Guest) runOn(h *held, t *times, r *rest) {
+	defer close(r.done)
 	wait(r.ssh, r.most/restSSH)
 	g.thawSSH(h)
 	wait(r.other, r.most-r.most/restSSH)
 	g.turn.Lock()
 	defer g.turn.Unlock()
 	defer h.network.Close()
-	if g.held != h {
+	if g.held != h || g.became == nil { // somebody said something else, which went wrong
 		return
 	}
 	err := t.run([]step{
 		{"thaw", g.release},
-		{"journal", func() error { return tellRestored(id) }},
+		{"journal", func() error { return tellRestored(g.became.GetHostname()) }},
 	})
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "banger: agent: after the restore: %v\n", err)
@@ -83,7 +85,7 @@ func (g *Guest) change(ctx context.Context, t *times, id *agentv1.GuestConfig) e
 		{"raise", network.Raise},
 		{"thaw", g.release},
 		{"renew journal", func() error { return g.renewJournal(ctx, *g.was, id.GetMachineId()) }},
-		{"journal", func() error { return tellRestored(id) }},
+		{"journal", func() error { return tellRestored(id.GetHostname()) }},
 	})
 	if err == nil {
 		g.was = nil
@@ -91,8 +93,8 @@ func (g *Guest) change(ctx context.Context, t *times, id *agentv1.GuestConfig) e
 	return err
 }
 
-func tellRestored(id *agentv1.GuestConfig) error {
-	return tellJournal("This machine was restored from memory and is now " + id.GetHostname())
+func tellRestored(name string) error {
+	return tellJournal("This machine was restored from memory and is now " + name)
 }
 
 // hangUp ends the connections of the machine that this one was made of. What the kernel cannot end stays until it

@@ -62,7 +62,7 @@ func TestWhoHasAGroupIsNotMoved(t *testing.T) {
 			t.Fatal(err)
 		}
 		h := &hierarchy{root: root}
-		err := h.gather(t.Context(), c.own, processes(t, c.first, map[int]string{1: "sh"}))
+		err := h.gather(t.Context(), c.own, processes(t, c.first, map[int]string{1: "sh"}), func(string) error { return nil })
 		if err != nil {
 			t.Errorf("%+v: %v", c, err)
 		}

@@ -68,11 +68,3 @@ func TestWords(t *testing.T) {
 	}
 }
 
-// Whoever is asked over HTTP has nothing to wait for.
-func TestLaterWithoutAWord(t *testing.T) {
-	done := false
-	serve.Later(t.Context(), func() { done = true })
-	if !done {
-		t.Error("not done")
-	}
-}
