@@ -68,7 +68,7 @@ type held struct {
 	lacking []string // what could not be had, sentences about the guest
 
 	template bool              // nobody has used it
-	network  *identity.Network // of a template: silent
+	network  *identity.Network // of a template: silent; nil: not yet
 	told     bool              // a template's clone knows who it is: its programs rest
 
 	runs  bool // programs do again
@@ -120,7 +120,7 @@ func (g *Guest) adopt(ctx context.Context, r *agentv1.AdoptRequest) (after func(
 	case g.isAlready(id):
 		return nil, nil
 	case h != nil && h.template:
-		if err = t.run(g.firstIdentity(h.network, id)); err == nil {
+		if err = t.run(g.firstIdentity(h, id)); err == nil {
 			h.told = true
 			rest := g.beginRest(time.Duration(r.GetRestMillis()) * time.Millisecond)
 			after = func() { g.runOn(h, t, rest) }

@@ -18,15 +18,24 @@ import (
 // firstIdentity are the steps that make a clone of a template a VM. Until the last of them nobody reaches it over the
 // network. One follows the other: they have one processor's work to do, and wait for nobody. sshd has a signal
 // waiting, which is the first thing it will know of.
-func (g *Guest) firstIdentity(network *identity.Network, id *agentv1.GuestConfig) []step {
+func (g *Guest) firstIdentity(h *held, id *agentv1.GuestConfig) []step {
 	return []step{
+		{"silence", h.silence},
 		{"keys", func() error { return identity.WriteKeys("/", id) }},
 		{"names", func() error { return rename(id) }},
 		{"boot id", func() error { return newBootID(g.Dir) }},
-		{"addresses", func() error { return network.Prepare(id.GetInterfaces()) }},
-		{"raise", network.Raise},
+		{"addresses", func() error { return h.network.Prepare(id.GetInterfaces()) }},
+		{"raise", func() error { return h.network.Raise() }},
 		{"note", func() error { return g.note(toldLine) }}, // from here on the next agent lets programs run, too
 	}
+}
+
+// silence has been done in the template, unless the agent that did it died.
+func (h *held) silence() (err error) {
+	if h.network == nil {
+		h.network, err = identity.Silence()
+	}
+	return err
 }
 
 // runOn lets the programs of a template's clone run when they have rested, unless somebody has asked for something else

@@ -75,7 +75,7 @@ func (g *Guest) TakeOver() error {
 	defer g.turn.Unlock()
 	g.held = &held{
 		thaw: func() error { return g.Thaw(left.groups) }, end: func() {},
-		since: time.Now(), machine: left.machine, disks: disks,
+		since: time.Now(), machine: left.machine, disks: disks, template: left.purpose == forTemplate,
 	}
 	if g.elsewhere(left) {
 		return err

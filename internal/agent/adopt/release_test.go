@@ -102,9 +102,8 @@ func TestDeadDiskIsTriedAgain(t *testing.T) {
 			t.Errorf("programs ran on %d times: %v", s.thawed, err)
 		}
 		g.starting.RUnlock()
-		time.Sleep(3 * diskWait)
+		time.Sleep(againPause / 2)
 		answer <- unix.EINVAL // it goes on already
-		synctest.Wait()
 		time.Sleep(againPause)
 		synctest.Wait()
 		if holds, err := g.Holds(); holds || err != nil || asked != 1 || s.thawed != 1 || g.held != nil {
