@@ -389,6 +389,12 @@ func TestTheNextAgentTakesOver(t *testing.T) {
 		if err := next.TakeOver(); err != nil || (s.thawed == 1) != c.goesOn || c.goesOn && !slices.Equal(s.noted, []string{"/user.slice"}) {
 			t.Errorf("%s: thawed %d times, %v, %v", c.what, s.thawed, s.noted, err)
 		}
+		if next.late != (c.goesOn && !c.told) {
+			t.Errorf("%s: a copy of it would be late: %v", c.what, next.late)
+		}
+		if _, err := next.Quiesce(t.Context(), &agentv1.QuiesceRequest{}); errors.Is(err, errUntold) == c.goesOn {
+			t.Errorf("%s is saved: %v", c.what, err)
+		}
 		if held := !next.starting.TryRLock(); held == c.goesOn {
 			t.Errorf("%s: programs may start: %v", c.what, !held)
 		}
@@ -401,6 +407,45 @@ func TestTheNextAgentTakesOver(t *testing.T) {
 		if left, err := next.left(); left != nil || err != nil {
 			t.Errorf("%s: the record is left: %+v, %v", c.what, left, err)
 		}
+	}
+}
+
+// The next agent knows whose journal ends.
+func TestTheNextAgentKnowsTheSource(t *testing.T) {
+	s := still{machine: "source"}
+	dead := s.guest(t)
+	if err := errors.Join(dead.hold(t.Context(), forCopy), dead.note(wasLine+"0a")); err != nil {
+		t.Fatal(err)
+	}
+	s.machine = "copy"
+	next := s.guest(t)
+	next.Dir = dead.Dir
+	if err := next.TakeOver(); err != nil || next.was == nil || *next.was != "0a" {
+		t.Errorf("was %v, %v", next.was, err)
+	}
+	if err := next.release(); err != nil || !slices.Equal(s.noted, []string{"/user.slice"}) {
+		t.Errorf("let go %q, %v", s.noted, err)
+	}
+}
+
+// A template that is held does so for its clones: who asks again does not let them go.
+func TestWhoWasNotToldIsNotSaved(t *testing.T) {
+	var s still
+	g := s.guest(t)
+	if err := g.hold(t.Context(), forTemplate); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []*agentv1.QuiesceRequest{{Hold: true}, {ForTemplate: true}, {}} {
+		if _, err := g.Quiesce(t.Context(), r); !errors.Is(err, errUntold) || s.thawed != 0 {
+			t.Errorf("%v: thawed %d times, %v", r, s.thawed, err)
+		}
+	}
+	g.held.told = true // it rests
+	if _, err := g.Quiesce(t.Context(), &agentv1.QuiesceRequest{Hold: true}); err != nil || s.thawed != 1 || s.frozen != 2 {
+		t.Errorf("thawed %d times, %v", s.thawed, err)
+	}
+	if err := g.release(); err != nil {
+		t.Error(err)
 	}
 }
 

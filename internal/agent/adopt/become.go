@@ -69,6 +69,11 @@ func (g *Guest) change(ctx context.Context, t *times, id *agentv1.GuestConfig) e
 			return err
 		}
 		g.was = &old
+		if g.held != nil {
+			if err := g.note(wasLine + old); err != nil {
+				return err
+			}
+		}
 	}
 	network, err := identity.Silence()
 	if err != nil {

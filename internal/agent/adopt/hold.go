@@ -11,8 +11,8 @@ import (
 )
 
 // What is held is written down, so that an agent that dies leaves no guest that stands still for ever. The first line says
-// for what, the second in which machine; then come the control groups, each before it is told to stand still, and in a
-// template's clone that it knows who it is.
+// for what, the second in which machine; then come the control groups, each before it is told to stand still; in a
+// template's clone that it knows who it is; and in another copy, before it becomes itself, the machine id of its source.
 
 const (
 	recordFile = "held" // below Dir
@@ -21,6 +21,7 @@ const (
 	forCopy     = "copy"
 
 	toldLine = "told"
+	wasLine  = "was "
 )
 
 func (g *Guest) record() string { return filepath.Join(g.Dir, recordFile) }
@@ -30,7 +31,7 @@ func (g *Guest) begin(purpose, machine string) error {
 	return os.WriteFile(g.record(), []byte(purpose+"\n"+machine+"\n"), 0o600)
 }
 
-// note adds a line to the record: a control group, or toldLine.
+// note adds a line to the record: a control group, toldLine, or wasLine with an id.
 func (g *Guest) note(line string) error {
 	f, err := os.OpenFile(g.record(), os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
@@ -77,9 +78,11 @@ func (g *Guest) TakeOver() error {
 		thaw: func() error { return g.Thaw(left.groups) }, end: func() {},
 		since: time.Now(), machine: left.machine, disks: disks, template: left.purpose == forTemplate,
 	}
+	g.was = left.was
 	if g.elsewhere(left) {
 		return err
 	}
+	g.late = !left.told // who is being copied now has a copy that was not held
 	err = errors.Join(err, g.release())
 	if !left.told {
 		return err
@@ -92,6 +95,7 @@ func (g *Guest) TakeOver() error {
 type leftover struct {
 	purpose, machine string
 	told             bool
+	was              *string
 	groups           []string
 }
 
@@ -110,7 +114,9 @@ func (g *Guest) left() (*leftover, error) {
 	}
 	l := &leftover{purpose: lines[0], machine: lines[1]}
 	for _, line := range lines[2:] {
-		if line == toldLine {
+		if was, ok := strings.CutPrefix(line, wasLine); ok {
+			l.was = &was
+		} else if line == toldLine {
 			l.told = true
 		} else {
 			l.groups = append(l.groups, line)

@@ -35,6 +35,9 @@ func (g *Guest) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) (*agentv
 		return nil, errBusy
 	}
 	defer g.turn.Unlock()
+	if g.isUntold() {
+		return nil, errUntold
+	}
 	if err := g.quiesce(ctx, r); err != nil {
 		return nil, err
 	}
@@ -43,6 +46,14 @@ func (g *Guest) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) (*agentv
 		response.HeldNanos, response.Lacking = int64(time.Since(g.held.since)), g.held.lacking
 	}
 	return &response, nil
+}
+
+var errUntold = errors.New("the guest stands still until it is told who it is, and was not yet")
+
+// isUntold tells that programs stand still for Adopt alone: somebody who holds them anew would let them go before.
+func (g *Guest) isUntold() bool {
+	h := g.held
+	return h != nil && !h.runs && !h.told && (h.template || h.machine != g.Machine())
 }
 
 func (g *Guest) quiesce(ctx context.Context, r *agentv1.QuiesceRequest) error {
