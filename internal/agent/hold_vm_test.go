@@ -264,8 +264,8 @@ func TestRealGuestWithoutControlGroupsIsHeld(t *testing.T) {
 	if strings.Contains(mounts, "cgroup") {
 		t.Fatalf("there are control groups:\n%s", mounts)
 	}
-	begin := time.Now()
 	m.quiesced(ctx)
+	begin := time.Now()
 	waits := m.execLater(ctx, "cat /proc/mounts; cat /proc/1/cgroup")
 	for time.Since(begin) < 3*time.Second {
 		m.ping(ctx)
