@@ -27,7 +27,7 @@ import (
 	"banger/internal/channel"
 )
 
-const usage = "usage: banger-agent serve|adopt|supervise PORT, sftp, guard, or version"
+const usage = "usage: banger-agent serve|adopt|supervise|start|guard PORT, sftp, or version"
 
 // Main runs the agent with the arguments after the program's name and returns the exit code.
 func Main(args []string, stdout, stderr io.Writer) int {
@@ -50,9 +50,6 @@ func dispatch(args []string, stdout io.Writer) error {
 	if len(args) == 1 && args[0] == "sftp" {
 		return serveSFTP()
 	}
-	if len(args) == 1 && args[0] == "guard" {
-		return guard(os.Stdin, stdout)
-	}
 	if len(args) != 2 {
 		return errors.New(usage)
 	}
@@ -63,6 +60,11 @@ func dispatch(args []string, stdout io.Writer) error {
 		return adoptAgent(args[1])
 	case "supervise":
 		return supervise(args[1])
+	case "start":
+		_, err := boot.EnsureAgent(args[1])
+		return err
+	case "guard":
+		return guard(args[1], os.Stdin, os.NewFile(guardReady, "ready"))
 	}
 	return errors.New(usage)
 }
@@ -74,7 +76,8 @@ func serveOn(name string) error {
 	// Caught and dropped: a signal that is ignored stays ignored in the programs that are started.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	guest := newGuest()
-	guest.StartGuard, guest.Later = startGuard, serve.Later
+	guest.StartGuard = func(ctx context.Context) (int, func(), error) { return startGuard(ctx, name) }
+	guest.Later = serve.Later
 	runner := run.Runner{Root: "/", Group: cgroup.Programs, Starting: guest.Starting()}
 	handler := serve.New(serve.Options{
 		Runner: runner, SetTime: adopt.SetTime, StepTime: adopt.StepTime,
@@ -118,8 +121,8 @@ func newGuest() *adopt.Guest {
 	return &adopt.Guest{
 		Dir: boot.Dir, Disks: []string{boot.OverlayDir, "/root", "/"},
 		Systemd: func() bool { return firstProcess() == systemd },
-		Freeze: func(ctx context.Context, note func(string) error) (func() error, error) {
-			return cgroup.Freeze(ctx, firstProcess() == systemd, note)
+		Freeze: func(ctx context.Context, guard int, note func(string) error) (func() error, error) {
+			return cgroup.Freeze(ctx, firstProcess() == systemd, guard, note)
 		},
 		Ready: awaitGroups, Thaw: cgroup.Thaw, Machine: adopt.Serials,
 	}
@@ -158,11 +161,14 @@ func openPort(ctx context.Context, name string) (*os.File, error) {
 			return nil, err
 		}
 		if device != "" {
-			return os.OpenFile(filepath.Join("/dev", device), os.O_RDWR, 0)
+			port, err := os.OpenFile(filepath.Join("/dev", device), os.O_RDWR, 0)
+			if !errors.Is(err, syscall.EBUSY) { // an agent that has just died had it open
+				return port, err
+			}
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("the virtio-serial port %s did not appear within %v", name, portWait)
+			return nil, fmt.Errorf("the virtio-serial port %s is not to be had within %v", name, portWait)
 		case <-time.After(portPoll):
 		}
 	}
@@ -227,9 +233,8 @@ func awaitGroups(ctx context.Context) error {
 
 // adoptAgent makes the running agent a process of the systemd unit that calls this, or starts one in it.
 func adoptAgent(port string) error {
-	pid := boot.AgentPID()
-	if pid == 0 {
-		_, err := boot.StartAgent(port)
+	pid, err := boot.EnsureAgent(port)
+	if err != nil {
 		return err
 	}
 	return cgroup.Join(pid)
@@ -246,7 +251,7 @@ func supervise(port string) error {
 	}
 	go obey()
 	for {
-		pid, err := boot.StartAgent(port)
+		pid, err := boot.EnsureAgent(port)
 		if err != nil {
 			return err
 		}

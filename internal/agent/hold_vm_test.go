@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -155,10 +156,90 @@ func (m *machine) agentDiesWhileItHolds(ctx context.Context) {
 	}
 	begin := time.Now()
 	m.ping(ctx)
-	if got := m.shell(ctx, "test -e /run/banger/held && echo held; echo third >/root/third; cat /root/third; systemctl is-active banger-agent"); got != "third\nactive\n" {
+	if got := m.shell(ctx, "test -e /run/banger/held && echo held; echo third >/root/third; cat /root/third"); got != "third\n" {
 		m.t.Errorf("after the agent died: %q", got)
 	}
 	m.t.Logf("the guest went on %s after its agent's death", time.Since(begin))
+	m.isLookedAfter(ctx)
+}
+
+// isLookedAfter checks that systemd knows the agent that runs as its own child, the only one, and that nobody guards it.
+func (m *machine) isLookedAfter(ctx context.Context) {
+	m.t.Helper()
+	const want = "1 agents of systemd's, 0 guards\n"
+	got := m.shell(ctx, `until systemctl is-active -q banger-agent && test "$(systemctl show -P MainPID banger-agent)" = "$(cat /run/banger/agent.pid)"; do sleep 0.2; done
+		until test "$(pgrep -cf '[b]anger/agent guard')" = 0; do sleep 0.2; done
+		echo "$(pgrep -cf -P 1 '[b]anger/agent serve') agents of systemd's, $(pgrep -cf '[b]anger/agent guard') guards"`)
+	if got != want {
+		m.t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// lost waits until the agent that is there has died, and for the next one.
+func (m *machine) lost(ctx context.Context) {
+	m.t.Helper()
+	for begin := time.Now(); time.Since(begin) < time.Minute; time.Sleep(20 * time.Millisecond) {
+		once, cancel := context.WithTimeout(ctx, 5*time.Second)
+		_, err := m.client.Ping(once, &agentv1.PingRequest{})
+		cancel()
+		if err != nil {
+			m.t.Logf("it died %.1f s later: %v", time.Since(begin).Seconds(), err)
+			m.ping(ctx)
+			return
+		}
+	}
+	m.t.Fatal("the agent did not die")
+}
+
+// A template's clone whose agent dies stands still until somebody says who it is, and not after that: also when its programs
+// rest, systemd among them.
+func TestRealGuestOutlivesItsAgent(t *testing.T) {
+	m := newMachine(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+	defer cancel()
+	template := filepath.Join(m.m.Dir, "template")
+	check(t, os.Mkdir(template, 0o700))
+	m.m.MemoryFile = filepath.Join(template, vmm.SavedMemory)
+	m.boot(ctx)
+	m.ping(ctx)
+	m.settled(ctx)
+	m.shell(ctx, diary)
+	const before, atRest = "test $(date +%Y) -ge 2040", "grep -qsx told /run/banger/held && sleep 2"
+	for _, when := range []string{before, atRest} { // killed by programs that do not stand still
+		m.shell(ctx, `set -e; echo $$ > /sys/fs/cgroup/system.slice/banger-agent.service/cgroup.procs
+			(until `+when+`; do sleep 0.1; done; kill -9 $(cat /run/banger/agent.pid)) >/dev/null 2>&1 </dev/null &`)
+	}
+	m.saved(ctx, template, true)
+
+	for _, name := range []string{"early", "resting"} {
+		c := *m
+		c.m.Dir, c.m.MemoryFile = t.TempDir(), ""
+		for _, disks := range []string{"overlay", "work"} {
+			check(t, disk.CloneFile(ctx, filepath.Join(c.m.Dir, disks), filepath.Join(m.m.Dir, disks)))
+		}
+		c.restore(ctx, template)
+		c.ping(ctx)
+		if name == "early" {
+			_, err := c.client.SetTime(ctx, &agentv1.SetTimeRequest{UnixNanos: time.Date(2041, 1, 1, 0, 0, 0, 0, time.UTC).UnixNano()})
+			check(t, err)
+			c.lost(ctx)
+		}
+		c.setClock(ctx)
+		request := &agentv1.AdoptRequest{
+			Entropy: make([]byte, 32), RestMillis: int32(5 * time.Minute / time.Millisecond),
+			Identity: &agentv1.GuestConfig{Hostname: name, MachineId: strings.Repeat("0c", 16)},
+		}
+		for range 2 { // the first answer may have been lost
+			_, err := c.client.Adopt(ctx, request)
+			check(t, err)
+		}
+		c.lost(ctx)
+		if got := c.shell(ctx, "until grep -q ^"+name+" /run/diary; do sleep 0.1; done; grep -vc '^web\\|^"+name+"' /run/diary; hostname; test -e /run/banger/held && echo held || true"); got != "0\n"+name+"\n" {
+			t.Errorf("the clone says %q", got)
+		}
+		c.isLookedAfter(ctx)
+		c.shutdown(ctx, agentv1.ShutdownRequest_MODE_POWEROFF, vmm.ExitPowerOff)
+	}
 }
 
 // A guest whose init knows nothing of control groups stands still all the same, its init too, and finds no trace of it.
@@ -183,8 +264,8 @@ func TestRealGuestWithoutControlGroupsIsHeld(t *testing.T) {
 	if strings.Contains(mounts, "cgroup") {
 		t.Fatalf("there are control groups:\n%s", mounts)
 	}
-	begin := time.Now()
 	m.quiesced(ctx)
+	begin := time.Now()
 	waits := m.execLater(ctx, "cat /proc/mounts; cat /proc/1/cgroup")
 	for time.Since(begin) < 3*time.Second {
 		m.ping(ctx)

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"sync"
 	"time"
 
@@ -26,15 +25,17 @@ type Guest struct {
 	Systemd func() bool
 	// Ready returns once the guest is far enough for programs to be held; nil: it always is.
 	Ready func(context.Context) error
-	// Freeze lets all programs stand still until thaw, and notes each group of them before; see cgroup.Freeze.
-	Freeze func(ctx context.Context, note func(group string) error) (thaw func() error, err error)
+	// Freeze lets all programs but the guard stand still until thaw, and notes each group of them before; see cgroup.Freeze.
+	// What thaw could not let go it tries again when it is called again.
+	Freeze func(ctx context.Context, guard int, note func(group string) error) (thaw func() error, err error)
 	// Thaw lets groups that were noted run on; see cgroup.Thaw.
 	Thaw func(groups []string) error
 	// Machine tells this machine from others that are restored from its memory; see Serials.
 	Machine func() string
-	// StartGuard starts a process that calls Guard should this one die before end; nil: there is none.
-	StartGuard func(context.Context) (end func(), err error)
-	// Later does something once the caller whose context it is has its answer; nil: at once.
+	// StartGuard starts a process that sees to it that there is another agent should this one die before end, for as long
+	// as Holds; nil: there is none.
+	StartGuard func(context.Context) (pid int, end func(), err error)
+	// Later does something once the caller whose context it is has its answer, and does not wait for it; nil: at once.
 	Later func(context.Context, func())
 
 	turn     sync.Mutex
@@ -58,15 +59,20 @@ type Guest struct {
 
 // held is a guest whose programs stand still.
 type held struct {
-	thaw    func() error // nil: they could not be stopped
-	disks   []*os.File   // on file systems that stand still
-	end     func()       // of the guard
+	thaw    func() error  // nil: they could not be stopped
+	disks   []*frozenDisk // on file systems that stand still
+	guard   int           // a process; 0: there is none
+	end     func()        // of the guard
 	since   time.Time
 	machine string   // Machine when it began
 	lacking []string // what could not be had, sentences about the guest
 
 	template bool              // nobody has used it
-	network  *identity.Network // of a template: silent
+	network  *identity.Network // of a template: silent; nil: not yet
+	told     bool              // a template's clone knows who it is: its programs rest
+
+	runs  bool // programs do again
+	tries int  // to let go what did not
 }
 
 var errBusy = errors.New("the guest is being saved or restored already")
@@ -114,8 +120,11 @@ func (g *Guest) adopt(ctx context.Context, r *agentv1.AdoptRequest) (after func(
 	case g.isAlready(id):
 		return nil, nil
 	case h != nil && h.template:
-		rest := g.beginRest(time.Duration(r.GetRestMillis()) * time.Millisecond)
-		after, err = func() { g.runOn(h, t, id, rest) }, t.run(g.firstIdentity(h.network, id))
+		if err = t.run(g.firstIdentity(h, id)); err == nil {
+			h.told = true
+			rest := g.beginRest(time.Duration(r.GetRestMillis()) * time.Millisecond)
+			after = func() { g.runOn(h, t, rest) }
+		}
 	default:
 		err = g.change(ctx, t, id)
 	}
@@ -126,8 +135,8 @@ func (g *Guest) adopt(ctx context.Context, r *agentv1.AdoptRequest) (after func(
 	return after, err
 }
 
-// isAlready tells that programs run as whom id says: the answer to somebody who asked for the very same was lost. They
-// would lose their connections, and see another boot id, were it done again.
+// isAlready tells that programs run as whom id says, or are about to: the answer to somebody who asked for the very same
+// was lost. They would lose their connections, and see another boot id, were it done again.
 func (g *Guest) isAlready(id *agentv1.GuestConfig) bool {
-	return g.held == nil && g.became != nil && proto.Equal(g.became, id)
+	return (g.held == nil || g.held.told) && g.became != nil && proto.Equal(g.became, id)
 }

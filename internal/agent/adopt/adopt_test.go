@@ -223,7 +223,7 @@ func TestTakingOverBesideADeadDisk(t *testing.T) {
 	if err := g.begin(forCopy, ""); err != nil {
 		t.Fatal(err)
 	}
-	if err := g.Guard(); err == nil || s.thawed != 1 || g.held != nil {
+	if err := g.TakeOver(); err == nil || s.thawed != 1 || g.held != nil {
 		t.Errorf("thawed %d times, %v", s.thawed, err)
 	}
 }
@@ -234,29 +234,46 @@ type still struct {
 	err            error
 	noted          []string // by an agent that died
 	guards         int      // that wait for its death
+	stuck          int      // how often they are not let go
 	machine        string
 }
 
-func (s *still) freeze(_ context.Context, note func(string) error) (func() error, error) {
+func (s *still) freeze(_ context.Context, guard int, note func(string) error) (func() error, error) {
 	if s.err != nil {
 		return nil, s.err
 	}
+	if guard != guardPID {
+		return nil, fmt.Errorf("the guard is %d", guard)
+	}
 	s.frozen++
-	return func() error { s.thawed++; return nil }, note("/user.slice")
+	return s.let, note("/user.slice")
 }
 
 func (s *still) thaw(groups []string) error {
-	s.noted, s.thawed = groups, s.thawed+1
+	s.noted = groups
+	return s.let()
+}
+
+func (s *still) let() error {
+	if s.stuck > 0 {
+		s.stuck--
+		return errStuck
+	}
+	s.thawed++
 	return nil
 }
+
+const guardPID = 7
+
+var errStuck = errors.New("stuck")
 
 // guest is a Guest whose programs are s.
 func (s *still) guest(t *testing.T) *Guest {
 	return &Guest{
 		Dir: t.TempDir(), Freeze: s.freeze, Thaw: s.thaw, Machine: func() string { return s.machine },
-		StartGuard: func(context.Context) (func(), error) {
+		StartGuard: func(context.Context) (int, func(), error) {
 			s.guards++
-			return func() { s.guards-- }, nil
+			return guardPID, func() { s.guards-- }, nil
 		},
 	}
 }
@@ -345,11 +362,13 @@ func TestProgramsRunOnByThemselves(t *testing.T) {
 func TestTheNextAgentTakesOver(t *testing.T) {
 	for _, c := range []struct {
 		what, purpose, machine string
-		goesOn                 bool
+		told, goesOn           bool
 	}{
-		{"the source of a copy", forCopy, "same", true},
-		{"a copy", forCopy, "other", false},
-		{"a template", forTemplate, "same", false},
+		{"the source of a copy", forCopy, "same", false, true},
+		{"a copy", forCopy, "other", false, false},
+		{"a template", forTemplate, "same", false, false},
+		{"a template's clone", forTemplate, "other", false, false},
+		{"a template's clone that rests", forTemplate, "other", true, true},
 	} {
 		s := still{machine: "same"}
 		dead := s.guest(t)
@@ -357,31 +376,76 @@ func TestTheNextAgentTakesOver(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.machine = c.machine
-		for _, who := range []string{"guard", "agent"} {
-			s.thawed, s.noted = 0, nil
-			next := s.guest(t)
-			next.Dir = dead.Dir
-			err := next.Guard()
-			if who == "agent" {
-				err = next.TakeOver()
-			}
-			first := c.goesOn && who == "guard"
-			if err != nil || (s.thawed == 1) != first || first && !slices.Equal(s.noted, []string{"/user.slice"}) {
-				t.Errorf("%s, the %s: thawed %d times, %v, %v", c.what, who, s.thawed, s.noted, err)
-			}
-			if who == "guard" {
-				continue
-			}
-			if held := !next.starting.TryRLock(); held == c.goesOn {
-				t.Errorf("%s: programs may start: %v", c.what, !held)
-			}
-			if err := next.release(); err != nil || (s.thawed == 1) == c.goesOn {
-				t.Errorf("%s, told who it is: thawed %d times, %v", c.what, s.thawed, err)
-			}
-			if left, err := next.left(); left != nil || err != nil {
-				t.Errorf("%s: the record is left: %+v, %v", c.what, left, err)
+		if c.told {
+			if err := dead.note(toldLine); err != nil {
+				t.Fatal(err)
 			}
 		}
+		if s.guards != 1 {
+			t.Errorf("%s: %d guards", c.what, s.guards)
+		}
+		next := s.guest(t)
+		next.Dir = dead.Dir
+		if err := next.TakeOver(); err != nil || (s.thawed == 1) != c.goesOn || c.goesOn && !slices.Equal(s.noted, []string{"/user.slice"}) {
+			t.Errorf("%s: thawed %d times, %v, %v", c.what, s.thawed, s.noted, err)
+		}
+		if next.late != (c.goesOn && !c.told) {
+			t.Errorf("%s: a copy of it would be late: %v", c.what, next.late)
+		}
+		if _, err := next.Quiesce(t.Context(), &agentv1.QuiesceRequest{}); errors.Is(err, errUntold) == c.goesOn {
+			t.Errorf("%s is saved: %v", c.what, err)
+		}
+		if held := !next.starting.TryRLock(); held == c.goesOn {
+			t.Errorf("%s: programs may start: %v", c.what, !held)
+		}
+		if holds, err := next.Holds(); holds == c.goesOn || err != nil {
+			t.Errorf("%s: the guard stays: %v, %v", c.what, holds, err)
+		}
+		if err := next.release(); err != nil || s.thawed != 1 {
+			t.Errorf("%s, told who it is: thawed %d times, %v", c.what, s.thawed, err)
+		}
+		if left, err := next.left(); left != nil || err != nil {
+			t.Errorf("%s: the record is left: %+v, %v", c.what, left, err)
+		}
+	}
+}
+
+// The next agent knows whose journal ends.
+func TestTheNextAgentKnowsTheSource(t *testing.T) {
+	s := still{machine: "source"}
+	dead := s.guest(t)
+	if err := errors.Join(dead.hold(t.Context(), forCopy), dead.note(wasLine+"0a")); err != nil {
+		t.Fatal(err)
+	}
+	s.machine = "copy"
+	next := s.guest(t)
+	next.Dir = dead.Dir
+	if err := next.TakeOver(); err != nil || next.was == nil || *next.was != "0a" {
+		t.Errorf("was %v, %v", next.was, err)
+	}
+	if err := next.release(); err != nil || !slices.Equal(s.noted, []string{"/user.slice"}) {
+		t.Errorf("let go %q, %v", s.noted, err)
+	}
+}
+
+// A template that is held does so for its clones: who asks again does not let them go.
+func TestWhoWasNotToldIsNotSaved(t *testing.T) {
+	var s still
+	g := s.guest(t)
+	if err := g.hold(t.Context(), forTemplate); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []*agentv1.QuiesceRequest{{Hold: true}, {ForTemplate: true}, {}} {
+		if _, err := g.Quiesce(t.Context(), r); !errors.Is(err, errUntold) || s.thawed != 0 {
+			t.Errorf("%v: thawed %d times, %v", r, s.thawed, err)
+		}
+	}
+	g.held.told = true // it rests
+	if _, err := g.Quiesce(t.Context(), &agentv1.QuiesceRequest{Hold: true}); err != nil || s.thawed != 1 || s.frozen != 2 {
+		t.Errorf("thawed %d times, %v", s.thawed, err)
+	}
+	if err := g.release(); err != nil {
+		t.Error(err)
 	}
 }
 

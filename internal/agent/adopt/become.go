@@ -18,31 +18,42 @@ import (
 // firstIdentity are the steps that make a clone of a template a VM. Until the last of them nobody reaches it over the
 // network. One follows the other: they have one processor's work to do, and wait for nobody. sshd has a signal
 // waiting, which is the first thing it will know of.
-func (g *Guest) firstIdentity(network *identity.Network, id *agentv1.GuestConfig) []step {
+func (g *Guest) firstIdentity(h *held, id *agentv1.GuestConfig) []step {
 	return []step{
+		{"silence", h.silence},
 		{"keys", func() error { return identity.WriteKeys("/", id) }},
 		{"names", func() error { return rename(id) }},
 		{"boot id", func() error { return newBootID(g.Dir) }},
-		{"addresses", func() error { return network.Prepare(id.GetInterfaces()) }},
-		{"raise", network.Raise},
+		{"addresses", func() error { return h.network.Prepare(id.GetInterfaces()) }},
+		{"raise", func() error { return h.network.Raise() }},
+		{"note", func() error { return g.note(toldLine) }}, // from here on the next agent lets programs run, too
 	}
+}
+
+// silence has been done in the template, unless the agent that did it died.
+func (h *held) silence() (err error) {
+	if h.network == nil {
+		h.network, err = identity.Silence()
+	}
+	return err
 }
 
 // runOn lets the programs of a template's clone run when they have rested, unless somebody has asked for something else
 // meanwhile. Whoever asked for the clone has the answer: a failure is told where people look.
-func (g *Guest) runOn(h *held, t *times, id *agentv1.GuestConfig, r *rest) {
+func (g *Guest) runOn(h *held, t *times, r *rest) {
+	defer close(r.done)
 	wait(r.ssh, r.most/restSSH)
 	g.thawSSH(h)
 	wait(r.other, r.most-r.most/restSSH)
 	g.turn.Lock()
 	defer g.turn.Unlock()
 	defer h.network.Close()
-	if g.held != h {
+	if g.held != h || g.became == nil { // somebody said something else, which went wrong
 		return
 	}
 	err := t.run([]step{
 		{"thaw", g.release},
-		{"journal", func() error { return tellRestored(id) }},
+		{"journal", func() error { return tellRestored(g.became.GetHostname()) }},
 	})
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "banger: agent: after the restore: %v\n", err)
@@ -58,6 +69,11 @@ func (g *Guest) change(ctx context.Context, t *times, id *agentv1.GuestConfig) e
 			return err
 		}
 		g.was = &old
+		if g.held != nil {
+			if err := g.note(wasLine + old); err != nil {
+				return err
+			}
+		}
 	}
 	network, err := identity.Silence()
 	if err != nil {
@@ -83,7 +99,7 @@ func (g *Guest) change(ctx context.Context, t *times, id *agentv1.GuestConfig) e
 		{"raise", network.Raise},
 		{"thaw", g.release},
 		{"renew journal", func() error { return g.renewJournal(ctx, *g.was, id.GetMachineId()) }},
-		{"journal", func() error { return tellRestored(id) }},
+		{"journal", func() error { return tellRestored(id.GetHostname()) }},
 	})
 	if err == nil {
 		g.was = nil
@@ -91,8 +107,8 @@ func (g *Guest) change(ctx context.Context, t *times, id *agentv1.GuestConfig) e
 	return err
 }
 
-func tellRestored(id *agentv1.GuestConfig) error {
-	return tellJournal("This machine was restored from memory and is now " + id.GetHostname())
+func tellRestored(name string) error {
+	return tellJournal("This machine was restored from memory and is now " + name)
 }
 
 // hangUp ends the connections of the machine that this one was made of. What the kernel cannot end stays until it

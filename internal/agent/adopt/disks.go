@@ -62,8 +62,9 @@ func closeAll(files []*os.File) []*os.File {
 }
 
 // freezeDisks lets the file systems stand still: what is on their disks is whole without a journal. frozen are those that
-// do, why says why others do not. One that the user froze is left to the user. A disk that does not answer is an error.
-func freezeDisks(ctx context.Context, dirs []string) (frozen []*os.File, why string, err error) {
+// do, also beside an error; why says why others do not. One that the user froze is left to the user. A disk that does not
+// answer is an error.
+func freezeDisks(ctx context.Context, dirs []string) (frozen []*frozenDisk, why string, err error) {
 	files, err := writable(dirs)
 	if err != nil {
 		return nil, "", err
@@ -73,12 +74,12 @@ func freezeDisks(ctx context.Context, dirs []string) (frozen []*os.File, why str
 		err := within(ctx, func() error { return ioctl(f, ioctlFreeze, nil) }, func() { _ = ioctl(f, ioctlThaw, nil); _ = f.Close() })
 		switch {
 		case err == nil:
-			frozen = append(frozen, f)
+			frozen = append(frozen, newFrozenDisk(f))
 			continue
 		case errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled):
 			// f is closed when the kernel is done with it.
 			closeAll(files[i+1:])
-			return nil, "", errors.Join(fmt.Errorf("the file system on %s does not come to rest: %w", f.Name(), err), thawDisks(frozen))
+			return frozen, "", fmt.Errorf("the file system on %s does not come to rest: %w", f.Name(), err)
 		case !errors.Is(err, unix.EBUSY):
 			lacking = append(lacking, fmt.Sprintf("%s: %v", f.Name(), err))
 		}
@@ -87,21 +88,46 @@ func freezeDisks(ctx context.Context, dirs []string) (frozen []*os.File, why str
 	return frozen, strings.Join(lacking, "; "), nil
 }
 
-// thawDisks lets file systems go on, the last one that was frozen first. One that goes on already is no error.
-func thawDisks(files []*os.File) error {
-	var errs []error
-	for _, f := range slices.Backward(files) {
-		err := within(context.Background(), func() error { return ioctl(f, ioctlThaw, nil) }, func() { _ = f.Close() })
-		if errors.Is(err, context.DeadlineExceeded) {
-			errs = append(errs, fmt.Errorf("the file system on %s does not go on: %w", f.Name(), err))
-			continue
-		}
-		if err != nil && !errors.Is(err, unix.EINVAL) {
-			errs = append(errs, fmt.Errorf("let the file system on %s go on: %w", f.Name(), err))
-		}
-		_ = f.Close() // only opened
+// frozenDisk is a file system that stands still.
+type frozenDisk struct {
+	file   *os.File
+	letGo  func() error
+	answer chan error // the kernel's, who was told to let it go on; nil: it was not, or has answered
+}
+
+func newFrozenDisk(f *os.File) *frozenDisk {
+	return &frozenDisk{file: f, letGo: func() error { return ioctl(f, ioctlThaw, nil) }}
+}
+
+// thaw lets it go on. One that goes on already is no error. The kernel is told once, however often a dead disk is tried.
+func (d *frozenDisk) thaw() error {
+	if d.answer == nil {
+		answer := make(chan error, 1)
+		go func() { answer <- d.letGo() }()
+		d.answer = answer
 	}
-	return errors.Join(errs...)
+	select {
+	case err := <-d.answer:
+		d.answer = nil
+		if err != nil && !errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("let the file system on %s go on: %w", d.file.Name(), err)
+		}
+		_ = d.file.Close() // only opened
+		return nil
+	case <-time.After(diskWait):
+		return fmt.Errorf("the file system on %s does not go on: %w", d.file.Name(), context.DeadlineExceeded)
+	}
+}
+
+// thawDisks lets file systems go on, the last one that was frozen first. left are those that do not.
+func thawDisks(disks []*frozenDisk) (left []*frozenDisk, err error) {
+	for _, d := range slices.Backward(disks) {
+		if stuck := d.thaw(); stuck != nil {
+			left, err = append(left, d), errors.Join(err, stuck)
+		}
+	}
+	slices.Reverse(left)
+	return left, err
 }
 
 // within calls f, which a dead disk may hold up in the kernel, and waits for diskWait at most. When f returns only after

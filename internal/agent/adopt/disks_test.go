@@ -42,7 +42,7 @@ func TestNothingToFreeze(t *testing.T) {
 	if len(frozen) > 0 || why != "" || err != nil {
 		t.Errorf("%v, %q, %v", frozen, why, err)
 	}
-	if err := thawDisks(frozen); err != nil {
+	if left, err := thawDisks(frozen); err != nil || len(left) > 0 {
 		t.Error(err)
 	}
 	var nothing *held

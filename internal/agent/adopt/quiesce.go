@@ -35,6 +35,9 @@ func (g *Guest) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) (*agentv
 		return nil, errBusy
 	}
 	defer g.turn.Unlock()
+	if g.isUntold() {
+		return nil, errUntold
+	}
 	if err := g.quiesce(ctx, r); err != nil {
 		return nil, err
 	}
@@ -43,6 +46,14 @@ func (g *Guest) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) (*agentv
 		response.HeldNanos, response.Lacking = int64(time.Since(g.held.since)), g.held.lacking
 	}
 	return &response, nil
+}
+
+var errUntold = errors.New("the guest stands still until it is told who it is, and was not yet")
+
+// isUntold tells that programs stand still for Adopt alone: somebody who holds them anew would let them go before.
+func (g *Guest) isUntold() bool {
+	h := g.held
+	return h != nil && !h.runs && !h.told && (h.template || h.machine != g.Machine())
 }
 
 func (g *Guest) quiesce(ctx context.Context, r *agentv1.QuiesceRequest) error {
@@ -165,12 +176,11 @@ func (g *Guest) hold(ctx context.Context, purpose string) error {
 		return err
 	}
 	h := &held{template: purpose == forTemplate, machine: g.Machine(), end: func() {}}
-	if g.StartGuard != nil && !h.template { // in a template somebody always listens: the agent is in the saved memory
-		end, err := g.StartGuard(ctx)
-		if err != nil {
+	if g.StartGuard != nil { // the clones of a template have it from the saved memory
+		var err error
+		if h.guard, h.end, err = g.StartGuard(ctx); err != nil {
 			return fmt.Errorf("start the guard: %w", err)
 		}
-		h.end = end
 	}
 	if err := g.stopStarts(ctx); err != nil {
 		h.end()
@@ -185,9 +195,9 @@ func (g *Guest) hold(ctx context.Context, purpose string) error {
 		g.turn.Lock()
 		defer g.turn.Unlock()
 		// A copy that was not told yet who it is must not run on as the one it was made of.
-		if g.held == h && !h.template && h.machine == g.Machine() {
+		if g.held == h && !h.template && !h.runs && h.machine == g.Machine() {
 			g.late = true
-			_ = g.release() // there is nobody to tell
+			g.releaseAlone()
 		}
 	})
 	return nil
@@ -198,11 +208,12 @@ func (g *Guest) still(ctx context.Context, h *held, purpose string) error {
 	if err := g.begin(purpose, h.machine); err != nil {
 		return err
 	}
-	thaw, err := g.Freeze(ctx, g.note)
+	thaw, err := g.Freeze(ctx, h.guard, g.note)
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):
 		h.lacking = append(h.lacking, fmt.Sprintf("its programs do not stand still: %v", err))
-	case err != nil:
+	case err != nil: // it may not have let go all that it stopped
+		h.thaw = g.thawNoted
 		return err
 	default:
 		h.thaw = thaw
@@ -242,32 +253,6 @@ func lock(ctx context.Context, try func() bool) error {
 		}
 	}
 	return nil
-}
-
-// release lets file systems and programs run on.
-func (g *Guest) release() error {
-	h := g.held
-	if h == nil {
-		return nil
-	}
-	g.held = nil
-	defer g.starting.Unlock()
-	defer h.end()
-	err := h.thawDisks()
-	if h.thaw != nil {
-		err = errors.Join(err, h.thaw())
-	}
-	return errors.Join(err, g.end())
-}
-
-// thawDisks lets the file systems go on, once. A guest that becomes another one does so first: it has something to write.
-func (h *held) thawDisks() error {
-	if h == nil {
-		return nil
-	}
-	disks := h.disks
-	h.disks = nil
-	return thawDisks(disks)
 }
 
 // prepare does ahead what clones of a template need not do each: there is a file to write the boot id into, the network is

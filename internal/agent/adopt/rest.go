@@ -21,11 +21,12 @@ const restSSH = 6
 type rest struct {
 	most       time.Duration
 	ssh, other chan struct{} // closed when they are wanted
+	done       chan struct{} // closed when they run, or do not for another reason
 }
 
 // beginRest begins the rest, from when the caller has its answer.
 func (g *Guest) beginRest(most time.Duration) *rest {
-	r := &rest{most, make(chan struct{}), make(chan struct{})}
+	r := &rest{most, make(chan struct{}), make(chan struct{}), make(chan struct{})}
 	g.restMu.Lock()
 	defer g.restMu.Unlock()
 	g.resting = r
@@ -56,6 +57,16 @@ func (g *Guest) want(all bool) {
 	}
 }
 
+// awaitRest returns when nothing is left to do of the rest.
+func (g *Guest) awaitRest() {
+	g.restMu.Lock()
+	r := g.resting
+	g.restMu.Unlock()
+	if r != nil {
+		<-r.done
+	}
+}
+
 // closeOnce closes a channel that only its caller's lock guards.
 func closeOnce(c chan struct{}) {
 	select {
@@ -78,11 +89,12 @@ func (g *Guest) thawSSH(h *held) {
 	}
 }
 
-// wanting is a lock whose holder wants programs to run.
+// wanting is a lock whose holder wants programs to run, and waits until they do.
 type wanting struct{ g *Guest }
 
 func (w wanting) Lock() {
 	w.g.Want()
+	w.g.awaitRest()
 	w.g.starting.RLock()
 }
 

@@ -44,9 +44,17 @@ func TestCloneRests(t *testing.T) {
 				if wait(r.ssh, most); name != "nobody wants any" && time.Since(begin) != c.took {
 					t.Error("the SSH server rests although it is wanted")
 				}
-				if err := g.release(); err != nil { // which lets the program be started
+				if started > 0 {
+					t.Error("a program was started in a guest that stands still")
+				}
+				if err := g.release(); err != nil {
 					t.Error(err)
 				}
+				synctest.Wait()
+				if started > 0 {
+					t.Error("a program was started before all that belongs to the rest was done")
+				}
+				close(r.done)
 				g.Want() // also when nothing rests
 				synctest.Wait()
 			})

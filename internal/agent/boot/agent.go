@@ -1,12 +1,14 @@
 package boot
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,13 +28,46 @@ func installAgent() error {
 	return os.Symlink(agentFile, "/newroot"+AgentPath)
 }
 
-// StartAgent starts the agent's service in a session of its own and records its pid.
-func StartAgent(port string) (pid int, err error) {
+const (
+	ensureWait = 5 * time.Second
+	ensurePoll = 5 * time.Millisecond
+)
+
+// EnsureAgent returns the pid of the agent that runs; when there is none it starts one, in a session of its own. Who does so
+// at the same time finds the same one.
+func EnsureAgent(port string) (pid int, err error) {
+	lock, err := lockAgent(Dir)
+	if err != nil {
+		return 0, fmt.Errorf("start the agent: %w", err)
+	}
+	defer lock.Close()
+	if pid := AgentPID(); pid != 0 {
+		return pid, nil
+	}
 	a, err := startAgent(port)
 	if err != nil {
 		return 0, err
 	}
 	return a.pid, a.release()
+}
+
+// lockAgent locks the agent's directory for whoever may start one. One that is stopped while it has the lock is waited
+// for only so long.
+func lockAgent(dir string) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	for end := time.Now().Add(ensureWait); ; time.Sleep(ensurePoll) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil || errors.Is(err, unix.EWOULDBLOCK) && time.Now().After(end) {
+			return f, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			_ = f.Close()
+			return nil, err
+		}
+	}
 }
 
 // starting is an agent that has been started and does not answer yet.

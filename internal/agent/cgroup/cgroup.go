@@ -40,12 +40,13 @@ func Programs() (*os.File, error) {
 }
 
 // Freeze stops all programs but those of this process's own group and of the agent's, the first process too, and returns
-// when all stand still. Each group is noted, by its path in the hierarchy, before it is told to. thaw lets them run on;
-// groups that stood still before are left as they were. A first process that makes no groups itself, and who is beside it,
+// when all stand still. The guard, a process of the agent's when not 0, is taken to its group. Each group is noted, by its
+// path in the hierarchy, before it is told to. thaw lets them run on, and may be called again when it could not; groups that
+// stood still before are left as they were. A first process that makes no groups itself, and who is beside it,
 // are gathered in one meanwhile; one that does has to have made its own. A kernel without control groups is
 // errors.ErrUnsupported. Nothing may be started in a frozen group: the starter's thread waits for the program to take its
 // first step, and no other of its goroutines may get a turn meanwhile.
-func Freeze(ctx context.Context, makesGroups bool, note func(group string) error) (thaw func() error, err error) {
+func Freeze(ctx context.Context, makesGroups bool, guard int, note func(group string) error) (thaw func() error, err error) {
 	h, err := open()
 	if err != nil {
 		return nil, err
@@ -58,6 +59,9 @@ func Freeze(ctx context.Context, makesGroups bool, note func(group string) error
 		if err == nil {
 			own, err = Own()
 		}
+		if err == nil {
+			err = h.take(guard, own)
+		}
 		var letGo func() error
 		if err == nil {
 			letGo, err = h.freezeBeside(ctx, own, makesGroups, note)
@@ -65,9 +69,14 @@ func Freeze(ctx context.Context, makesGroups bool, note func(group string) error
 		if err != nil {
 			return nil, errors.Join(err, h.Close())
 		}
-		still, err := stillBeside(own, makesGroups)
+		still, err := stillBeside(own, guard, makesGroups)
 		if still && err == nil {
-			return func() error { return errors.Join(letGo(), h.Close()) }, nil
+			return func() error {
+				if err := letGo(); err != nil {
+					return err // where it is mounted is needed for another try
+				}
+				return h.Close()
+			}, nil
 		}
 		if err := errors.Join(err, letGo()); err != nil {
 			return nil, errors.Join(err, h.Close())
@@ -83,7 +92,7 @@ const asideMost = 5
 func (h *hierarchy) freezeBeside(ctx context.Context, own string, makesGroups bool, note func(group string) error) (thaw func() error, err error) {
 	var frozen []string
 	if !makesGroups {
-		err = h.gather(ctx, own, "/proc")
+		err = h.gather(ctx, own, "/proc", note)
 	}
 	if err == nil {
 		frozen, err = freeze(ctx, h.root, own, note)
@@ -231,8 +240,11 @@ func thawAll(groups []string) error {
 }
 
 // Own returns the group of this process below Root, "/" for Root itself; "" when there are none.
-func Own() (string, error) {
-	b, err := os.ReadFile("/proc/self/cgroup")
+func Own() (string, error) { return of("self") }
+
+// of returns the group of a process, as it is named in /proc.
+func of(process string) (string, error) {
+	b, err := os.ReadFile(filepath.Join("/proc", process, "cgroup"))
 	if err != nil {
 		return "", err
 	}

@@ -76,11 +76,35 @@ func stepAside() error {
 // apart tells whether who is in the group own can go on without the first process.
 func apart(own, first string) bool { return own != "/" && own != first }
 
-// stillBeside tells whether this process is in the group own, without the first process.
-func stillBeside(own string, makesGroups bool) (bool, error) {
+// take moves the guard, unless it is 0 or has ended, to the group own.
+func (h *hierarchy) take(guard int, own string) error {
+	if guard == 0 || own == "" {
+		return nil
+	}
+	at, err := of(strconv.Itoa(guard))
+	if ended(err) || errors.Is(err, syscall.ESRCH) || at == own {
+		return nil
+	}
+	if err == nil {
+		err = enter(filepath.Join(h.root, own), guard)
+	}
+	if ended(err) || errors.Is(err, syscall.ESRCH) { // who finds this process elsewhere afterwards tries again
+		return nil
+	}
+	return err
+}
+
+// stillBeside tells whether this process and the guard are in the group own, without the first process.
+func stillBeside(own string, guard int, makesGroups bool) (bool, error) {
 	now, err := Own()
 	if err != nil || now != own || !makesGroups {
 		return now == own, err
+	}
+	if guard != 0 {
+		at, err := of(strconv.Itoa(guard))
+		if err == nil && at != own {
+			return false, nil
+		}
 	}
 	first, err := os.ReadFile("/proc/1/cgroup")
 	return apart(now, groupIn(string(first))), err
@@ -198,7 +222,7 @@ func (h *hierarchy) Close() error {
 // gather moves the first process, and others beside it, into a group that can be frozen when theirs cannot: it is the
 // root of all, or this process's own is below it. One that makes groups itself is not to be moved: it would take that group
 // for the root of all. proc is where processes are listed.
-func (h *hierarchy) gather(ctx context.Context, own, proc string) error {
+func (h *hierarchy) gather(ctx context.Context, own, proc string, note func(group string) error) error {
 	first, err := os.ReadFile(filepath.Join(proc, "1/cgroup"))
 	if err != nil {
 		return err
@@ -208,6 +232,9 @@ func (h *hierarchy) gather(ctx context.Context, own, proc string) error {
 		return nil
 	}
 	from := filepath.Join(h.root, at)
+	if err := note(filepath.Join(at, gathered)); err != nil {
+		return fmt.Errorf("note it: %w", err)
+	}
 	if err := os.Mkdir(filepath.Join(from, gathered), 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
@@ -284,5 +311,5 @@ func stays(proc string, pid int) bool {
 	}
 	line, err := os.ReadFile(filepath.Join(dir, "cmdline"))
 	args := strings.Split(string(line), "\x00")
-	return err == nil && len(args) > 1 && slices.Contains([]string{"serve", "supervise", "guard"}, args[1])
+	return err == nil && len(args) > 1 && slices.Contains([]string{"serve", "supervise", "guard", "start"}, args[1])
 }

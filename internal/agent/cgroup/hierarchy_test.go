@@ -62,7 +62,7 @@ func TestWhoHasAGroupIsNotMoved(t *testing.T) {
 			t.Fatal(err)
 		}
 		h := &hierarchy{root: root}
-		err := h.gather(t.Context(), c.own, processes(t, c.first, map[int]string{1: "sh"}))
+		err := h.gather(t.Context(), c.own, processes(t, c.first, map[int]string{1: "sh"}), func(string) error { return nil })
 		if err != nil {
 			t.Errorf("%+v: %v", c, err)
 		}
@@ -118,5 +118,45 @@ func TestGroupThatWasRemovedIsNotEntered(t *testing.T) {
 		if there, err := lockShared(f); there || err != nil {
 			t.Errorf("another of its name: %v: got %v, %v", another, there, err)
 		}
+	}
+}
+
+// The guard goes where the agent is: with the others it would stand still.
+func TestGuardIsTakenAlong(t *testing.T) {
+	h := &hierarchy{root: t.TempDir()}
+	procs := filepath.Join(h.root, "agent", "cgroup.procs")
+	if err := errors.Join(os.Mkdir(filepath.Dir(procs), 0o755), os.WriteFile(procs, nil, 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	const nobody = 1 << 30 // more than the kernel gives
+	for _, c := range []struct {
+		guard int
+		own   string
+		want  string
+	}{
+		{0, "/agent", ""},
+		{nobody, "/agent", ""},
+		{os.Getpid(), "", ""},
+		{os.Getpid(), "/gone", ""}, // somebody has just taken the agent to another one
+		{os.Getpid(), "/agent", strconv.Itoa(os.Getpid())},
+	} {
+		if err := h.take(c.guard, c.own); err != nil {
+			t.Errorf("%+v: %v", c, err)
+		}
+		if got, err := os.ReadFile(procs); err != nil || string(got) != c.want {
+			t.Errorf("%+v: %q were taken, %v", c, got, err)
+		}
+	}
+	own, err := Own()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for guard, want := range map[int]bool{0: true, os.Getpid(): true, nobody: true} {
+		if still, err := stillBeside(own, guard, false); still != want || err != nil {
+			t.Errorf("guard %d: %v, %v", guard, still, err)
+		}
+	}
+	if still, err := stillBeside(own+"x", 0, false); still || err != nil {
+		t.Errorf("in another group: %v, %v", still, err)
 	}
 }

@@ -65,12 +65,12 @@ func call[Request, Response proto.Message](ctx context.Context, question []byte,
 
 type laterKey struct{}
 
-// Later does something once the answer to the question whose context it is has been sent, and at once when that is no
-// word.
+// Later does something once the answer to the question whose context it is has been sent. Of one over HTTP the context
+// ends with the answer.
 func Later(ctx context.Context, f func()) {
 	if later, ok := ctx.Value(laterKey{}).(*[]func()); ok {
 		*later = append(*later, f)
 		return
 	}
-	f()
+	context.AfterFunc(ctx, f)
 }

@@ -68,11 +68,26 @@ func TestWords(t *testing.T) {
 	}
 }
 
-// Whoever is asked over HTTP has nothing to wait for.
-func TestLaterWithoutAWord(t *testing.T) {
-	done := false
-	serve.Later(t.Context(), func() { done = true })
-	if !done {
-		t.Error("not done")
+// Over HTTP the answer does not wait for what is left to do, and that begins when the answer is there.
+func TestLaterOverHTTP(t *testing.T) {
+	begun, answered, done := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	client, _ := start(t, serve.Options{Adopt: func(ctx context.Context, _ *agentv1.AdoptRequest) (*agentv1.AdoptResponse, error) {
+		serve.Later(ctx, func() {
+			close(begun)
+			<-answered // for ever, if the answer waited for it
+			close(done)
+		})
+		select {
+		case <-begun:
+			t.Error("it began before the answer")
+		default:
+		}
+		return &agentv1.AdoptResponse{Late: true}, nil
+	}})
+	r, err := client.Adopt(within(t), &agentv1.AdoptRequest{Entropy: make([]byte, 32)})
+	if err != nil || !r.GetLate() {
+		t.Errorf("%v, %v", r, err)
 	}
+	close(answered)
+	<-done
 }
