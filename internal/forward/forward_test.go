@@ -16,6 +16,7 @@ import (
 	"go.uber.org/goleak"
 
 	"banger/internal/fault"
+	"banger/internal/hosttest"
 	"banger/internal/vm"
 )
 
@@ -64,12 +65,7 @@ func guests(t *testing.T) *Forwarder {
 // free returns a port that nobody has.
 func free(t *testing.T, guest uint16) vm.Port {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return vm.Port{Host: l.Addr().(*net.TCPAddr).AddrPort(), Guest: guest}
+	return vm.Port{Host: netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), hosttest.Port(t)), Guest: guest}
 }
 
 func dial(t *testing.T, p vm.Port) *net.TCPConn {
