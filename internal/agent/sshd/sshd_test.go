@@ -178,7 +178,7 @@ func TestTerminal(t *testing.T) {
 	if err := s.Shell(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := io.WriteString(in, "for i in 1 2 3 4 5 6 7 8 9; do stty size | grep -q '50 132' && break; sleep 0.2; done; echo is $TERM $(stty size); exit 3\n"); err != nil {
+	if _, err := io.WriteString(in, "for i in $(seq 100); do stty size | grep -q '50 132' && break; sleep 0.2; done; echo is $TERM $(stty size); exit 3\n"); err != nil {
 		t.Fatal(err)
 	}
 	var exit *ssh.ExitError
