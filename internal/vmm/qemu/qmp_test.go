@@ -111,7 +111,7 @@ func TestMonitorThatTalksNonsense(t *testing.T) {
 				_, _ = bufio.NewReader(theirs).ReadString('\n')
 				_, _ = io.WriteString(theirs, text)
 			}()
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
 			if m, err := newMonitor(ctx, ours); err == nil {
 				m.close()
@@ -144,7 +144,7 @@ func FuzzMonitor(f *testing.F) {
 			_, _ = theirs.Write(said)
 			_ = theirs.Close()
 		}()
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
 		if m, err := newMonitor(ctx, ours); err == nil {
 			m.close()

@@ -41,7 +41,7 @@ type Target struct {
 	Cannot map[string]string
 }
 
-// ends bounds how long a guest may take to end by its own doing.
+// ends bounds how long a machine may take to end, or to be seen to have ended.
 const ends = 20 * time.Second
 
 // Run runs the suite.
