@@ -80,6 +80,23 @@ func TestTheProcessHoldsTheLock(t *testing.T) {
 	}
 }
 
+// Somebody who has forked and not yet executed a program has the lock for a moment, which may be long on a loaded host.
+func TestALockOfNobodysIsWaitedFor(t *testing.T) {
+	dir := t.TempDir()
+	copied, err := Lock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(2*lockPatience, func() { _ = copied.Close() })
+	lock, err := Lock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := lock.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // A backup that reads the directory is no machine, and so is never ended as one.
 func TestAReaderOfTheLockFileIsNoMachine(t *testing.T) {
 	dir := t.TempDir()
