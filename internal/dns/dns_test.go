@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
-	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
 
 	"banger/internal/fault"
@@ -23,7 +22,7 @@ import (
 	"banger/internal/hosttest/need"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { hosttest.Main(m) }
 
 var (
 	quiet = slog.New(slog.DiscardHandler)

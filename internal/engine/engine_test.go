@@ -12,10 +12,9 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	agentv1 "banger/api/agent/v1"
 	"banger/internal/fault"
+	"banger/internal/hosttest"
 	"banger/internal/progress"
 	"banger/internal/vm"
 	"banger/internal/vmm"
@@ -27,7 +26,7 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == fake.Argument {
 		os.Exit(fake.Main(os.Args[2:]))
 	}
-	goleak.VerifyTestMain(program(func() int { return fctest.Main(m) }))
+	hosttest.Main(program(func() int { return fctest.Main(m) }))
 }
 
 // program is what goleak runs.

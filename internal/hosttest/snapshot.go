@@ -41,9 +41,7 @@ func Snapshot(t testing.TB, dirs ...string) {
 		if diff != "" {
 			t.Errorf("the test left things behind (+) or took things away (-):\n%s", diff)
 		}
-		if err := goleak.Find(goroutines); err != nil {
-			t.Errorf("the test left goroutines behind: %v", err)
-		}
+		NoGoroutines(t, goroutines)
 	})
 }
 

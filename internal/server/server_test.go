@@ -19,7 +19,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	"go.uber.org/goleak"
 
 	agentv1 "banger/api/agent/v1"
 	"banger/api/agent/v1/agentv1connect"
@@ -28,6 +27,7 @@ import (
 	"banger/internal/client"
 	"banger/internal/engine"
 	"banger/internal/fault"
+	"banger/internal/hosttest"
 	"banger/internal/image"
 	"banger/internal/kernel"
 	"banger/internal/paths"
@@ -977,7 +977,7 @@ func BenchmarkListVMs200(b *testing.B) {
 }
 
 // TestMain fails when a handler leaves a goroutine behind.
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { hosttest.Main(m) }
 
 func TestExecEndsWithItsClient(t *testing.T) {
 	w := newWorld()

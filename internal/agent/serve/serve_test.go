@@ -14,16 +14,16 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
 
 	agentv1 "banger/api/agent/v1"
 	"banger/api/agent/v1/agentv1connect"
 	"banger/internal/agent/serve"
 	"banger/internal/channel"
+	"banger/internal/hosttest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { hosttest.Main(m) }
 
 // runner answers Exec from a function.
 type runner func(context.Context, serve.Program) serve.Exit

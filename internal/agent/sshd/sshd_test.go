@@ -21,9 +21,10 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"banger/internal/agent/run"
+	"banger/internal/hosttest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { hosttest.Main(m) }
 
 // guest is a server with files of its own.
 type guest struct {
@@ -308,9 +309,7 @@ func TestForwardedEndsWithClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = c.Close()
-	if err := goleak.Find(before); err != nil {
-		t.Error(err)
-	}
+	hosttest.NoGoroutines(t, before)
 }
 
 // TestClientGoes: a program whose client is gone is ended.

@@ -8,15 +8,15 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 
 	"banger/internal/fault"
+	"banger/internal/hosttest"
 	"banger/internal/system"
 	"banger/internal/vmm"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { hosttest.Main(m) }
 
 // holder starts a process that holds the lock of dir.
 func holder(t *testing.T, dir string) *system.Process {

@@ -16,6 +16,7 @@ import (
 	agentv1 "banger/api/agent/v1"
 	"banger/internal/fault"
 	"banger/internal/guest"
+	"banger/internal/hosttest"
 	"banger/internal/vmm"
 )
 
@@ -92,7 +93,7 @@ func verifyNothingLeaks(t *testing.T) {
 		if t.Failed() {
 			return
 		}
-		goleak.VerifyNone(t, goroutines)
+		hosttest.NoGoroutines(t, goroutines)
 		if after := descriptors(t); len(after) > len(before) {
 			t.Errorf("descriptors before: %v\nafter: %v", before, after)
 		}
