@@ -148,12 +148,26 @@ func TestRealGuestIsHeld(t *testing.T) {
 // agentDiesWhileItHolds has the agent killed by a program that does not stand still, because it went where the agent is.
 func (m *machine) agentDiesWhileItHolds(ctx context.Context) {
 	m.t.Helper()
-	m.shell(ctx, `echo $$ > /sys/fs/cgroup/system.slice/banger-agent.service/cgroup.procs
-		(until grep -qs init.scope /run/banger/held; do sleep 0.1; done; sleep 2; kill -9 $(cat /run/banger/agent.pid)) >/dev/null 2>&1 </dev/null &`)
+	kill, err := m.client.Exec(ctx)
+	check(m.t, err)
+	check(m.t, kill.Send(&agentv1.ExecRequest{Input: &agentv1.ExecRequest_Start{Start: &agentv1.ExecStart{Stdin: true, Argv: []string{
+		"sh", "-c", "echo $$ > /sys/fs/cgroup/system.slice/banger-agent.service/cgroup.procs; echo there; read go; kill -9 $(cat /run/banger/agent.pid)",
+	}}}}))
+	for there := false; !there; {
+		r, err := kill.Receive()
+		check(m.t, err)
+		there = string(r.GetStdout()) == "there\n"
+	}
 	m.quiesced(ctx)
-	if out := <-m.execLater(ctx, "true"); !strings.HasPrefix(out, "failed") { // it waits, and goes with the agent
+	waits := m.execLater(ctx, "true")
+	for range 5 {
+		m.ping(ctx)
+	}
+	check(m.t, kill.Send(&agentv1.ExecRequest{Input: &agentv1.ExecRequest_Stdin{Stdin: []byte("go\n")}}))
+	if out := <-waits; !strings.HasPrefix(out, "failed") { // it waited, and went with the agent
 		m.t.Errorf("it did not die: %q", out)
 	}
+	_, _ = kill.Receive() // which ends with the agent
 	begin := time.Now()
 	m.ping(ctx)
 	if got := m.shell(ctx, "test -e /run/banger/held && echo held; echo third >/root/third; cat /root/third"); got != "third\n" {

@@ -3,6 +3,7 @@ package capability
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"net/netip"
 	"slices"
 	"sync"
@@ -84,13 +85,26 @@ func (c *names) Update(_ context.Context, v vm.VM) error {
 }
 
 // Reattach gives the VM its name again, which went with an earlier daemon.
-func (c *names) Reattach(ctx context.Context, v vm.VM) error {
-	gateway, err := c.o.Network.EnsureBridge(ctx)
-	if err == nil {
-		c.o.Names.ServeGuests(ctx, gateway)
-	}
+func (c *names) Reattach(_ context.Context, v vm.VM) error {
 	c.add(v)
-	return err
+	return nil
+}
+
+// Sweep removes nothing. It comes when all VMs that run have their names again: guests that were answered before would be
+// told that the others have none.
+func (c *names) Sweep(ctx context.Context, _ []vm.VM) ([]string, error) {
+	c.mu.Lock()
+	named := len(c.hosts)
+	c.mu.Unlock()
+	if named == 0 {
+		return nil, nil
+	}
+	gateway, err := c.o.Network.EnsureBridge(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("serve names to guests again: %w", err)
+	}
+	c.o.Names.ServeGuests(ctx, gateway)
+	return nil, nil
 }
 
 func (c *names) add(v vm.VM) {

@@ -98,7 +98,8 @@ func TestNamesAndPortsFollowTheVM(t *testing.T) {
 		t.Errorf("after a stop: %s, %v", r, g.open)
 	}
 
-	// A daemon that takes them up again; what changes while a VM runs.
+	// A daemon that takes them up again, and answers guests when it knows all of them; what changes while a VM runs.
+	r.bridge = netip.Prefix{}
 	for _, c := range All(f.Options) {
 		if again, ok := c.(Reattacher); ok && (c.Name() == "names" || c.Name() == "ports") {
 			if err := errors.Join(again.Reattach(ctx, web), again.Reattach(ctx, db)); err != nil {
@@ -107,6 +108,12 @@ func TestNamesAndPortsFollowTheVM(t *testing.T) {
 			db.Spec.NAT = true
 			if err := c.(Updater).Update(ctx, db); err != nil {
 				t.Error(err)
+			}
+			if s, ok := c.(Sweeper); ok {
+				early := r.bridge
+				if told, err := s.Sweep(ctx, nil); err != nil || len(told) > 0 || early.IsValid() || !r.bridge.IsValid() {
+					t.Errorf("guests were answered at %s, are at %s: %q, %v", early, r.bridge, told, err)
+				}
 			}
 		}
 	}

@@ -37,9 +37,18 @@ func TestMain(m *testing.M) {
 	})
 }
 
-// pauseVariable names a stage after which the daemon pauses for a second, so that a session can do
-// something meanwhile.
+// pauseVariable names a stage after which the daemon pauses, so that a session can do something meanwhile: as long as there is
+// a file called paused in its state directory.
 const pauseVariable = "BANGER_TEST_PAUSE"
+
+func pause() {
+	mark := filepath.Join(paths.FromEnvironment().State, "paused")
+	if err := os.WriteFile(mark, nil, 0o600); err != nil {
+		panic(err)
+	}
+	time.Sleep(2 * time.Second)
+	_ = os.Remove(mark)
+}
 
 func mainDaemon() int {
 	stage := os.Getenv(pauseVariable)
@@ -52,7 +61,7 @@ func mainDaemon() int {
 		Paths: paths.FromEnvironment(), FakeVMM: true,
 		AfterStage: func(_, ended string) {
 			if ended == stage {
-				time.Sleep(time.Second)
+				pause()
 			}
 		},
 	}))

@@ -56,7 +56,7 @@ func (x *terminal) screen() string {
 	_ = x.tty.Close()
 	select {
 	case <-x.ended:
-	case <-time.After(5 * time.Second):
+	case <-time.After(20 * time.Second):
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()

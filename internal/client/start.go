@@ -25,7 +25,7 @@ import (
 
 // Limits on how long the daemon may take.
 const (
-	startTimeout = 10 * time.Second // from exec to its first answer
+	startTimeout = 30 * time.Second // from exec to its first answer, on a host that is busy; one that ends is seen at once
 	graceTimeout = 3 * time.Second  // to answer again when it lives but has no socket
 	stopTimeout  = 15 * time.Second // from being asked to end to its end
 	killTimeout  = 3 * time.Second  // the same for one that does not answer, before it is killed

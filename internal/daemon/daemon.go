@@ -88,13 +88,13 @@ func (o Options) live(ctx context.Context, config settings, logger *slog.Logger)
 		Paths: o.Paths, Defaults: config.defaults, Named: config.named, Logger: logger,
 		Host: h.host, Shutdown: end, Gate: gate, Closing: ctx.Done(),
 	})
-	if config.dns.IsValid() {
-		go h.names.listen(ctx, config.dns) // it ends with ctx
-	}
 	reconciled := make(chan struct{})
 	go func() {
 		defer close(reconciled)
 		h.reconcile(ctx)
+		if config.dns.IsValid() {
+			h.names.listen(ctx, config.dns)
+		}
 		gate.Open()
 		if ctx.Err() == nil {
 			tellManager(serving, logger)

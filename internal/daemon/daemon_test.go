@@ -42,7 +42,7 @@ const (
 	rootVariable  = "BANGERD_TEST_ROOT"  // paths.Under it; set: be bangerd
 	buildVariable = "BANGERD_TEST_BUILD" // the stamp of its build
 	killVariable  = "BANGERD_TEST_KILL"  // "operation/stage" after which it kills itself
-	pauseVariable = "BANGERD_TEST_PAUSE" // "operation/stage" after which it waits half a second
+	pauseVariable = "BANGERD_TEST_PAUSE" // "operation/stage" after which it waits a moment, for what comes meanwhile
 	traceVariable = "BANGERD_TEST_TRACE" // file to which it appends "operation/stage" lines
 )
 
@@ -77,7 +77,7 @@ func afterStage(operation, stage string) {
 		}
 	}
 	if at == os.Getenv(pauseVariable) {
-		time.Sleep(500 * time.Millisecond)
+		time.Sleep(2 * time.Second)
 	}
 	if at == os.Getenv(killVariable) {
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)

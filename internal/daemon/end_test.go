@@ -90,11 +90,10 @@ func TestExitCodes(t *testing.T) {
 	if err := first.Start(); err != nil {
 		t.Fatal(err)
 	}
-	for range 200 {
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		if _, err := client.Dial(t.Context(), client.Options{Paths: p.Paths}); err == nil {
 			break
 		}
-		time.Sleep(20 * time.Millisecond)
 	}
 	for _, test := range []struct {
 		args []string

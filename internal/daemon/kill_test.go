@@ -197,7 +197,7 @@ func (p place) sound(t *testing.T, c *client.Client) {
 // background, since a guest may take its time.
 func settled(t *testing.T, c *client.Client) *bangerv1.ListVMsResponse {
 	t.Helper()
-	for range 100 {
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		res, err := c.VMs.ListVMs(t.Context(), &bangerv1.ListVMsRequest{})
 		if err != nil {
 			t.Fatal(err)
@@ -206,7 +206,6 @@ func settled(t *testing.T, c *client.Client) *bangerv1.ListVMsResponse {
 		if !slices.ContainsFunc(res.GetVms(), stopping) {
 			return res
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
 	t.Fatal("a VM is still being stopped")
 	return nil
@@ -216,13 +215,12 @@ func settled(t *testing.T, c *client.Client) *bangerv1.ListVMsResponse {
 func awaitMachines(t *testing.T, p place, want []int) {
 	t.Helper()
 	slices.Sort(want)
-	for range 20 {
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		got := p.machines(t)
 		slices.Sort(got)
 		if slices.Equal(got, want) {
 			return
 		}
-		time.Sleep(50 * time.Millisecond)
 	}
 	t.Errorf("machines %v run, rows know of %v", p.machines(t), want)
 }

@@ -47,23 +47,36 @@ func newNames(network any, subnets func() []netip.Prefix, logger *slog.Logger) *
 	return &names{server: dns.New(logger), log: logger, network: network, subnets: subnets, problems: map[string]error{}}
 }
 
-// listen serves the host on address, as soon as it is free, until ctx ends.
+// listen serves the host on address from now on, or else as soon as it is free, unless ctx ends first. It comes after the
+// reconcile: until then the names of VMs that run are not known, and would be denied.
 func (n *names) listen(ctx context.Context, address netip.AddrPort) {
-	for {
-		l, err := n.server.Listen(address)
-		if n.note("listener", err) && err == nil {
-			n.log.Info("names are served", "address", l.Address().String())
-		}
-		if err == nil {
-			n.keep(l)
-			return
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(listenPause):
-		}
+	if n.listens(address) {
+		return
 	}
+	go func() { // it ends with ctx
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(listenPause):
+			}
+			if n.listens(address) {
+				return
+			}
+		}
+	}()
+}
+
+// listens tries to serve the host on address.
+func (n *names) listens(address netip.AddrPort) bool {
+	l, err := n.server.Listen(address)
+	if n.note("listener", err) && err == nil {
+		n.log.Info("names are served", "address", l.Address().String())
+	}
+	if err == nil {
+		n.keep(l)
+	}
+	return err == nil
 }
 
 func (n *names) keep(l *dns.Listener) {

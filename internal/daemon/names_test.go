@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -14,6 +15,7 @@ import (
 	bangerv1 "banger/api/banger/v1"
 	"banger/internal/client"
 	"banger/internal/fault"
+	"banger/internal/hosttest"
 	"banger/internal/vmm/fakeguest"
 )
 
@@ -110,10 +112,7 @@ func TestNamesFollowTheVMs(t *testing.T) {
 
 // A port that somebody else has is told, keeps nothing else from working, and is used once it is free.
 func TestTakenDNSPort(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l, _ := hostPort(t)
 	defer l.Close()
 	p := newPlace(t)
 	p.withNames(t, l.Addr().String())
@@ -143,14 +142,15 @@ func TestConfigOfNames(t *testing.T) {
 	}
 }
 
-// hostPort returns a port of this host that is free.
+// hostPort takes a port of this host that is free again once its listener is closed.
 func hostPort(t *testing.T) (net.Listener, int32) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	port := hosttest.Port(t)
+	l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return l, int32(l.Addr().(*net.TCPAddr).Port)
+	return l, int32(port)
 }
 
 // echoed sends a text to a port of this host and returns what comes back.

@@ -111,7 +111,7 @@ func TestFsyncSurvivesKill(t *testing.T) {
 	if err := syscall.Kill(w.show("data").PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	v := w.await("data", "failed", 2*time.Second)
+	v := w.await("data", "failed", 20*time.Second)
 	if !strings.Contains(v.Error, "kill") {
 		t.Errorf("the reason does not say that it was killed: %q", v.Error)
 	}
@@ -126,7 +126,7 @@ func TestPanic(t *testing.T) {
 	w := newWorld(t)
 	w.banger("vm", "create", "doomed")
 	w.try("vm", "exec", "doomed", "--", "sh", "-c", "echo c >/proc/sysrq-trigger")
-	if v := w.await("doomed", "failed", 20*time.Second); !strings.Contains(v.Error, "panic") {
+	if v := w.await("doomed", "failed", time.Minute); !strings.Contains(v.Error, "panic") {
 		t.Errorf("the reason does not say panic: %q", v.Error)
 	}
 }

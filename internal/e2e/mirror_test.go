@@ -19,7 +19,7 @@ import (
 
 const (
 	mirrorSocketVariable = "BANGER_E2E_MIRROR"
-	mirrorLimit          = 5 * time.Second
+	mirrorLimit          = 30 * time.Second
 )
 
 // serveMirror is a proxy on a unix socket outside of the tests' network namespace. It reaches the Debian mirror alone.

@@ -18,7 +18,6 @@ import (
 	"testing"
 
 	"github.com/cavaliergopher/cpio"
-	"go.uber.org/goleak"
 	"golang.org/x/crypto/ssh"
 	"google.golang.org/protobuf/encoding/protojson"
 	"pgregory.net/rapid"
@@ -26,6 +25,7 @@ import (
 	agentv1 "banger/api/agent/v1"
 	"banger/api/agent/v1/agentv1connect"
 	"banger/internal/fault"
+	"banger/internal/hosttest"
 )
 
 // A base of any length, also one that is no multiple of four, stays as it is and the archive after
@@ -187,7 +187,7 @@ func (p *pinger) Ping(context.Context, *agentv1.PingRequest) (*agentv1.PingRespo
 
 // The client dials once for many calls, dials again after its stream broke, and leaves nothing.
 func TestClientDialsAgain(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer hosttest.NoGoroutines(t)
 	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
 	if err != nil {
 		t.Fatal(err)
@@ -308,7 +308,7 @@ func TestClientBoundsWhatItTakes(t *testing.T) {
 }
 
 func TestClientGivesUpWithItsContext(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer hosttest.NoGoroutines(t)
 	c := NewClient(func(ctx context.Context) (net.Conn, error) {
 		<-ctx.Done()
 		return nil, ctx.Err()

@@ -17,8 +17,8 @@ import (
 	"go.uber.org/goleak"
 )
 
-// settle is how long things may take to go away at the end of a test.
-const settle = 3 * time.Second
+// settle is how long things may take to go away at the end of a test. Who is killed dies when it is its turn on a processor.
+const settle = 20 * time.Second
 
 // Snapshot takes stock of what this process and this network namespace hold: file descriptors,
 // goroutines, network devices, nftables rules, mounts, child processes, and the files below dirs. At
@@ -41,9 +41,7 @@ func Snapshot(t testing.TB, dirs ...string) {
 		if diff != "" {
 			t.Errorf("the test left things behind (+) or took things away (-):\n%s", diff)
 		}
-		if err := goleak.Find(goroutines); err != nil {
-			t.Errorf("the test left goroutines behind: %v", err)
-		}
+		NoGoroutines(t, goroutines)
 	})
 }
 

@@ -285,13 +285,12 @@ func (d *dnsmasq) restart() {
 	if err := d.cmd.Start(); err != nil {
 		d.t.Fatal(err)
 	}
-	for range 100 {
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		conn, err := net.Dial("tcp", "127.0.0.1:53")
 		if err == nil {
 			conn.Close()
 			return
 		}
-		time.Sleep(20 * time.Millisecond)
 	}
 	d.t.Fatal("dnsmasq does not listen")
 }

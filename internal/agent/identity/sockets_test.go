@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -37,6 +38,20 @@ func TestConnections(t *testing.T) {
 	}
 }
 
+// awaitRoutes waits until addresses of the namespace are reached: the kernel makes the routes to those of IPv6 a moment
+// after their link is up.
+func awaitRoutes(t *testing.T, ns *hosttest.NS, addresses ...string) {
+	t.Helper()
+	var routes string
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		routes = ns.Run(t, "ip", "route", "show", "table", "local") + ns.Run(t, "ip", "-6", "route", "show", "table", "local")
+		if !slices.ContainsFunc(addresses, func(a string) bool { return !strings.Contains(routes, "local "+a+" ") }) {
+			return
+		}
+	}
+	t.Fatalf("no routes to %v:\n%s", addresses, routes)
+}
+
 // Connections over the network end, whichever their addresses; what is within the guest goes on, and who listens does.
 func TestHangUp(t *testing.T) {
 	need.Root(t)
@@ -49,6 +64,7 @@ func TestHangUp(t *testing.T) {
 	} {
 		ns.Run(t, "ip", strings.Fields(command)...)
 	}
+	awaitRoutes(t, ns, "10.9.0.1", "fd09::1", "fe80::a", "fe80::b")
 	ends := map[string]bool{"10.9.0.1": true, "fd09::1": true, "fe80::b": true, "127.0.0.1": false, "::1": false}
 	connected := map[string]net.Conn{}
 	err := ns.Do(func() error {

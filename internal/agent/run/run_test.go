@@ -14,12 +14,11 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"banger/internal/agent/serve"
+	"banger/internal/hosttest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { hosttest.Main(m) }
 
 type result struct {
 	serve.Exit
@@ -27,12 +26,28 @@ type result struct {
 	pid      int
 }
 
+// first is closed when a program writes for the first time: it runs.
+type first struct {
+	once sync.Once
+	word chan struct{}
+}
+
+func newFirst() *first { return &first{word: make(chan struct{})} }
+
+func (f *first) Write(p []byte) (int, error) {
+	f.once.Do(func() { close(f.word) })
+	return len(p), nil
+}
+
 // do runs p; what it wrote is in the result.
 func do(t *testing.T, ctx context.Context, p serve.Program) result {
 	t.Helper()
 	var out, errs bytes.Buffer
 	var r result
-	p.Stdout, p.Stderr = &out, &errs
+	if p.Stdout == nil {
+		p.Stdout = io.Discard
+	}
+	p.Stdout, p.Stderr = io.MultiWriter(&out, p.Stdout), &errs
 	started := p.Started
 	p.Started = func(pid int) {
 		r.pid = pid
@@ -40,7 +55,7 @@ func do(t *testing.T, ctx context.Context, p serve.Program) result {
 			started(pid)
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	if p.Dir == "" {
 		p.Dir = "/"
@@ -64,7 +79,7 @@ func TestExitAndOutput(t *testing.T) {
 		{"both outputs", sh("echo out; echo err >&2; exit 7"), result{Exit: serve.Exit{Code: 7}, out: "out\n", err: "err\n"}},
 		{"signal", sh("kill -TERM $$"), result{Exit: serve.Exit{Code: 143, Signal: syscall.SIGTERM}}},
 		{"no stdin", sh("cat; echo end"), result{out: "end\n"}},
-		{"background child holds the output", sh("sleep 5 & echo done"), result{out: "done\n"}},
+		{"background child holds the output", sh("sleep 60 & echo done"), result{out: "done\n"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			begin := time.Now()
@@ -72,7 +87,7 @@ func TestExitAndOutput(t *testing.T) {
 			if got.Exit != c.want.Exit || got.out != c.want.out || got.err != c.want.err {
 				t.Errorf("got %+v, want %+v", got, c.want)
 			}
-			if took := time.Since(begin); took > 4*time.Second {
+			if took := time.Since(begin); took > 20*time.Second {
 				t.Errorf("took %v", took)
 			}
 		})
@@ -130,10 +145,13 @@ func TestSlowReaderGetsAll(t *testing.T) {
 }
 
 func TestSignalsReachTheGroup(t *testing.T) {
-	signals := make(chan syscall.Signal, 1)
+	signals, ready := make(chan syscall.Signal, 1), newFirst()
+	go func() {
+		<-ready.word
+		signals <- syscall.SIGINT
+	}()
 	got := do(t, t.Context(), serve.Program{
-		Argv: sh("trap 'echo caught; exit 3' INT; echo ready; sleep 20 & wait"), Signals: signals,
-		Started: func(int) { time.AfterFunc(300*time.Millisecond, func() { signals <- syscall.SIGINT }) },
+		Argv: sh("trap 'echo caught; exit 3' INT; echo ready; sleep 20 & wait"), Signals: signals, Stdout: ready,
 	})
 	if got.Code != 3 || got.out != "ready\ncaught\n" {
 		t.Errorf("got %+v", got)
@@ -178,13 +196,14 @@ func members(t *testing.T, group int) []string {
 	return out
 }
 
-// keyboard types lines, then waits for the end.
-func keyboard(ctx context.Context, lines ...string) io.Reader {
+// keyboard types a line once the program has said something, then waits for the end.
+func keyboard(ctx context.Context, ready *first, line string) io.Reader {
 	r, w := io.Pipe()
 	go func() {
-		for _, l := range lines {
-			time.Sleep(200 * time.Millisecond)
-			fmt.Fprint(w, l)
+		select {
+		case <-ready.word:
+			fmt.Fprint(w, line)
+		case <-ctx.Done():
 		}
 		<-ctx.Done()
 		w.Close()
@@ -195,11 +214,14 @@ func keyboard(ctx context.Context, lines ...string) io.Reader {
 func TestTerminal(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	resize := make(chan serve.Size, 1)
-	time.AfterFunc(100*time.Millisecond, func() { resize <- serve.Size{Rows: 30, Columns: 101} })
+	resize, ready := make(chan serve.Size, 1), newFirst()
+	go func() {
+		<-ready.word
+		resize <- serve.Size{Rows: 30, Columns: 101}
+	}()
+	const script = "tty; echo $TERM; read x; for i in $(seq 200); do stty size | grep -q '30 101' && break; sleep 0.1; done; stty size; echo got $x; exit 5"
 	got := do(t, ctx, serve.Program{
-		Argv: sh("tty; echo $TERM; read x; stty size; echo got $x; exit 5"), Terminal: &serve.Size{Rows: 24, Columns: 80},
-		Stdin: keyboard(ctx, "hello\n"), Resize: resize,
+		Argv: sh(script), Terminal: &serve.Size{Rows: 24, Columns: 80}, Stdin: keyboard(ctx, ready, "hello\n"), Resize: resize, Stdout: ready,
 	})
 	if got.Code != 5 || !strings.Contains(got.out, "/dev/pts/") || !strings.Contains(got.out, "xterm") ||
 		!strings.Contains(got.out, "30 101") || !strings.Contains(got.out, "got hello") {
@@ -211,7 +233,8 @@ func TestTerminalInterruptAndEnd(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	size := &serve.Size{Rows: 24, Columns: 80}
-	got := do(t, ctx, serve.Program{Argv: []string{"sleep", "20"}, Terminal: size, Stdin: keyboard(ctx, "\x03")})
+	ready := newFirst()
+	got := do(t, ctx, serve.Program{Argv: sh("echo ready; exec sleep 20"), Terminal: size, Stdin: keyboard(ctx, ready, "\x03"), Stdout: ready})
 	if got.Signal != syscall.SIGINT || got.Code != 130 {
 		t.Errorf("interrupted: got %+v", got)
 	}

@@ -14,16 +14,16 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
 
 	agentv1 "banger/api/agent/v1"
 	"banger/api/agent/v1/agentv1connect"
 	"banger/internal/agent/serve"
 	"banger/internal/channel"
+	"banger/internal/hosttest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { hosttest.Main(m) }
 
 // runner answers Exec from a function.
 type runner func(context.Context, serve.Program) serve.Exit
@@ -74,7 +74,7 @@ func start(t *testing.T, o serve.Options) (agentv1connect.AgentServiceClient, fu
 }
 
 func within(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -274,7 +274,7 @@ func TestExecClientVanishes(t *testing.T) {
 			_ = stream.CloseResponse()
 			select {
 			case <-ended:
-			case <-time.After(5 * time.Second):
+			case <-time.After(20 * time.Second):
 				t.Fatal("the program runs on")
 			}
 		})

@@ -21,9 +21,10 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"banger/internal/agent/run"
+	"banger/internal/hosttest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { hosttest.Main(m) }
 
 // guest is a server with files of its own.
 type guest struct {
@@ -178,7 +179,7 @@ func TestTerminal(t *testing.T) {
 	if err := s.Shell(); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := io.WriteString(in, "for i in 1 2 3 4 5 6 7 8 9; do stty size | grep -q '50 132' && break; sleep 0.2; done; echo is $TERM $(stty size); exit 3\n"); err != nil {
+	if _, err := io.WriteString(in, "for i in $(seq 100); do stty size | grep -q '50 132' && break; sleep 0.2; done; echo is $TERM $(stty size); exit 3\n"); err != nil {
 		t.Fatal(err)
 	}
 	var exit *ssh.ExitError
@@ -308,9 +309,7 @@ func TestForwardedEndsWithClient(t *testing.T) {
 		t.Fatal(err)
 	}
 	_ = c.Close()
-	if err := goleak.Find(before); err != nil {
-		t.Error(err)
-	}
+	hosttest.NoGoroutines(t, before)
 }
 
 // TestClientGoes: a program whose client is gone is ended.

@@ -123,13 +123,21 @@ func Mirror() string {
 	return defaultMirror
 }
 
-func ask(mirror string) error {
-	client := http.Client{Timeout: 5 * time.Second}
-	answer, err := client.Head(mirror + "/dists/stable/InRelease")
-	if err != nil {
-		return err
+// How often the mirror is asked, and how long its answer may take: one that is lost costs a whole run.
+const (
+	mirrorTries = 3
+	mirrorLimit = 10 * time.Second
+)
+
+func ask(mirror string) (err error) {
+	client := http.Client{Timeout: mirrorLimit}
+	for range mirrorTries {
+		var answer *http.Response
+		if answer, err = client.Head(mirror + "/dists/stable/InRelease"); err == nil {
+			return answer.Body.Close()
+		}
 	}
-	return answer.Body.Close()
+	return err
 }
 
 // Missing says that the test needs what is not there: it is skipped, or fails where BANGER_REQUIRE names it.

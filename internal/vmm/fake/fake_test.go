@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -40,7 +41,7 @@ func newMachine(_ testing.TB, dir string) vmm.Machine {
 
 func TestConformance(t *testing.T) {
 	vmmtest.Run(t, vmmtest.Target{
-		New: newDriver, Machine: newMachine, BootTimeout: 10 * time.Second,
+		New: newDriver, Machine: newMachine, BootTimeout: 30 * time.Second,
 		Hang:  []string{fake.ArgHangBoot},
 		Panic: []string{fake.ArgPanic}, PanicText: "Kernel panic - not syncing",
 		Break: func(m *vmm.Machine) { m.Cmdline = append(m.Cmdline, fake.ArgRefuse) },
@@ -173,7 +174,7 @@ func TestFaults(t *testing.T) {
 		if dying.Exit().Kind != vmm.ExitCrash {
 			t.Errorf("%+v", dying.Exit())
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(20 * time.Second):
 		t.Error("it does not die")
 	}
 }
@@ -188,22 +189,36 @@ func TestPowerButton(t *testing.T) {
 		if r.Exit().Kind != vmm.ExitPowerOff {
 			t.Errorf("%+v", r.Exit())
 		}
-	case <-time.After(5 * time.Second):
+	case <-time.After(20 * time.Second):
 		t.Error("it does not end")
 	}
 }
 
-// TestStartIsQuick, because whole suites are made of fakes.
-func TestStartIsQuick(t *testing.T) {
-	begin := time.Now()
+// TestStartIsCheap, because whole suites are made of fakes. What it takes of the processors is looked at: how long that is
+// on the clock depends on who else wants them.
+func TestStartIsCheap(t *testing.T) {
+	before := used(t)
 	for range 10 {
 		if err := start(t, t.TempDir()).Stop(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
-	took := time.Since(begin)
-	t.Logf("ten starts and stops: %s", took)
+	took := used(t) - before
+	t.Logf("ten starts and stops: %s of a processor", took)
 	if took > 3*time.Second {
-		t.Errorf("ten starts and stops took %s", took)
+		t.Errorf("ten starts and stops took %s of a processor", took)
 	}
+}
+
+// used is the time of processors that this process and those it has waited for have had.
+func used(t *testing.T) (sum time.Duration) {
+	t.Helper()
+	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {
+		var u syscall.Rusage
+		if err := syscall.Getrusage(who, &u); err != nil {
+			t.Fatal(err)
+		}
+		sum += time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	return sum
 }

@@ -23,9 +23,12 @@ const LockFile = "vmm.lock"
 // others are closed on the way to it.
 var lockFDs = []int{3, 0}
 
-// lockPatience covers a child of ours that has forked but not yet executed its program: for that
-// moment it holds copies of our descriptors.
-const lockPatience = 200 * time.Millisecond
+// A child of ours that has forked but not yet executed its program holds copies of our descriptors, and so a lock of
+// nobody's: for a moment as a rule, and for as long as it waits for a processor.
+const (
+	lockPatience = 200 * time.Millisecond // with a lock that a machine's process has
+	lockMost     = 5 * time.Second        // with one that none seems to have
+)
 
 // Lock takes the lock of the machine in dir. The file goes to the process as its first extra file;
 // after that the caller closes it. A Conflict fault says that a process has it already.
@@ -34,22 +37,38 @@ func Lock(dir string) (*os.File, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.Precondition, err, "cannot lock the machine's directory")
 	}
-	deadline := time.Now().Add(lockPatience)
-	for {
+	patience := lockPatience
+	for begin := time.Now(); ; time.Sleep(5 * time.Millisecond) {
 		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
 			return f, nil
 		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) || time.Now().After(deadline) {
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
 			break
 		}
-		time.Sleep(5 * time.Millisecond)
+		if time.Since(begin) < patience {
+			continue
+		}
+		if patience == lockMost || locked(dir) {
+			break
+		}
+		patience = lockMost
 	}
 	f.Close()
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return nil, fault.New(fault.Conflict, "the machine in %s has a process already", dir)
 	}
 	return nil, fmt.Errorf("lock %s: %w", filepath.Join(dir, LockFile), err)
+}
+
+// locked tells whether a machine's process has the lock.
+func locked(dir string) bool {
+	p, err := Find(dir, vmm.Handle{})
+	if err != nil {
+		return false
+	}
+	_ = p.Close() // it was only looked for
+	return true
 }
 
 // Find takes hold of the process of the machine in dir: the one the handle names or, when the

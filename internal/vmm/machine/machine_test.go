@@ -8,15 +8,15 @@ import (
 	"testing"
 	"time"
 
-	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 
 	"banger/internal/fault"
+	"banger/internal/hosttest"
 	"banger/internal/system"
 	"banger/internal/vmm"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) { hosttest.Main(m) }
 
 // holder starts a process that holds the lock of dir.
 func holder(t *testing.T, dir string) *system.Process {
@@ -77,6 +77,23 @@ func TestTheProcessHoldsTheLock(t *testing.T) {
 	RemoveIfUnlocked(dir, []string{"x.sock"})
 	if _, err := os.Stat(leftover); !os.IsNotExist(err) {
 		t.Errorf("what a dead machine left is there: %v", err)
+	}
+}
+
+// Somebody who has forked and not yet executed a program has the lock for a moment, which may be long on a loaded host.
+func TestALockOfNobodysIsWaitedFor(t *testing.T) {
+	dir := t.TempDir()
+	copied, err := Lock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(2*lockPatience, func() { _ = copied.Close() })
+	lock, err := Lock(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := lock.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -50,7 +50,7 @@ func TestArguments(t *testing.T) {
 -device virtio-blk-pci,drive=work,write-cache=on,serial=0a1b2c3d-work,addr=0x9
 -kernel /kernels/k/vmlinux
 -initrd initramfs.img
--append console=ttyS0 reboot=t panic=-1 cryptomgr.notests norandmaps clearcpuid=141 quiet`
+-append console=ttyS0 reboot=t panic=-1 cryptomgr.notests no_timer_check norandmaps clearcpuid=141 quiet`
 	args, err := arguments(platforms["amd64"], "tcg", sample())
 	if err != nil {
 		t.Fatal(err)

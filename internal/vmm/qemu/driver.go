@@ -4,6 +4,7 @@ package qemu
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -93,8 +94,12 @@ func (d *Driver) Caps(ctx context.Context) (vmm.Caps, error) {
 	if r := kvm.Probed(); !r.Usable {
 		caps.Accelerator, caps.SlowReason = "tcg", r.Reason+"; software emulation is used"
 	}
+	filter, err := filterOf(ctx, binary)
+	if err != nil {
+		return vmm.Caps{}, err
+	}
 	d.platform = d.platform.emulatedBy(version)
-	d.probed, d.binary, d.filter = &caps, binary, filterOf(ctx, binary)
+	d.probed, d.binary, d.filter = &caps, binary, filter
 	return caps, nil
 }
 
@@ -119,11 +124,14 @@ func before(version string, major, minor int) bool {
 	return n == 2 && (a < major || a == major && b < minor)
 }
 
+// askTimeout bounds a question to the program, which has to be loaded for it: 20 MB with its libraries.
+const askTimeout = 30 * time.Second
+
 // versionPattern matches "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)".
 var versionPattern = regexp.MustCompile(`version (\d+\.\d+(?:\.\d+)?)(?: \((.*)\))?`)
 
 func versionOf(ctx context.Context, binary string) (version, build string, err error) {
-	out, err := system.Run(ctx, system.Command{Path: binary, Args: []string{"--version"}, Timeout: 10 * time.Second})
+	out, err := system.Run(ctx, system.Command{Path: binary, Args: []string{"--version"}, Timeout: askTimeout})
 	if ctx.Err() != nil {
 		return "", "", ctx.Err()
 	}
@@ -148,14 +156,18 @@ func buildName(version, distribution string) string {
 // other users' rights, priorities.
 const sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
-// filterOf returns the arguments for the sandbox, or none when this QEMU was built without it.
-func filterOf(ctx context.Context, binary string) []string {
+// filterOf returns the arguments for the sandbox, or none when this QEMU says that it was built without it. One that was not
+// asked to the end has said nothing: its machines are not to run without.
+func filterOf(ctx context.Context, binary string) ([]string, error) {
 	filter := []string{"-sandbox", sandbox}
-	_, err := system.Run(ctx, system.Command{Path: binary, Args: append(slices.Clone(filter), "-version"), Timeout: 10 * time.Second})
-	if err != nil {
-		return nil
+	_, err := system.Run(ctx, system.Command{Path: binary, Args: append(slices.Clone(filter), "-version"), Timeout: askTimeout})
+	if exit := new(system.ExitError); errors.As(err, &exit) && exit.Signal == 0 {
+		return nil, nil
 	}
-	return filter
+	if err != nil {
+		return nil, fmt.Errorf("ask QEMU for its sandbox: %w", err)
+	}
+	return filter, nil
 }
 
 // Check finds missing files and network devices, and what QEMU cannot be told.

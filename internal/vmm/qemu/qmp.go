@@ -69,7 +69,8 @@ func newMonitor(ctx context.Context, conn net.Conn) (*monitor, error) {
 		m.close()
 		return nil, fault.Wrap(fault.KindOf(ctx.Err()), ctx.Err(), "QEMU's monitor does not greet")
 	}
-	if err := m.callFor(ctx, "qmp_capabilities", nil); err != nil {
+	// It is answered once the machine is made, for which there is more time than for a call to one that is.
+	if err := m.call(ctx, command{name: "qmp_capabilities", most: startTimeout}, nil); err != nil {
 		m.close()
 		return nil, err
 	}

@@ -8,11 +8,11 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"banger/internal/fault"
+	"banger/internal/hosttest"
 )
 
 const greeting = `{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}}, "capabilities": ["oob"]}}` + "\n"
@@ -39,7 +39,7 @@ func serveQMP(t *testing.T, answer func(n int) string) net.Conn {
 func okay(n int) string { return fmt.Sprintf(`{"return": {"status": "running"}, "id": %d}`+"\n", n) }
 
 func TestMonitor(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer hosttest.NoGoroutines(t)
 	m, err := newMonitor(t.Context(), serveQMP(t, func(n int) string {
 		event := `{"event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-reset"}, "timestamp": {"seconds": 1}}` + "\n"
 		switch n {
@@ -69,8 +69,24 @@ func TestMonitor(t *testing.T) {
 	}
 }
 
+// A QEMU that greets and then takes its time to make the machine, as on a loaded host, is waited for.
+func TestMonitorOfAMachineThatIsBeingMade(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, err := newMonitor(t.Context(), serveQMP(t, func(n int) string {
+			if n == 1 {
+				time.Sleep(2 * qmpTimeout)
+			}
+			return okay(n)
+		}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.close()
+	})
+}
+
 func TestMonitorThatIsDeaf(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer hosttest.NoGoroutines(t)
 	m, err := newMonitor(t.Context(), serveQMP(t, func(n int) string {
 		switch n {
 		case 2:
@@ -103,7 +119,7 @@ func TestMonitorThatTalksNonsense(t *testing.T) {
 		"endless answers": strings.Repeat(okay(7), lateAnswers*4),
 	} {
 		t.Run(name, func(t *testing.T) {
-			defer goleak.VerifyNone(t)
+			defer hosttest.NoGoroutines(t)
 			ours, theirs := net.Pipe()
 			go func() {
 				defer theirs.Close()
@@ -111,7 +127,7 @@ func TestMonitorThatTalksNonsense(t *testing.T) {
 				_, _ = bufio.NewReader(theirs).ReadString('\n')
 				_, _ = io.WriteString(theirs, text)
 			}()
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
 			if m, err := newMonitor(ctx, ours); err == nil {
 				m.close()
@@ -124,7 +140,7 @@ func TestMonitorThatTalksNonsense(t *testing.T) {
 }
 
 func TestMonitorWithoutGreeting(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer hosttest.NoGoroutines(t)
 	ours, theirs := net.Pipe()
 	defer theirs.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -144,7 +160,7 @@ func FuzzMonitor(f *testing.F) {
 			_, _ = theirs.Write(said)
 			_ = theirs.Close()
 		}()
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
 		if m, err := newMonitor(ctx, ours); err == nil {
 			m.close()

@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -52,6 +53,11 @@ func TestWithoutSandbox(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := New(Options{Binary: old})
+	given, cancel := context.WithCancel(t.Context())
+	cancel()
+	if filter, err := filterOf(given, old); err == nil { // who gave up has not been told that there is none
+		t.Errorf("given up: %v", filter)
+	}
 	if caps, err := d.Caps(t.Context()); err != nil || caps.Version != "7.2.0" || d.filter != nil {
 		t.Errorf("%+v, %v, %v", caps, err, d.filter)
 	}

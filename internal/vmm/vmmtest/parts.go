@@ -144,7 +144,7 @@ func testKilled(t *testing.T, target Target) {
 	if err := syscall.Kill(r.Handle().PID, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	f.waitExit(r, 2*time.Second, vmm.ExitKilled)
+	f.waitExit(r, ends, vmm.ExitKilled)
 	f.nothingLeft()
 }
 
@@ -179,7 +179,7 @@ func testKilledUnwatched(t *testing.T, target Target) {
 // awaitGone waits until a process is dead; a zombie of ours is.
 func (f *fixture) awaitGone(pid int) {
 	f.t.Helper()
-	for range 200 {
+	for deadline := time.Now().Add(ends); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		var ws syscall.WaitStatus
 		if got, _ := syscall.Wait4(pid, &ws, syscall.WNOHANG, nil); got == pid {
 			return
@@ -187,7 +187,6 @@ func (f *fixture) awaitGone(pid int) {
 		if syscall.Kill(pid, 0) != nil {
 			return
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	f.t.Fatalf("process %d does not die", pid)
 }
@@ -214,7 +213,7 @@ func testStopWhileBooting(t *testing.T, target Target) {
 		})
 	}
 	wg.Wait()
-	f.waitExit(r, time.Second, vmm.ExitStopped)
+	f.waitExit(r, ends, vmm.ExitStopped)
 	if err := <-waiting; fault.KindOf(err) != fault.Conflict {
 		t.Errorf("the stream that was waited for: %v", err)
 	}
@@ -230,7 +229,7 @@ func testStopWithoutTime(t *testing.T, target Target) {
 	if err := r.Stop(ctx); err != nil {
 		t.Errorf("stop: %v", err)
 	}
-	f.waitExit(r, time.Second, vmm.ExitStopped)
+	f.waitExit(r, ends, vmm.ExitStopped)
 	f.nothingLeft()
 }
 

@@ -168,7 +168,7 @@ func testSaved(t *testing.T, target Target) {
 	over := f.chatter(r)
 	dir = f.save(r, dir)
 	f.stop(r)
-	f.waitExit(r, time.Second, vmm.ExitStopped)
+	f.waitExit(r, ends, vmm.ExitStopped)
 	if !over() {
 		t.Error("a stream outlives its machine")
 	}
@@ -459,11 +459,10 @@ func (f *fixture) halt(pid int) {
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		f.t.Fatal(err)
 	}
-	for range 200 {
+	for deadline := time.Now().Add(ends); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if stands(pid) {
 			return
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	f.t.Fatalf("process %d does not stand still", pid)
 }
@@ -502,7 +501,7 @@ func testSaveKilled(t *testing.T, target Target) {
 	if err := <-saved; fault.KindOf(err) != fault.Conflict {
 		t.Errorf("saved by a process that died: %v", err)
 	}
-	f.waitExit(r, 2*time.Second, vmm.ExitKilled)
+	f.waitExit(r, ends, vmm.ExitKilled)
 	f.nothingSaved(dir)
 	f.nothingLeft()
 }

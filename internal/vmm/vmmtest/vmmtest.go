@@ -16,6 +16,7 @@ import (
 	agentv1 "banger/api/agent/v1"
 	"banger/internal/fault"
 	"banger/internal/guest"
+	"banger/internal/hosttest"
 	"banger/internal/vmm"
 )
 
@@ -41,7 +42,7 @@ type Target struct {
 	Cannot map[string]string
 }
 
-// ends bounds how long a guest may take to end by its own doing.
+// ends bounds how long a machine may take to end, or to be seen to have ended.
 const ends = 20 * time.Second
 
 // Run runs the suite.
@@ -92,7 +93,7 @@ func verifyNothingLeaks(t *testing.T) {
 		if t.Failed() {
 			return
 		}
-		goleak.VerifyNone(t, goroutines)
+		hosttest.NoGoroutines(t, goroutines)
 		if after := descriptors(t); len(after) > len(before) {
 			t.Errorf("descriptors before: %v\nafter: %v", before, after)
 		}
