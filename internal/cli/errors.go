@@ -243,6 +243,6 @@ func nearestChild(cmd *cobra.Command, word string, limit int) *cobra.Command {
 // notice tells something worth knowing on stderr.
 func (e *Env) notice(text string) {
 	if !e.quiet {
-		fmt.Fprintf(e.Stderr, "banger: %s\n", printable(text))
+		fmt.Fprintf(e.Stderr, "banger: %s\n", fault.Printable(text))
 	}
 }
