@@ -53,7 +53,7 @@ var errUntold = errors.New("the guest stands still until it is told who it is, a
 // isUntold tells that programs stand still for Adopt alone: somebody who holds them anew would let them go before.
 func (g *Guest) isUntold() bool {
 	h := g.held
-	return h != nil && !h.runs && !h.told && (h.template || h.machine != g.Machine())
+	return h != nil && h.tries == 0 && !h.told && (h.template || h.machine != g.Machine())
 }
 
 func (g *Guest) quiesce(ctx context.Context, r *agentv1.QuiesceRequest) error {

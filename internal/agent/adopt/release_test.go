@@ -50,7 +50,7 @@ func TestWhatIsStuckForGood(t *testing.T) {
 		if tried := 1000 - s.stuck; tried != againMost+1 || !g.late {
 			t.Errorf("tried %d times", tried)
 		}
-		s.stuck = 0
+		s.stuck, s.machine = 0, "what it was made since"
 		if _, err := g.Quiesce(t.Context(), &agentv1.QuiesceRequest{Hold: true}); err != nil || s.frozen != 2 || s.thawed != 1 {
 			t.Errorf("frozen %d times, thawed %d times, %v", s.frozen, s.thawed, err)
 		}

@@ -45,7 +45,7 @@ func (r Runner) Run(ctx context.Context, p serve.Program) serve.Exit {
 	if err != nil {
 		return failure(err)
 	}
-	s := &session{cmd: cmd, p: p}
+	s := &session{cmd: cmd, p: p, starting: r.Starting}
 	defer s.closeAll()
 	if err := s.enter(r.Group); err != nil {
 		return failure(err)
@@ -91,8 +91,11 @@ func failure(err error) serve.Exit {
 
 // session is a program that runs: our ends of its pipes, and the process.
 type session struct {
-	cmd    *exec.Cmd
-	p      serve.Program
+	cmd *exec.Cmd
+	p   serve.Program
+	// starting is the runner's.
+	starting sync.Locker
+
 	theirs []*os.File // closed once the program has them
 	ours   []*os.File
 	master *os.File // of the terminal, or nil
@@ -238,9 +241,28 @@ func (s *session) signal(sig syscall.Signal) {
 	_ = syscall.Kill(-s.cmd.Process.Pid, sig)
 }
 
+// runs is closed as soon as programs run.
+func (s *session) runs() <-chan struct{} {
+	yes := make(chan struct{})
+	if s.starting == nil {
+		close(yes)
+		return yes
+	}
+	go func() { // ends when they do
+		s.starting.Lock()
+		defer s.starting.Unlock()
+		close(yes)
+	}()
+	return yes
+}
+
 func (s *session) hangUp(exited <-chan struct{}) {
 	s.signal(syscall.SIGHUP)
 	s.signal(syscall.SIGCONT)
+	select { // a program that stands still hears of it when it runs on, but would be killed at once
+	case <-exited:
+	case <-s.runs():
+	}
 	grace := time.NewTimer(hangUpGrace)
 	defer grace.Stop()
 	select {

@@ -329,3 +329,34 @@ func TestStartWaitsForItsTurn(t *testing.T) {
 		t.Error("a program was started for nobody")
 	}
 }
+
+// A program that stands still when its caller goes is not killed before it could hear of that.
+func TestHangUpWaitsForWhoStandsStill(t *testing.T) {
+	var gate sync.RWMutex
+	r := Runner{Root: "/", Starting: gate.RLocker()}
+	ctx, cancel := context.WithCancel(t.Context())
+	started, ended := make(chan struct{}), make(chan serve.Exit, 1)
+	go func() {
+		ended <- r.Run(ctx, serve.Program{Argv: []string{"sh", "-c", "trap '' HUP; echo; exec sleep 60"}, Stdout: once{started}, Stderr: io.Discard})
+	}()
+	<-started
+	gate.Lock()
+	cancel()
+	select {
+	case exit := <-ended:
+		t.Fatalf("it was killed: %+v", exit)
+	case <-time.After(hangUpGrace + hangUpGrace/4):
+	}
+	gate.Unlock()
+	if exit := <-ended; exit.Signal != syscall.SIGKILL {
+		t.Errorf("got %+v", exit)
+	}
+}
+
+// once tells of the first output.
+type once struct{ written chan struct{} }
+
+func (o once) Write(p []byte) (int, error) {
+	close(o.written)
+	return len(p), nil
+}
