@@ -186,7 +186,7 @@ func TestDebianPackage(t *testing.T) {
 		t.Error(info)
 	}
 	contents := run(t, nil, "dpkg-deb", "--contents", deb)
-	for _, name := range []string{"./usr/lib/systemd/user/bangerd.service", "./usr/share/zsh/vendor-completions/_banger", "./usr/lib/banger/banger-agent"} {
+	for _, name := range []string{"./usr/lib/systemd/user/bangerd.service", "./usr/share/zsh/vendor-completions/_banger", "./usr/lib/banger/banger-agent", "./usr/share/doc/banger/changelog.gz"} {
 		if !strings.Contains(contents, " "+name+"\n") {
 			t.Errorf("there is no %s", name)
 		}

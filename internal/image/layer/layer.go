@@ -250,10 +250,22 @@ const (
 	opaque   = ".wh..wh..opq"
 )
 
+// Types of entries that GNU tar writes beside the usual ones (its manual, "Basic Tar Format").
+const (
+	volumeLabel = 'V' // tar --label
+	dumpedDir   = 'D' // a directory, tar --listed-incremental; the names in it are its content
+	restOfFile  = 'M' // of one that begins on another volume
+)
+
 // take adds what a header tells of. It returns the file whose content follows, or nil.
 func (m *Merged) take(layer int, h *tar.Header) (*node, error) {
-	if h.Typeflag == tar.TypeXGlobalHeader {
+	switch h.Typeflag {
+	case tar.TypeXGlobalHeader, volumeLabel:
 		return nil, nil
+	case dumpedDir:
+		h.Typeflag = tar.TypeDir
+	case restOfFile:
+		return nil, errors.New("it is the rest of a file that begins on another volume")
 	}
 	name, err := cleanName(h.Name)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -165,6 +166,28 @@ func TestApart(t *testing.T) {
 	got, err := flatten(t.Context(), Options{Apart: "root/", Dir: t.TempDir()}, layer)
 	if want := "opt/\nopt/b 1\nopt/d = opt/b\nroot/\nroot/a 1\nroot/c = root/a"; err != nil || got != want {
 		t.Errorf("error %v, got:\n%s", err, got)
+	}
+}
+
+// TestBackups: GNU tar's labels and dumped directories are understood, files in parts are not.
+func TestBackups(t *testing.T) {
+	const names = "Ya\x00\x00"
+	dumped := pack(t, tar.Header{Typeflag: volumeLabel, Name: "Friday"}, file{"d", names}, file{"d/a", "x"})
+	// The writer knows no such type: 'D' is put in, and the header's sum (POSIX, ustar: the bytes at 148) grows by the difference.
+	at := bytes.Index(dumped, []byte("d\x00"))
+	sum, err := strconv.ParseInt(string(bytes.Trim(dumped[at+148:at+156], " \x00")), 8, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(dumped[at+148:], fmt.Sprintf("%06o\x00 ", sum+dumpedDir-int64(dumped[at+156])))
+	dumped[at+156] = dumpedDir
+	got, err := flatten(t.Context(), Options{}, dumped)
+	if want := "d/\nd/a x"; err != nil || got != want {
+		t.Errorf("error %v, got:\n%s", err, got)
+	}
+	_, err = flatten(t.Context(), Options{}, pack(t, tar.Header{Typeflag: restOfFile, Name: "a"}))
+	if fault.KindOf(err) != fault.Precondition || !strings.Contains(fmt.Sprint(err), "another volume") {
+		t.Error(err)
 	}
 }
 

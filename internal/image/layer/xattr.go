@@ -40,7 +40,7 @@ func keepXattr(key, value string) (string, string, bool) {
 		acl, ok := diskACL(value)
 		return key, acl, ok
 	case strings.HasPrefix(name, "user."), strings.HasPrefix(name, "trusted."), strings.HasPrefix(name, "security."):
-		return key, value, len(name) < 256
+		return key, value, len(name) < 256 && !strings.HasSuffix(name, ".") // a namespace is no name
 	}
 	return "", "", false
 }
