@@ -117,6 +117,10 @@ func (s *Shelf) SetDefault(name string) error {
 
 // Missing is the fault for an artifact that is not there; name "" stands for the default.
 func (s *Shelf) Missing(name string) error {
+	if names, err := s.Names(); name == "" && err == nil && len(names) > 0 {
+		return fault.New(fault.NotFound, "there is no default %s", s.kind).
+			WithHint("choose one with: banger %s default %s; or make one with: banger setup", s.kind, names[0])
+	}
 	if name == "" {
 		return fault.New(fault.NotFound, "there is no %s yet", s.kind).WithHint("make one with: banger setup")
 	}

@@ -238,7 +238,13 @@ func TestDefault(t *testing.T) {
 	if name, err := s.Default(); name != "" || err != nil {
 		t.Errorf("default %q, error %v", name, err)
 	}
+	if err := s.Missing(""); !strings.Contains(err.Error(), "no image yet") {
+		t.Errorf("with no images: %v", err)
+	}
 	build(t, s, "one", "content")
+	if err := s.Missing(""); !strings.Contains(err.Error(), "no default image") || !strings.Contains(fault.HintOf(err), "banger image default one") {
+		t.Errorf("with one: %v, hint %q", err, fault.HintOf(err))
+	}
 	if err := s.SetDefault("one"); err != nil {
 		t.Fatal(err)
 	}

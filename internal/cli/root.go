@@ -13,7 +13,7 @@ const longHelp = `banger keeps persistent Linux micro-VMs on your own machine: c
 with "banger run", leave, come back with "banger vm ssh".
 
 Exit codes: 0 ok, 1 unexpected (a bug), 2 usage, 3 not found, 4 conflict or wrong state,
-5 something the machine needs is missing ("banger doctor" tells), 6 timeout, 130 interrupted.
+5 something needed is missing or damaged (see "banger doctor"), 6 timeout, 130 interrupted.
 "vm ssh", "vm exec" and "run" pass the guest command's own code through.`
 
 func newRoot(e *Env) *cobra.Command {

@@ -17,7 +17,7 @@ const (
 	Usage        Kind = 2   // the request makes no sense as written
 	NotFound     Kind = 3   // a thing named does not exist
 	Conflict     Kind = 4   // taken, or in the wrong state
-	Precondition Kind = 5   // something the machine must have is missing
+	Precondition Kind = 5   // something needed is missing or damaged
 	Timeout      Kind = 6   // it did not happen in time
 	Interrupted  Kind = 130 // the caller gave up
 )

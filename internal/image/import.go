@@ -46,14 +46,8 @@ type ImportOptions struct {
 // a registry, an OCI layout, an archive of "docker save"), or of a file with an ext4. Without root rights, and
 // without loop devices.
 func (s *Store) Import(ctx context.Context, o ImportOptions, sink progress.Sink) (i Image, err error) {
-	if o.Name != "" {
-		if err := checkName(o.Name); err != nil {
-			return i, err
-		}
-		if s.shelf.Has(o.Name) {
-			return i, fault.New(fault.Conflict, "there is an image %q already", o.Name).
-				WithHint("choose another name, or delete that one: banger image delete %s", o.Name)
-		}
+	if err := s.Free(o.Name); err != nil {
+		return i, err
 	}
 	what, err := s.recognize(ctx, o)
 	if err != nil {
@@ -82,10 +76,7 @@ func (s *Store) importAs(ctx context.Context, o ImportOptions, what source, sink
 		if err := os.RemoveAll(b.work); err != nil {
 			return "", nil, err
 		}
-		if o.Name != "" && s.shelf.Has(o.Name) { // since we looked
-			return "", nil, fault.New(fault.Conflict, "there is an image %q already", o.Name)
-		}
-		return m.Name, m, nil
+		return m.Name, m, s.Free(o.Name) // somebody may have taken it since we looked
 	})
 	if err != nil {
 		return Image{}, noRoom(err, s.shelf.Dir(""))

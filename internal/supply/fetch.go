@@ -82,11 +82,25 @@ func (s *Store) downloaded(done, total int64) {
 	s.Sink.Update(stageDownload, fmt.Sprintf("%d of %d MB", done/1_000_000, total/1_000_000), float64(done)/float64(total))
 }
 
-func checkFile(path, sum string) error {
-	got, _, err := artifact.Sum(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return fault.Wrap(fault.NotFound, err, "cannot read the archive")
+// plain refuses what is no file: the reading of a device or a pipe may never end.
+func plain(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return fault.New(fault.NotFound, "there is no file %s", path)
+	case err != nil:
+		return fault.Wrap(fault.Precondition, err, "cannot read %s", path)
+	case !info.Mode().IsRegular():
+		return fault.New(fault.Usage, "%s is no file", path)
 	}
+	return nil
+}
+
+func checkFile(path, sum string) error {
+	if err := plain(path); err != nil {
+		return err
+	}
+	got, _, err := artifact.Sum(path)
 	if err != nil {
 		return fault.Wrap(fault.Precondition, err, "cannot read the archive")
 	}

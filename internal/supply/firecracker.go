@@ -141,8 +141,8 @@ func (o FirecrackerOptions) sum(ctx context.Context, address string) (string, er
 		}
 		return pickSum(text, beside, path.Base(address))
 	}
-	if _, err := os.Stat(address); errors.Is(err, fs.ErrNotExist) {
-		return "", fault.New(fault.NotFound, "there is no file %s", address)
+	if err := plain(address); err != nil {
+		return "", err
 	}
 	text, err := os.ReadFile(beside)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -1,9 +1,7 @@
 package supply
 
 import (
-	"errors"
 	"io"
-	"io/fs"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -40,13 +38,12 @@ const maxListing = 256 << 10 // bytes
 // ReadListing returns the listing in the file at path. A NotFound fault says that there is no such file.
 func ReadListing(path string) (Listing, error) {
 	var l Listing
+	if err := plain(path); err != nil {
+		return l, err
+	}
 	f, err := os.Open(path)
 	if err != nil {
-		kind := fault.Precondition
-		if errors.Is(err, fs.ErrNotExist) {
-			kind = fault.NotFound
-		}
-		return l, fault.Wrap(kind, err, "cannot read the manifest")
+		return l, fault.Wrap(fault.Precondition, err, "cannot read the manifest")
 	}
 	defer func() { _ = f.Close() }()
 	text, err := io.ReadAll(io.LimitReader(f, maxListing+1))

@@ -170,8 +170,15 @@ func TestInstallFirecrackerFromFile(t *testing.T) {
 	if fault.KindOf(err) != fault.Precondition || !strings.Contains(fault.HintOf(err), "--sha256") {
 		t.Errorf("without a checksum: %v (%s)", err, fault.HintOf(err))
 	}
-	if _, _, err := s.InstallFirecracker(t.Context(), FirecrackerOptions{From: from + ".none"}); fault.KindOf(err) != fault.NotFound {
-		t.Errorf("no archive: %v", err)
+	for path, want := range map[string]fault.Kind{from + ".none": fault.NotFound, "/dev/zero": fault.Usage, t.TempDir(): fault.Usage} {
+		for _, sum := range []string{"", sumOf(nil)} {
+			if _, _, err := s.InstallFirecracker(t.Context(), FirecrackerOptions{From: path, SHA256: sum}); fault.KindOf(err) != want {
+				t.Errorf("%s: %v", path, err)
+			}
+		}
+	}
+	if _, err := ReadListing("/dev/zero"); fault.KindOf(err) != fault.Usage {
+		t.Errorf("an endless manifest: %v", err)
 	}
 	put(t, from+".sha256.txt", []byte(sumOf(content)+"  "+filepath.Base(from)+"\n"))
 	for what, o := range map[string]FirecrackerOptions{"its checksum beside": {From: from}, "given": {From: from, SHA256: sumOf(content), Version: "1.14.2"}} {
