@@ -32,12 +32,7 @@ func newDaemonStartCommand(e *Env) *cobra.Command {
 }
 
 func runDaemonStart(ctx context.Context, e *Env) error {
-	return e.within(ctx, quickLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.quickly(ctx, func(ctx context.Context, c *client.Client) error {
 		return e.tellDaemon(ctx, c)
 	})
 }

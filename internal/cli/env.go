@@ -75,6 +75,23 @@ func (e *Env) within(ctx context.Context, own time.Duration, f func(context.Cont
 	return explain(ctx, f(ctx))
 }
 
+// quickly is connected for what takes a moment.
+func (e *Env) quickly(ctx context.Context, f func(context.Context, *client.Client) error) error {
+	return e.connected(ctx, quickLimit, f)
+}
+
+// connected is within, with a connection to the daemon.
+func (e *Env) connected(ctx context.Context, own time.Duration, f func(context.Context, *client.Client) error) error {
+	return e.within(ctx, own, func(ctx context.Context) error {
+		c, err := e.connect(ctx)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		return f(ctx, c)
+	})
+}
+
 // connect dials the daemon, starting it when needed.
 func (e *Env) connect(ctx context.Context) (*client.Client, error) {
 	return e.Dial(ctx, true)

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	bangerv1 "banger/api/banger/v1"
+	"banger/internal/client"
 
 	"banger/internal/fault"
 )
@@ -25,12 +26,7 @@ func newImageListCommand(e *Env) *cobra.Command {
 }
 
 func runImageList(ctx context.Context, o listOptions, e *Env) error {
-	return e.within(ctx, quickLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.quickly(ctx, func(ctx context.Context, c *client.Client) error {
 		res, err := c.Images.ListImages(ctx, &bangerv1.ListImagesRequest{})
 		if err != nil {
 			return err
@@ -127,12 +123,7 @@ func newImageShowCommand(e *Env) *cobra.Command {
 }
 
 func runImageShow(ctx context.Context, o showOptions, e *Env) error {
-	return e.within(ctx, quickLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.quickly(ctx, func(ctx context.Context, c *client.Client) error {
 		res, err := c.Images.GetImage(ctx, &bangerv1.GetImageRequest{Name: o.name})
 		if err != nil {
 			return err

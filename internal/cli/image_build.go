@@ -119,12 +119,7 @@ func runImageBuild(ctx context.Context, o imageBuildOptions, e *Env) error {
 			return err
 		}
 	}
-	return e.within(ctx, buildLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.connected(ctx, buildLimit, func(ctx context.Context, c *client.Client) error {
 		built, err := e.build(ctx, c, req, o.makeDefault)
 		if err != nil {
 			return err
@@ -226,12 +221,7 @@ func newImageTestCommand(e *Env) *cobra.Command {
 }
 
 func runImageTest(ctx context.Context, o imageTestOptions, e *Env) error {
-	return e.within(ctx, buildLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.connected(ctx, buildLimit, func(ctx context.Context, c *client.Client) error {
 		d := e.newDisplay()
 		result, err := c.TestImage(ctx, &bangerv1.TestImageRequest{Name: o.name, KeepFailed: o.keepFailed}, d.sink(""))
 		d.close()
@@ -287,12 +277,7 @@ func newImageRecipesCommand(e *Env) *cobra.Command {
 }
 
 func runImageRecipes(ctx context.Context, o listOptions, e *Env) error {
-	return e.within(ctx, quickLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.quickly(ctx, func(ctx context.Context, c *client.Client) error {
 		res, err := c.Builds.ListRecipes(ctx, &bangerv1.ListRecipesRequest{})
 		if err != nil {
 			return err

@@ -61,12 +61,7 @@ func runImageImport(ctx context.Context, o imageImportOptions, e *Env) error {
 		return err
 	}
 	defer remove()
-	return e.within(ctx, setupLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.connected(ctx, setupLimit, func(ctx context.Context, c *client.Client) error {
 		d := e.newDisplay()
 		made, err := c.ImportImage(ctx, &bangerv1.ImportImageRequest{Source: source, Name: o.name, Select: o.choice}, d.sink(""))
 		d.close()
@@ -200,18 +195,6 @@ func runImageDefault(ctx context.Context, o showOptions, e *Env) error {
 		}
 		v := viewImage(i)
 		return e.print(o.output, v, func() string { return v.Name + "\n" })
-	})
-}
-
-// quickly runs f with a connection to the daemon, for at most a minute.
-func (e *Env) quickly(ctx context.Context, f func(context.Context, *client.Client) error) error {
-	return e.within(ctx, quickLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		return f(ctx, c)
 	})
 }
 

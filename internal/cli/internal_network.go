@@ -61,12 +61,7 @@ type natView struct {
 }
 
 func (e *Env) tellNAT(ctx context.Context, output outputFormat, ask func(context.Context, *client.Client) (*bangerv1.VM, error)) error {
-	return e.within(ctx, quickLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.quickly(ctx, func(ctx context.Context, c *client.Client) error {
 		v, err := ask(ctx, c)
 		if err != nil {
 			return err

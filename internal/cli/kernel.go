@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	bangerv1 "banger/api/banger/v1"
+	"banger/internal/client"
 )
 
 func newKernelListCommand(e *Env) *cobra.Command {
@@ -20,12 +21,7 @@ func newKernelListCommand(e *Env) *cobra.Command {
 }
 
 func runKernelList(ctx context.Context, o listOptions, e *Env) error {
-	return e.within(ctx, quickLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.quickly(ctx, func(ctx context.Context, c *client.Client) error {
 		res, err := c.Images.ListKernels(ctx, &bangerv1.ListKernelsRequest{})
 		if err != nil {
 			return err

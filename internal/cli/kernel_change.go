@@ -108,12 +108,7 @@ func runKernelImport(cmd *cobra.Command, o kernelImportOptions, e *Env) error {
 			return err
 		}
 	}
-	return e.within(cmd.Context(), saveLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.connected(cmd.Context(), saveLimit, func(ctx context.Context, c *client.Client) error {
 		d := e.newDisplay()
 		made, err := c.ImportKernel(ctx, req, d.sink(""))
 		d.close()

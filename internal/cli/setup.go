@@ -44,12 +44,7 @@ func runSetup(ctx context.Context, o setupOptions, e *Env) error {
 	if recipe != "" {
 		limit = buildLimit
 	}
-	return e.within(ctx, limit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.connected(ctx, limit, func(ctx context.Context, c *client.Client) error {
 		d := e.newDisplay()
 		result, err := c.Setup(ctx, &bangerv1.SetupRequest{Rebuild: o.rebuild}, d.sink(""))
 		d.close()

@@ -60,12 +60,7 @@ func newTemplateListCommand(e *Env) *cobra.Command {
 }
 
 func runTemplateList(ctx context.Context, o listOptions, e *Env) error {
-	return e.within(ctx, quickLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.quickly(ctx, func(ctx context.Context, c *client.Client) error {
 		res, err := c.Templates.ListTemplates(ctx, &bangerv1.ListTemplatesRequest{})
 		if err != nil {
 			return err
@@ -112,12 +107,7 @@ func newTemplateShowCommand(e *Env) *cobra.Command {
 }
 
 func runTemplateShow(ctx context.Context, o showOptions, e *Env) error {
-	return e.within(ctx, quickLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.quickly(ctx, func(ctx context.Context, c *client.Client) error {
 		res, err := c.Templates.ListTemplates(ctx, &bangerv1.ListTemplatesRequest{})
 		if err != nil {
 			return err
@@ -175,12 +165,7 @@ func newTemplateDeleteCommand(e *Env) *cobra.Command {
 }
 
 func runTemplateDelete(ctx context.Context, keys []string, e *Env) error {
-	return e.within(ctx, quickLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.quickly(ctx, func(ctx context.Context, c *client.Client) error {
 		for _, key := range keys {
 			if _, err := c.Templates.DeleteTemplate(ctx, &bangerv1.DeleteTemplateRequest{Key: key}); err != nil {
 				return err
@@ -215,12 +200,7 @@ func runTemplateWarm(ctx context.Context, o warmOptions, e *Env) error {
 	if err != nil {
 		return err
 	}
-	return e.within(ctx, bootLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.connected(ctx, bootLimit, func(ctx context.Context, c *client.Client) error {
 		d := e.newDisplay()
 		made, err := c.WarmTemplate(ctx, &bangerv1.WarmTemplateRequest{Spec: spec}, d.sink(""))
 		d.close()

@@ -44,12 +44,7 @@ func runVMCreate(ctx context.Context, o createOptions, e *Env) error {
 	if err != nil {
 		return err
 	}
-	return e.within(ctx, bootLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.connected(ctx, bootLimit, func(ctx context.Context, c *client.Client) error {
 		created, err := e.create(ctx, c, &bangerv1.CreateVMRequest{Spec: spec, NoStart: o.noStart})
 		if err != nil {
 			return err

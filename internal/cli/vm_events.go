@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	bangerv1 "banger/api/banger/v1"
+	"banger/internal/client"
 	"banger/internal/fault"
 )
 
@@ -35,12 +36,7 @@ func runVMEvents(ctx context.Context, o eventsOptions, e *Env) error {
 	if o.limit < 0 || o.limit > 1000 {
 		return fault.New(fault.Usage, "--lines %d is not between 0 and 1000", o.limit)
 	}
-	return e.within(ctx, quickLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.quickly(ctx, func(ctx context.Context, c *client.Client) error {
 		res, err := c.VMs.ListEvents(ctx, &bangerv1.ListEventsRequest{Vm: o.name, Limit: o.limit})
 		if err != nil {
 			return err

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	bangerv1 "banger/api/banger/v1"
+	"banger/internal/client"
 	"banger/internal/fault"
 )
 
@@ -51,12 +52,7 @@ func runVMFork(ctx context.Context, o forkOptions, e *Env) error {
 	if o.count < 1 {
 		return fault.New(fault.Usage, "cannot make %d forks", o.count).WithHint("make at least one: --count 1")
 	}
-	return e.within(ctx, saveLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.connected(ctx, saveLimit, func(ctx context.Context, c *client.Client) error {
 		d := e.newDisplay()
 		defer d.close()
 		done, err := c.Fork(ctx, &bangerv1.ForkVMRequest{Vm: o.source, Name: o.name, Count: o.count, Ephemeral: o.ephemeral}, d.sink(""))
@@ -100,12 +96,7 @@ func newVMCloneCommand(e *Env) *cobra.Command {
 }
 
 func runVMClone(ctx context.Context, o cloneOptions, e *Env) error {
-	return e.within(ctx, saveLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.connected(ctx, saveLimit, func(ctx context.Context, c *client.Client) error {
 		d := e.newDisplay()
 		defer d.close()
 		made, err := c.Clone(ctx, &bangerv1.CloneVMRequest{Vm: o.source, Name: o.name}, d.sink(""))

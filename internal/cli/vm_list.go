@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	bangerv1 "banger/api/banger/v1"
+	"banger/internal/client"
 )
 
 type listOptions struct {
@@ -27,12 +28,7 @@ func newVMListCommand(e *Env) *cobra.Command {
 }
 
 func runVMList(ctx context.Context, o listOptions, e *Env) error {
-	return e.within(ctx, quickLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.quickly(ctx, func(ctx context.Context, c *client.Client) error {
 		res, err := c.VMs.ListVMs(ctx, &bangerv1.ListVMsRequest{})
 		if err != nil {
 			return err

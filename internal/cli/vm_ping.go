@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	bangerv1 "banger/api/banger/v1"
+	"banger/internal/client"
 )
 
 type pingOptions struct {
@@ -30,12 +31,7 @@ func newVMPingCommand(e *Env) *cobra.Command {
 }
 
 func runVMPing(ctx context.Context, o pingOptions, e *Env) error {
-	return e.within(ctx, quickLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.quickly(ctx, func(ctx context.Context, c *client.Client) error {
 		res, err := c.VMs.PingVM(ctx, &bangerv1.PingVMRequest{Vm: o.name})
 		if err != nil {
 			return err

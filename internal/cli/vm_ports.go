@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	bangerv1 "banger/api/banger/v1"
+	"banger/internal/client"
 	"banger/internal/fault"
 	"banger/internal/vm"
 )
@@ -123,12 +124,7 @@ func runVMPortsAdd(ctx context.Context, o portsOptions, e *Env) error {
 	if err != nil {
 		return err
 	}
-	return e.within(ctx, quickLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.quickly(ctx, func(ctx context.Context, c *client.Client) error {
 		res, err := c.Network.AddPorts(ctx, &bangerv1.AddPortsRequest{Vm: o.name, Ports: ports})
 		if err != nil {
 			return err
@@ -142,12 +138,7 @@ func runVMPortsRemove(ctx context.Context, o portsOptions, e *Env) error {
 	if err != nil {
 		return err
 	}
-	return e.within(ctx, quickLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.quickly(ctx, func(ctx context.Context, c *client.Client) error {
 		res, err := c.Network.RemovePorts(ctx, &bangerv1.RemovePortsRequest{Vm: o.name, Ports: ports})
 		if err != nil {
 			return err
@@ -191,12 +182,7 @@ type portStatusView struct {
 }
 
 func runVMPortsList(ctx context.Context, o portsOptions, e *Env) error {
-	return e.within(ctx, quickLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.quickly(ctx, func(ctx context.Context, c *client.Client) error {
 		res, err := c.Network.ListPorts(ctx, &bangerv1.ListPortsRequest{Vm: o.name})
 		if err != nil {
 			return err

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	bangerv1 "banger/api/banger/v1"
+	"banger/internal/client"
 )
 
 type showOptions struct {
@@ -30,12 +31,7 @@ func newVMShowCommand(e *Env) *cobra.Command {
 }
 
 func runVMShow(ctx context.Context, o showOptions, e *Env) error {
-	return e.within(ctx, quickLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.quickly(ctx, func(ctx context.Context, c *client.Client) error {
 		res, err := c.VMs.GetVM(ctx, &bangerv1.GetVMRequest{Vm: o.name})
 		if err != nil {
 			return err

@@ -98,12 +98,7 @@ func runSnapshotCreate(ctx context.Context, o snapshotCreateOptions, e *Env) err
 	if err != nil {
 		return err
 	}
-	return e.within(ctx, saveLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.connected(ctx, saveLimit, func(ctx context.Context, c *client.Client) error {
 		d := e.newDisplay()
 		defer d.close()
 		made, err := c.CreateSnapshot(ctx, &bangerv1.CreateSnapshotRequest{Vm: o.vm, Tag: o.tag, Note: o.note, Labels: labels}, d.sink(""))
@@ -144,12 +139,7 @@ func newSnapshotListCommand(e *Env) *cobra.Command {
 }
 
 func runSnapshotList(ctx context.Context, o showOptions, e *Env) error {
-	return e.within(ctx, quickLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.quickly(ctx, func(ctx context.Context, c *client.Client) error {
 		res, err := c.Snapshots.ListSnapshots(ctx, &bangerv1.ListSnapshotsRequest{Vm: o.name})
 		if err != nil {
 			return err
@@ -203,12 +193,7 @@ func newSnapshotShowCommand(e *Env) *cobra.Command {
 }
 
 func runSnapshotShow(ctx context.Context, o snapshotOptions, e *Env) error {
-	return e.within(ctx, quickLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.quickly(ctx, func(ctx context.Context, c *client.Client) error {
 		res, err := c.Snapshots.GetSnapshot(ctx, &bangerv1.GetSnapshotRequest{Vm: o.vm, Tag: o.tag})
 		if err != nil {
 			return err
@@ -261,12 +246,7 @@ func newSnapshotRestoreCommand(e *Env) *cobra.Command {
 }
 
 func runSnapshotRestore(ctx context.Context, o snapshotOptions, e *Env) error {
-	return e.within(ctx, saveLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.connected(ctx, saveLimit, func(ctx context.Context, c *client.Client) error {
 		running, err := e.mayRestore(ctx, c, o)
 		if err != nil {
 			return err
@@ -306,12 +286,7 @@ func newSnapshotDeleteCommand(e *Env) *cobra.Command {
 }
 
 func runSnapshotDelete(ctx context.Context, name string, tags []string, e *Env) error {
-	return e.within(ctx, quickLimit, func(ctx context.Context) error {
-		c, err := e.connect(ctx)
-		if err != nil {
-			return err
-		}
-		defer c.Close()
+	return e.quickly(ctx, func(ctx context.Context, c *client.Client) error {
 		var failed severalErrors
 		for _, tag := range tags {
 			if _, err := c.Snapshots.DeleteSnapshot(ctx, &bangerv1.DeleteSnapshotRequest{Vm: name, Tag: tag}); err != nil {
