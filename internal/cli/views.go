@@ -65,6 +65,7 @@ type imageView struct {
 	PackageCount  int32      `json:"package_count"`
 	CreatedAt     *time.Time `json:"created_at"`
 	IsDefault     bool       `json:"is_default"`
+	DefaultFrom   string     `json:"default_from"`
 	UsedBy        []string   `json:"used_by"`
 	Problem       string     `json:"problem"`
 	Directory     string     `json:"directory"`
@@ -73,7 +74,6 @@ type imageView struct {
 	SourceDigest  string     `json:"source_digest"`
 	Skipped       []string   `json:"skipped"`
 	Notice        string     `json:"notice"`
-	DefaultFrom   string     `json:"default_from"`
 
 	Build *imageBuildView `json:"build"`
 }
@@ -96,6 +96,7 @@ type kernelView struct {
 	Architecture string `json:"architecture"`
 	SizeBytes    int64  `json:"size_bytes"`
 	IsDefault    bool   `json:"is_default"`
+	DefaultFrom  string `json:"default_from"`
 	Problem      string `json:"problem"`
 	Directory    string `json:"directory"`
 
@@ -104,8 +105,6 @@ type kernelView struct {
 	Source    string     `json:"source"`
 	Formats   []string   `json:"formats"`
 	Version   string     `json:"version"`
-
-	DefaultFrom string `json:"default_from"`
 }
 
 func viewKernel(k *bangerv1.Kernel) kernelView {

@@ -3,7 +3,9 @@ package engine
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"connectrpc.com/connect"
@@ -96,8 +98,10 @@ func (o *operation) identify(ctx context.Context, m *machine, b *capability.Buil
 	})
 }
 
-// broke tells that a stream broke: it is opened again. What the agent could not do stays undone.
-func broke(err error) bool { return connect.CodeOf(err) == connect.CodeUnavailable }
+// broke tells that a stream broke, perhaps in the middle of the answer: it is opened again. What the agent could not do stays undone.
+func broke(err error) bool {
+	return connect.CodeOf(err) == connect.CodeUnavailable || errors.Is(err, io.ErrUnexpectedEOF)
+}
 
 func newEntropy() []byte {
 	entropy := make([]byte, entropyBytes)
