@@ -22,6 +22,7 @@ const (
 	// drainGrace is how long an output may stay silent after the program's end before it is taken
 	// to be held open by something the program left behind.
 	drainGrace = 300 * time.Millisecond
+	pipeSize   = 64 << 10 // bytes that a pipe holds, as pipe(7) says
 
 	notFound      = 127
 	notExecutable = 126
@@ -262,7 +263,7 @@ type drain struct {
 }
 
 func (d *drain) run() {
-	buf := make([]byte, 32<<10)
+	buf := make([]byte, pipeSize)
 	for {
 		if d.ended.Load() {
 			_ = d.from.SetReadDeadline(time.Now().Add(drainGrace)) // fails once abandoned; so does Read
