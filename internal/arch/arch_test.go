@@ -104,7 +104,8 @@ var rooms = map[string][]string{
 		"internal/snapshot", "internal/store", "internal/template", "internal/vm", "internal/vmm",
 	},
 	"internal/builder": {
-		"images", "internal/disk", "internal/fault", "internal/image", "internal/paths", "internal/progress",
+		"api/agent/v1/agentv1connect",
+		"images", "internal/disk", "internal/fault", "internal/guest", "internal/image", "internal/paths", "internal/progress",
 		"internal/tomlfile", "internal/undo", "internal/vm",
 	},
 	"internal/server": {

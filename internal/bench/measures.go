@@ -109,7 +109,30 @@ func (b *bench) commands(ctx context.Context) error {
 	}
 	base := b.add(measured("ssh NAME true", "s", 0, sshs...))
 	b.add(measured("exec NAME true", "s", 0, execs...).against(base, 0.1))
+	if err := b.outOf(ctx, "busy"); err != nil {
+		return err
+	}
 	return b.real.remove(ctx, "busy")
+}
+
+// outputMiB is how much a program writes for outOf.
+const outputMiB = 32
+
+// outOf compares the guest channel with SSH by how long a program's output takes, in turns.
+func (b *bench) outOf(ctx context.Context, name string) error {
+	var execs, sshs []float64
+	for range 3 {
+		for verb, to := range map[string]*[]float64{"exec": &execs, "ssh": &sshs} {
+			took, err := b.real.output(ctx, "vm", verb, name, "--", "head", "-c", fmt.Sprintf("%dM", outputMiB), "/dev/zero")
+			if err != nil {
+				return err
+			}
+			*to = append(*to, took)
+		}
+	}
+	base := b.add(measured("32 MiB of output by ssh", "s", 0, sshs...))
+	b.add(measured("32 MiB of output by exec", "s", 0, execs...).against(base, 2))
+	return nil
 }
 
 // two boots two VMs at once. The second create must not wait for the first: what both take together

@@ -98,6 +98,27 @@ func (w *world) banger(ctx context.Context, result any, args ...string) error {
 	return json.Unmarshal(out, result)
 }
 
+// output runs a command that writes outputMiB, and returns the seconds it took.
+func (w *world) output(ctx context.Context, args ...string) (float64, error) {
+	out := &counter{}
+	took, err := seconds(func() error {
+		_, err := system.Run(ctx, system.Command{Path: filepath.Join(w.bin, "banger"), Args: args, Env: w.env, Timeout: 5 * time.Minute, Stdout: out})
+		return err
+	})
+	if err == nil && out.n != outputMiB<<20 {
+		err = fmt.Errorf("%v wrote %d bytes", args, out.n)
+	}
+	return took, err
+}
+
+// counter counts what is written.
+type counter struct{ n int64 }
+
+func (c *counter) Write(p []byte) (int, error) {
+	c.n += int64(len(p))
+	return len(p), nil
+}
+
 type shown struct {
 	Name      string `json:"name"`
 	IP        string `json:"ip"`

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"banger/api/agent/v1/agentv1connect"
 	"banger/internal/disk"
 	"banger/internal/fault"
 	"banger/internal/image"
@@ -40,6 +41,7 @@ type Machines interface {
 	List(ctx context.Context) ([]vm.VM, error)
 	Create(ctx context.Context, spec vm.Spec, start bool, sink progress.Sink) (vm.VM, error)
 	Delete(ctx context.Context, ref string, force bool, sink progress.Sink) error
+	Agent(ctx context.Context, ref string) (agentv1connect.AgentServiceClient, error)
 }
 
 // Images is what it needs of the image store.
@@ -376,7 +378,7 @@ func (j *job) export(ctx context.Context, g *guest, base image.Image, kernel str
 	return j.b.o.Images.Build(ctx, image.BuildOptions{
 		Name: j.request.Name, Alias: r.Name, Description: r.Description, RecipeHash: j.hash(), Parent: base, Room: size,
 		Export: func(ctx context.Context, w io.Writer) error {
-			return exportTree(ctx, g, &meter{w: w, told: func(n int64) {
+			return j.b.exportTree(ctx, g, &meter{w: w, told: func(n int64) {
 				j.sink.Update(image.StageExport, "taking the file system out of the VM", 0.9*min(1, float64(n)/float64(max(size, 1))))
 			}})
 		},

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 
+	"banger/api/agent/v1/agentv1connect"
 	"banger/internal/fault"
 	"banger/internal/image"
 	"banger/internal/paths"
@@ -27,6 +28,7 @@ type house struct {
 	state    vm.State // of all VMs
 	// deleteFail is why VMs cannot be deleted.
 	deleteFail error
+	agent      agentv1connect.AgentServiceClient // of all VMs
 }
 
 func (h *house) Create(_ context.Context, spec vm.Spec, _ bool, _ progress.Sink) (vm.VM, error) {
@@ -60,6 +62,10 @@ func (h *house) Delete(_ context.Context, ref string, _ bool, _ progress.Sink) e
 	}
 	delete(h.vms, ref)
 	return nil
+}
+
+func (h *house) Agent(context.Context, string) (agentv1connect.AgentServiceClient, error) {
+	return h.agent, nil
 }
 
 type shelf struct{ *house }

@@ -74,12 +74,28 @@ type decoder struct {
 // write decodes p, which may be cut anywhere.
 func (d *decoder) write(p []byte) error {
 	d.buf = d.buf[:0]
-	for _, b := range p {
-		if err := d.step(b); err != nil {
+	for len(p) > 0 {
+		if n := d.plain(p); n > 0 {
+			d.buf, p = append(d.buf, p[:n]...), p[n:]
+			continue
+		}
+		if err := d.step(p[0]); err != nil {
 			return err
 		}
+		p = p[1:]
 	}
 	return d.flush()
+}
+
+// plain returns how many bytes at the beginning of p are payload as they are.
+func (d *decoder) plain(p []byte) int {
+	if d.escaped || d.in != 0 {
+		return 0
+	}
+	if i := bytes.IndexByte(p, esc); i >= 0 {
+		return i
+	}
+	return len(p)
 }
 
 func (d *decoder) step(b byte) error {

@@ -21,13 +21,14 @@ const (
 // polled with a bounded pause. When port is itself a net.Conn its end is final, and Accept returns io.EOF.
 // Closing the listener closes the port. Words are answered by answer; nil: they are not understood.
 func Listen(port io.ReadWriteCloser, answer Answer) net.Listener {
-	g := &guestEnd{port: port, answer: answer, streams: make(chan net.Conn), done: make(chan struct{})}
+	g := &guestEnd{port: port, out: newOutbox(port), answer: answer, streams: make(chan net.Conn), done: make(chan struct{})}
 	_, g.final = port.(net.Conn)
 	g.decoder = decoder{data: g.onData, reset: g.onReset, garbled: g.drop}
 	if answer != nil {
 		g.decoder.word = g.onWord
 	}
 	g.wg.Go(g.pump)
+	g.wg.Go(func() { g.out.run(g.done) })
 	return g
 }
 
@@ -38,6 +39,7 @@ type Answer func(kind byte, question []byte) (code byte, answer []byte, after fu
 // guestEnd is the guest's end: one goroutine reads the port, and a session lives from reset to reset.
 type guestEnd struct {
 	port    io.ReadWriteCloser
+	out     *outbox
 	final   bool
 	answer  Answer
 	decoder decoder
@@ -47,9 +49,7 @@ type guestEnd struct {
 	wg      sync.WaitGroup
 	err     error // why done was closed
 
-	mu      sync.Mutex // guards what follows, and writes on the port
-	current *guestSession
-	out     []byte
+	current *guestSession // guarded by the outbox's mutex: what is put there is of this session
 }
 
 // guestSession is the pipe as one session sees it: dead as soon as another one began. Its streams begin with its first
@@ -139,17 +139,22 @@ func (g *guestEnd) sleep(d time.Duration) bool {
 
 // announce tells a host that there is no session.
 func (g *guestEnd) announce() error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return writeFull(g.port, reset(noSession))
+	g.out.mu.Lock()
+	g.out.buf = append(g.out.buf, reset(noSession)...)
+	g.out.mu.Unlock()
+	return g.out.flush()
+}
+
+func (g *guestEnd) session() *guestSession {
+	g.out.mu.Lock()
+	defer g.out.mu.Unlock()
+	return g.current
 }
 
 func (g *guestEnd) drop() error { return g.replace(nil, &noSession) }
 
 func (g *guestEnd) onData(p []byte) error {
-	g.mu.Lock()
-	s := g.current
-	g.mu.Unlock()
+	s := g.session()
 	if s == nil {
 		return nil
 	}
@@ -172,19 +177,18 @@ func (g *guestEnd) onReset(n nonce) error {
 
 // onWord answers without keeping the port from being read. What is said to a host that has gone is lost.
 func (g *guestEnd) onWord(question word) error {
-	g.mu.Lock()
-	s := g.current
-	g.mu.Unlock()
+	s := g.session()
 	if s == nil {
 		return nil
 	}
 	g.wg.Go(func() {
 		code, answer, after := g.answer(question.kind, question.payload)
-		g.mu.Lock()
+		g.out.mu.Lock()
 		if g.current == s {
-			_ = writeFull(g.port, word{code, question.tag, answer}.bytes()) // a port that fails shows it on reading
+			g.out.buf = append(g.out.buf, word{code, question.tag, answer}.bytes()...)
 		}
-		g.mu.Unlock()
+		g.out.mu.Unlock()
+		_ = g.out.flush() // a port that fails shows it on reading
 		if after != nil {
 			after()
 		}
@@ -195,14 +199,19 @@ func (g *guestEnd) onWord(question word) error {
 // replace ends the session there is, answers the host with n, and has s in its place. Nothing of the old session
 // is written after the answer.
 func (g *guestEnd) replace(s *guestSession, n *nonce) error {
-	g.mu.Lock()
+	g.out.mu.Lock()
 	old := g.current
 	g.current = s
+	g.out.buf, g.out.err = g.out.buf[:0], nil // they were of the old session
+	g.out.room.Broadcast()
+	if n != nil {
+		g.out.buf = append(g.out.buf, reset(*n)...)
+	}
+	g.out.mu.Unlock()
 	var err error
 	if n != nil {
-		err = writeFull(g.port, reset(*n))
+		err = g.out.flush()
 	}
-	g.mu.Unlock()
 	if s != nil && err == nil && old.idle() {
 		s.before = old
 		return nil
@@ -264,14 +273,18 @@ func (s *guestSession) accept() {
 
 // failed tells the host when the session ended by itself, not by a reset.
 func (s *guestSession) failed() {
-	s.end.mu.Lock()
-	defer s.end.mu.Unlock()
-	if s.end.current != s {
-		return
+	g := s.end
+	g.out.mu.Lock()
+	mine := g.current == s
+	if mine {
+		g.current = nil
+		g.out.buf = append(g.out.buf, reset(noSession)...)
 	}
-	s.end.current = nil
-	_ = s.feed.CloseWithError(io.EOF)           // cannot fail
-	_ = writeFull(s.end.port, reset(noSession)) // a port that fails shows it on reading
+	g.out.mu.Unlock()
+	if mine {
+		_ = s.feed.CloseWithError(io.EOF) // cannot fail
+		_ = g.out.flush()                 // a port that fails shows it on reading
+	}
 }
 
 // Read is how the session reads the port.
@@ -279,15 +292,21 @@ func (s *guestSession) Read(p []byte) (int, error) { return s.in.Read(p) }
 
 // Write is how the session writes on the port.
 func (s *guestSession) Write(p []byte) (int, error) {
-	g := s.end
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.current != s {
-		return 0, io.ErrClosedPipe
+	o := s.end.out
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for len(o.buf) >= outboxMost && s.end.current == s && o.err == nil {
+		o.room.Wait()
 	}
-	g.out = stuff(g.out[:0], p)
-	if err := writeFull(g.port, g.out); err != nil {
-		return 0, err
+	switch {
+	case s.end.current != s:
+		return 0, io.ErrClosedPipe
+	case o.err != nil:
+		return 0, o.err
+	}
+	o.buf = stuff(o.buf, p)
+	if !bodyFollows(p) {
+		o.nudge()
 	}
 	return len(p), nil
 }

@@ -420,12 +420,17 @@ func (c *hostConn) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// Write sends p.
+// Write sends p. The header of a frame goes together with its body.
 func (c *hostConn) Write(p []byte) (int, error) {
 	c.wmu.Lock()
 	defer c.wmu.Unlock()
-	c.out = stuff(c.out[:0], p)
-	if err := writeFull(c.Conn, c.out); err != nil {
+	c.out = stuff(c.out, p)
+	if bodyFollows(p) {
+		return len(p), nil
+	}
+	err := writeFull(c.Conn, c.out)
+	c.out = c.out[:0]
+	if err != nil {
 		return 0, err
 	}
 	return len(p), nil

@@ -16,7 +16,7 @@ import (
 
 // Bounds of what a guest may make the host hold. What is in a guest may be hostile.
 const (
-	maxMessage = 1 << 20  // bytes of one message; the agent's own have at most some 32 KiB
+	maxMessage = 1 << 20  // bytes of one message; the agent's own have at most some 64 KiB
 	maxHeaders = 64 << 10 // bytes of the headers or trailers of one answer
 )
 

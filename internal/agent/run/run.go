@@ -22,6 +22,7 @@ const (
 	// drainGrace is how long an output may stay silent after the program's end before it is taken
 	// to be held open by something the program left behind.
 	drainGrace = 300 * time.Millisecond
+	pipeSize   = 64 << 10 // bytes that a pipe holds, as pipe(7) says
 
 	notFound      = 127
 	notExecutable = 126
@@ -284,12 +285,15 @@ type drain struct {
 }
 
 func (d *drain) run() {
-	buf := make([]byte, 32<<10)
+	buf := make([]byte, pipeSize)
 	for {
 		if d.ended.Load() {
 			_ = d.from.SetReadDeadline(time.Now().Add(drainGrace)) // fails once abandoned; so does Read
 		}
 		n, err := d.from.Read(buf)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			n, err = d.present(buf, err) // the time may have been over before the read began, on a slow machine
+		}
 		if n > 0 && d.to != nil {
 			if _, werr := d.to.Write(buf[:n]); werr != nil {
 				d.to = nil // nobody listens; the program must not block for it
@@ -299,6 +303,22 @@ func (d *drain) run() {
 			return // the end, the deadline, or EIO of a terminal that nobody holds
 		}
 	}
+}
+
+// present reads what is there, without waiting; it returns none, the error why, when that is nothing.
+func (d *drain) present(buf []byte, none error) (n int, err error) {
+	_ = d.from.SetReadDeadline(time.Time{}) // fails once abandoned; so does SyscallConn
+	conn, err := d.from.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	if rerr := conn.Read(func(fd uintptr) bool { n, err = syscall.Read(int(fd), buf); return true }); rerr != nil {
+		return 0, rerr
+	}
+	if err != nil || n == 0 {
+		return 0, none
+	}
+	return n, nil
 }
 
 // finish tells the drain that the program has ended.

@@ -360,3 +360,31 @@ func (o once) Write(p []byte) (int, error) {
 	close(o.written)
 	return len(p), nil
 }
+
+// What a program left in its pipe is read also when the time for it was over before the read began.
+func TestLateOutput(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	if _, err := w.WriteString("the end"); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.SetReadDeadline(time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 100)
+	_, late := r.Read(buf)
+	if late == nil {
+		t.Fatal("a read after its time")
+	}
+	d := &drain{from: r}
+	if n, err := d.present(buf, late); err != nil || string(buf[:n]) != "the end" {
+		t.Errorf("%q, %v", buf[:n], err)
+	}
+	if n, err := d.present(buf, late); n != 0 || err != late {
+		t.Errorf("%d bytes of nothing, %v", n, err)
+	}
+}

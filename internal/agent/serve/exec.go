@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	maxChunk    = 32 << 10 // bytes of output in one message
+	maxChunk    = 64 << 10 // bytes of output in one message
 	stdinQueue  = 16       // messages of input a program may be behind
 	eventsQueue = 16       // resizes or signals it may be behind
 	maxSignal   = 64

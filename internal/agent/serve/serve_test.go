@@ -210,7 +210,7 @@ func TestExec(t *testing.T) {
 		if r.GetStarted() != nil {
 			pid = r.GetStarted().Pid
 		}
-		if len(r.GetStdout()) > 32<<10 {
+		if len(r.GetStdout()) > 64<<10 {
 			t.Errorf("a chunk of %d bytes", len(r.GetStdout()))
 		}
 		out, errs = append(out, r.GetStdout()...), append(errs, r.GetStderr()...)

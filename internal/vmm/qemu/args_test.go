@@ -30,7 +30,7 @@ func TestArguments(t *testing.T) {
 -object {"qom-type":"memory-backend-ram","id":"ram0","size":536870912,"share":false}
 -machine q35,usb=off,vmport=off,sata=off,smbus=off,memory-backend=ram0
 -accel tcg,thread=multi
--cpu max
+-cpu max,-erms,-fsrm
 -smp 2
 -m 524288K
 -chardev socket,id=monitor,path=qmp.sock,server=on,wait=off

@@ -97,8 +97,8 @@ func TestRestoreCutOff(t *testing.T) {
 // TestLayoutOfAnEarlierBuild: what was saved on the processor that emulated guests had before fits, and nothing else does.
 func TestLayoutOfAnEarlierBuild(t *testing.T) {
 	p := platforms["amd64"]
-	before := p
-	before.softwareCPU = p.softwareCPUBefore
+	before, first := p, p
+	before.softwareCPU, first.softwareCPU = p.softwareCPUsBefore[0], p.softwareCPUsBefore[1]
 	m := sample()
 	more := sample()
 	more.CPUs++
@@ -110,6 +110,7 @@ func TestLayoutOfAnEarlierBuild(t *testing.T) {
 	}{
 		{p, "tcg", m, true},
 		{before, "tcg", m, true},
+		{first, "tcg", m, true},
 		{before, "tcg", more, false},
 		{before, "kvm", m, false},
 	} {

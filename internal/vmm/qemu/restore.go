@@ -44,19 +44,20 @@ func (d *Driver) checkSaved(ctx context.Context, m vmm.Machine, dir string) (mac
 	return saved, saved.Check(ctx, now, m, dir)
 }
 
-// fittingLayout is m's layout; or the saved one, when that is m's on an earlier build's processor. A guest's kernel looks at
+// fittingLayout is m's layout; or the saved one, when that is m's on the processor of an earlier build. A guest's kernel looks at
 // the processor when it boots, and the saved state has nothing of what the two differ by.
 func fittingLayout(p platform, accelerator string, m vmm.Machine, saved string) (string, error) {
 	now, err := layout(p, accelerator, m)
-	if err != nil || now == saved || p.softwareCPUBefore == "" {
+	if err != nil || now == saved {
 		return now, err
 	}
-	p.softwareCPU = p.softwareCPUBefore
-	before, err := layout(p, accelerator, m)
-	if err == nil && before == saved {
-		return before, nil
+	for _, p.softwareCPU = range p.softwareCPUsBefore {
+		before, err := layout(p, accelerator, m)
+		if err != nil || before == saved {
+			return before, err
+		}
 	}
-	return now, err
+	return now, nil
 }
 
 // Restore starts QEMU, lets it load the state, and lets the guest run.
