@@ -12,8 +12,9 @@ import (
 	"banger/internal/image"
 )
 
-// exportScript writes the root file system as a tar stream. A bind mount shows it without what is mounted on it; the work disk is added. Sockets cannot be in a tar. What would be left out anyway does not make the way.
-// With the exit code 1 tar says that files changed while it read them, as those of a service may that still runs.
+// exportScript writes the root file system as a tar stream. A bind mount shows it without what is mounted on it; the work
+// disk is added. Sockets cannot be in a tar. What would be left out anyway does not make the way. With
+// the exit code 1 tar says that files changed while it read them, as those of a service may that still runs.
 const exportScript = `set -eu
 view=` + workDir + `/view
 mkdir -p "$view"
