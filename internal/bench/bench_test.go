@@ -85,11 +85,11 @@ func TestPageKeepsWhatIsAroundTheTable(t *testing.T) {
 
 func TestEmulationOf(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "command.txt")
-	text := "cd /x && exec \\\n  qemu \\\n  -accel tcg,thread=single \\\n  -cpu 'max' \\\n -append 'quiet clearcpuid=141'"
+	text := "cd /x && exec \\\n  qemu \\\n  -accel tcg,thread=single \\\n  -cpu 'max' \\\n -append 'no_timer_check clearcpuid=141 quiet'"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if e, err := emulationOf(file); err != nil || e != (emulation{"tcg,thread=single", "max", "clearcpuid=141"}) {
+	if e, err := emulationOf(file); err != nil || e != (emulation{"tcg,thread=single", "max", "no_timer_check clearcpuid=141"}) {
 		t.Errorf("%+v, %v", e, err)
 	}
 }

@@ -117,7 +117,7 @@ type emulation struct{ accel, cpu, kernelArgs string }
 var (
 	accelWord = regexp.MustCompile(`-accel '?([^\s'\\]+)`)
 	cpuWord   = regexp.MustCompile(`-cpu '?([^\s'\\]+)`)
-	cpuArg    = regexp.MustCompile(`clearcpuid=\d+`) // without it such a kernel does not boot every time
+	kernelArg = regexp.MustCompile(`clearcpuid=\d+|no_timer_check`) // without them a kernel does not boot every time
 )
 
 // emulationOf reads it off the command line of a machine of banger's, so that the baseline has the same.
@@ -130,7 +130,8 @@ func emulationOf(commandFile string) (emulation, error) {
 	if accel == nil || cpu == nil {
 		return emulation{}, fmt.Errorf("%s names no accelerator or CPU", commandFile)
 	}
-	return emulation{string(accel[1]), string(cpu[1]), string(cpuArg.Find(text))}, nil
+	args := kernelArg.FindAllString(string(text), -1)
+	return emulation{string(accel[1]), string(cpu[1]), strings.Join(args, " ")}, nil
 }
 
 // awaitBanner returns when an SSH server at address has sent its identification string (RFC 4253, 4.2).
