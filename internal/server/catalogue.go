@@ -202,6 +202,9 @@ func (s *imageService) DeleteKernel(ctx context.Context, req *bangerv1.DeleteKer
 
 func (s *imageService) CheckKernel(ctx context.Context, req *bangerv1.CheckKernelRequest) (*bangerv1.CheckKernelResponse, error) {
 	k, options, err := s.Kernels.CheckConfig(ctx, cmp.Or(req.GetName(), s.Defaults.Kernel))
+	if req.GetName() == "" {
+		err = explain(s.Named.Kernel, err)
+	}
 	if err != nil {
 		return nil, err
 	}
