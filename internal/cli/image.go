@@ -10,7 +10,6 @@ import (
 
 	bangerv1 "banger/api/banger/v1"
 	"banger/internal/client"
-
 	"banger/internal/fault"
 )
 

@@ -10,7 +10,6 @@ import (
 	"charm.land/lipgloss/v2"
 
 	bangerv1 "banger/api/banger/v1"
-
 	"banger/internal/fault"
 )
 

@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -447,6 +448,7 @@ func home(t *testing.T) *bytes.Buffer {
 		{Typeflag: tar.TypeFifo, Name: "./deep/er/fi fo", Mode: 0o600},
 		{Typeflag: tar.TypeChar, Name: "./null", Mode: 0o666, Devmajor: 1, Devminor: 3},
 		{Typeflag: tar.TypeBlock, Name: "./disk", Mode: 0o660, Gid: 6, Devmajor: 259, Devminor: 300},
+		{Typeflag: tar.TypeChar, Name: "./last", Mode: 0o600, Devmajor: 4095, Devminor: 1<<20 - 1},
 		{Typeflag: tar.TypeReg, Name: "./two\nlines", Mode: 0o644, Size: 2},
 		{Typeflag: tar.TypeLink, Name: "./lost", Linkname: "./two\nlines"},
 	} {
@@ -496,6 +498,7 @@ func TestCreateExt4FromTar(t *testing.T) {
 	}
 	for file, want := range map[string]string{
 		`"/deep/er/fi fo"`: "Type: FIFO    Mode:  0600", "/null": "Device major/minor number: 01:03", "/disk": "Device major/minor number: 259:300",
+		"/last": "Device major/minor number: 4095:1048575",
 	} {
 		if got := debugfs(t, path, "stat "+file); !strings.Contains(got, want) {
 			t.Errorf("no %q in %s", want, got)
@@ -505,6 +508,25 @@ func TestCreateExt4FromTar(t *testing.T) {
 		t.Errorf("left out %q", skipped)
 	}
 	noLeftovers(t, filepath.Dir(path))
+}
+
+// A tree of nothing but strange names is told of in some lines, not in a million.
+func TestSkippedIsBounded(t *testing.T) {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for i := range maxSkipped + 7 {
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("two\nlines %d", i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	need.Binary(t, "mke2fs")
+	skipped, err := CreateExt4FromTar(t.Context(), filepath.Join(t.TempDir(), "seed.ext4"), MinExt4, "work", &b)
+	if err != nil || len(skipped) != maxSkipped+1 || skipped[maxSkipped] != "and 7 more" {
+		t.Errorf("%d lines: %q, %v", len(skipped), skipped, err)
+	}
 }
 
 // What is made is a function of what it is made of: neither the time, nor the place, nor chance has a part in it.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -45,6 +46,9 @@ func CreateExt4FromTar(ctx context.Context, path string, size int64, label strin
 	if err != nil {
 		return nil, errors.Join(spaceFault(err, path), os.Remove(path))
 	}
+	if more := t.left - maxSkipped; more > 0 {
+		t.skipped = append(t.skipped, fmt.Sprintf("and %d more", more))
+	}
 	return t.skipped, nil
 }
 
@@ -56,6 +60,7 @@ type treeUnpacker struct {
 	attributes []attributed
 	commands   strings.Builder
 	skipped    []string
+	left       int // how many were skipped
 }
 
 // attributed is a file with extended attributes.
@@ -136,7 +141,13 @@ func (t *treeUnpacker) directory(name string) error {
 	return err
 }
 
+// maxSkipped is how many lines there are about what was left out: they go into a manifest.
+const maxSkipped = 100
+
 func (t *treeUnpacker) skip(name, what string) {
+	if t.left++; t.left > maxSkipped {
+		return
+	}
 	t.skipped = append(t.skipped, fmt.Sprintf("%q: %s", name, what))
 }
 
@@ -163,9 +174,9 @@ func (t *treeUnpacker) unpack(name string, h *tar.Header, r io.Reader) (kind int
 	case tar.TypeFifo:
 		return 0o010000, t.special(name, "p")
 	case tar.TypeChar:
-		return 0o020000, t.special(name, fmt.Sprintf("c %d %d", h.Devmajor, h.Devminor))
+		return 0o020000, t.device(name, 'c', h)
 	case tar.TypeBlock:
-		return 0o060000, t.special(name, fmt.Sprintf("b %d %d", h.Devmajor, h.Devminor))
+		return 0o060000, t.device(name, 'b', h)
 	}
 	t.skip(name, "its type is unknown")
 	return 0, nil
@@ -177,9 +188,21 @@ func (t *treeUnpacker) special(name, what string) error {
 	return nil
 }
 
+// device makes a device. debugfs takes no minor number of more than 16 bits, and knows the field that holds 20
+// (linux/kdev_t.h, new_encode_dev).
+func (t *treeUnpacker) device(name string, kind byte, h *tar.Header) error {
+	if h.Devminor <= math.MaxUint16 {
+		return t.special(name, fmt.Sprintf("%c %d %d", kind, h.Devmajor, h.Devminor))
+	}
+	err := t.special(name, fmt.Sprintf("%c 0 0", kind))
+	number := h.Devminor&0xff | h.Devmajor<<8 | h.Devminor&^0xff<<12
+	fmt.Fprintf(&t.commands, "set_inode_field %s block[1] %d\n", quote("/"+name), number)
+	return err
+}
+
 func (t *treeUnpacker) link(name, target string) error {
 	err := t.root.Link(filepath.Clean("/" + target)[1:], name)
-	if errors.Is(err, fs.ErrNotExist) { // its target was left out
+	if errors.Is(err, fs.ErrNotExist) { // its target was left out, or only debugfs makes it
 		t.skip(name, "a hard link to "+strconv.Quote(target))
 		return nil
 	}

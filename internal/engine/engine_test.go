@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 	hosttest.Main(program(func() int { return fctest.Main(m) }))
 }
 
-// program is what goleak runs.
+// program is what hosttest runs.
 type program func() int
 
 func (p program) Run() int { return p() }

@@ -132,3 +132,20 @@ func TestMountsOfOtherTests(t *testing.T) {
 		t.Errorf("ours %d, another's %d: %v", stock["mount "+mine+" tmpfs"], stock["mount "+other+" tmpfs"], err)
 	}
 }
+
+// A host may give away more ports than usual, or all.
+func TestPortsBesideThoseThatAreGiven(t *testing.T) {
+	for given, want := range map[[2]int][2]int{
+		{32768, 60999}: {10000, 32767}, // the kernel's own choice
+		{10000, 60000}: {60001, 65535},
+		{1024, 65535}:  {1024, 65535},
+		{1024, 9000}:   {10000, 65535},
+	} {
+		if from, to := others(given[0], given[1]); [2]int{from, to} != want {
+			t.Errorf("beside %v: %d to %d, want %v", given, from, to, want)
+		}
+	}
+	if p := Port(t); p == 0 {
+		t.Error("none")
+	}
+}

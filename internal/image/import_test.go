@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"fmt"
 	"io"
 	"log"
@@ -388,6 +389,18 @@ func TestRecognizePacked(t *testing.T) {
 	found, err := s.recognize(t.Context(), ImportOptions{Source: writeTemp(t, "box.tgz", packed)})
 	if err != nil || found.kind != kindTar || !found.packed {
 		t.Errorf("%+v, %v", found, err)
+	}
+}
+
+// Who gives up while a file is looked at is not told that it is no archive.
+func TestRecognizeInterrupted(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	s := Open(filepath.Join(t.TempDir(), "images"))
+	for _, content := range [][]byte{boxTar(t), bytes.Repeat([]byte("nonsense "), 1000)} {
+		if _, err := s.recognize(ctx, ImportOptions{Source: writeTemp(t, "x", content)}); fault.KindOf(err) != fault.Interrupted {
+			t.Errorf("%v (%v)", err, fault.KindOf(err))
+		}
 	}
 }
 

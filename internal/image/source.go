@@ -141,7 +141,7 @@ func recognizeFile(ctx context.Context, f *os.File, found source) (source, error
 		stream = r
 	}
 	kind, err := oci.KindOfArchive(ctx, stream)
-	if err != nil && !isTar {
+	if fault.KindOf(err) == fault.Precondition && !isTar { // and not: the caller gave up
 		return found, fault.New(fault.Usage, "%s is no tar archive, and nothing else that can be imported", found.path).
 			WithHint("image import takes tar archives, container images and ext4 files")
 	}

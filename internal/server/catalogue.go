@@ -87,7 +87,10 @@ func (s *imageService) SetDefaultImage(ctx context.Context, req *bangerv1.SetDef
 // DeleteImage takes the templates of the image along: they are of no use without it.
 func (s *imageService) DeleteImage(ctx context.Context, req *bangerv1.DeleteImageRequest) (*bangerv1.DeleteImageResponse, error) {
 	name := req.GetName()
-	if i, err := s.Images.Get(ctx, name); err == nil && name != "" {
+	if err := wanted("image", name); err != nil {
+		return nil, err
+	}
+	if i, err := s.Images.Get(ctx, name); err == nil {
 		name = i.Name // by an alias
 	}
 	if err := notConfigured("image", name, s.defaultImage(ctx).name, s.Named.Image); err != nil {
@@ -188,6 +191,9 @@ func (s *imageService) SetDefaultKernel(ctx context.Context, req *bangerv1.SetDe
 }
 
 func (s *imageService) DeleteKernel(ctx context.Context, req *bangerv1.DeleteKernelRequest) (*bangerv1.DeleteKernelResponse, error) {
+	if err := wanted("kernel", req.GetName()); err != nil {
+		return nil, err
+	}
 	if err := notConfigured("kernel", req.GetName(), s.defaultKernel(ctx).name, s.Named.Kernel); err != nil {
 		return nil, err
 	}
@@ -196,6 +202,9 @@ func (s *imageService) DeleteKernel(ctx context.Context, req *bangerv1.DeleteKer
 
 func (s *imageService) CheckKernel(ctx context.Context, req *bangerv1.CheckKernelRequest) (*bangerv1.CheckKernelResponse, error) {
 	k, options, err := s.Kernels.CheckConfig(ctx, cmp.Or(req.GetName(), s.Defaults.Kernel))
+	if req.GetName() == "" {
+		err = explain(s.Named.Kernel, err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -220,7 +220,7 @@ func TestTakingOverBesideADeadDisk(t *testing.T) {
 	var s still
 	g := s.guest(t)
 	g.Disks = []string{"/dev/null/no directory", "/proc"}
-	if err := g.begin(forCopy, ""); err != nil {
+	if err := errors.Join(g.begin(forCopy, ""), g.note("/user.slice")); err != nil {
 		t.Fatal(err)
 	}
 	if err := g.TakeOver(); err == nil || s.thawed != 1 || g.held != nil {

@@ -75,7 +75,7 @@ func (g *Guest) TakeOver() error {
 	g.turn.Lock()
 	defer g.turn.Unlock()
 	g.held = &held{
-		thaw: func() error { return g.Thaw(left.groups) }, end: func() {},
+		thaw: func() error { return g.thawGroups(left.groups) }, end: func() {},
 		since: time.Now(), machine: left.machine, disks: disks, template: left.purpose == forTemplate,
 	}
 	g.was = left.was

@@ -83,5 +83,13 @@ func (g *Guest) thawNoted() error {
 	if left == nil || err != nil {
 		return err
 	}
-	return g.Thaw(left.groups)
+	return g.thawGroups(left.groups)
+}
+
+// thawGroups lets groups run on. Where none was noted there may be nothing to thaw by: a kernel may have no control groups.
+func (g *Guest) thawGroups(groups []string) error {
+	if len(groups) == 0 {
+		return nil
+	}
+	return g.Thaw(groups)
 }

@@ -3,6 +3,7 @@ package adopt
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"testing"
 	"testing/synctest"
@@ -79,6 +80,26 @@ func TestFreezeThatFailedHalfWay(t *testing.T) {
 			t.Errorf("%q were let go, %d guards", s.noted, s.guards)
 		}
 	})
+}
+
+// Where there are no control groups there is nothing to thaw, and nothing to thaw by: programs may be started again.
+func TestNothingWasFrozen(t *testing.T) {
+	none := errors.New("the control groups cannot be mounted")
+	s := still{err: none, stuck: 1000}
+	g := s.guest(t)
+	if err := g.hold(t.Context(), forCopy); !errors.Is(err, none) || errors.Is(err, errStuck) || g.held != nil || !g.starting.TryRLock() {
+		t.Errorf("it is held for ever: %v", err)
+	}
+	s.err = fmt.Errorf("no groups: %w", errors.ErrUnsupported)
+	dead := s.guest(t)
+	if err := dead.hold(t.Context(), forCopy); err != nil {
+		t.Fatal(err)
+	}
+	next := s.guest(t)
+	next.Dir = dead.Dir
+	if err := next.TakeOver(); err != nil || next.held != nil || !next.starting.TryRLock() {
+		t.Errorf("the next agent holds it for ever: %v", err)
+	}
 }
 
 // A dead disk holds up programs for a moment; the kernel is asked once, and its answer is heard when it comes.
