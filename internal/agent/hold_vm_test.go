@@ -300,3 +300,22 @@ func TestRealGuestWithoutControlGroupsIsHeld(t *testing.T) {
 	}
 	check(t, m.running.Stop(ctx))
 }
+
+// A guest is held again and again while its systemd starts, and takes the agent from group to group: each time it goes on.
+func TestRealGuestIsHeldWhileItBoots(t *testing.T) {
+	m := newMachine(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	m.boot(ctx)
+	m.ping(ctx)
+	times := 0
+	for adopted := false; !adopted && times < 200; times++ {
+		_, err := m.client.Quiesce(ctx, &agentv1.QuiesceRequest{Hold: true})
+		check(t, err)
+		m.released(ctx)
+		adopted = strings.Contains(m.shell(ctx, "cat /proc/self/cgroup"), "/banger-agent.service/")
+	}
+	t.Logf("held %d times until it was a service of systemd's", times)
+	m.settled(ctx)
+	m.shutdown(ctx, agentv1.ShutdownRequest_MODE_POWEROFF, vmm.ExitPowerOff)
+}

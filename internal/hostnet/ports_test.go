@@ -156,7 +156,24 @@ func twoPorts(t *testing.T) (*hosttest.NS, *hostnet.Client, [2]*port) {
 		}
 		ports[i] = openPort(t, ns, tap, g)
 	}
+	forwarding(t, ports)
 	return ns, c, ports
+}
+
+// forwarding waits until frames pass both ways: the kernel notices a moment later that a device has somebody at its other
+// end, and its port drops them until then.
+func forwarding(t *testing.T, ports [2]*port) {
+	t.Helper()
+	for from := range ports {
+		to, passes := ports[1-from], false
+		for end := time.Now().Add(hopeful); !passes && time.Now().Before(end); {
+			ports[from].send(t, arp(ports[from].mac, ports[from].ip, "forwarding"))
+			passes = to.sees(t, "forwarding", hopeless)
+		}
+		if !passes {
+			t.Fatalf("port %d does not come to forward", from)
+		}
+	}
 }
 
 // TestGuestsUseTheirOwnAddresses: what comes from others' is dropped at the port.

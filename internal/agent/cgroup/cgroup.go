@@ -51,6 +51,15 @@ func Freeze(ctx context.Context, makesGroups bool, guard int, note func(group st
 	if err != nil {
 		return nil, err
 	}
+	if makesGroups {
+		waiting, cancel := context.WithTimeout(ctx, freezeWait)
+		defer cancel()
+		moves, err := lockMoves(waiting, Root)
+		if err != nil {
+			return nil, errors.Join(err, h.Close())
+		}
+		defer moves.Close()
+	}
 	for range asideMost {
 		if makesGroups {
 			err = stepAside()

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -116,11 +117,48 @@ func Join(pid int) error {
 	if own == "" || err != nil || !mountedOn(Root) {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), movesWait)
+	defer cancel()
+	moves, err := lockMoves(ctx, Root)
+	if err != nil {
+		return err
+	}
+	defer moves.Close()
 	if err := enter(filepath.Join(Root, own), pid); err != nil {
 		return err
 	}
 	tidy()
 	return nil
+}
+
+const (
+	movesWait = 10 * time.Second // Freeze takes less
+	movesPoll = 5 * time.Millisecond
+)
+
+// lockMoves locks the groups below root, until the file is closed, for who moves the agent from one to another, and for who
+// lets groups stand still. An agent that comes into a group which has just been told to stands still with it, and there is nobody
+// to let them go.
+func lockMoves(ctx context.Context, root string) (*os.File, error) {
+	f, err := os.Open(root)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return f, nil
+		}
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			select {
+			case <-time.After(movesPoll):
+				continue
+			case <-ctx.Done():
+				err = ctx.Err()
+			}
+		}
+		return nil, errors.Join(fmt.Errorf("lock the control groups: %w", err), f.Close())
+	}
 }
 
 // tidy removes what was stepped aside to, unless somebody is there, or about to be.

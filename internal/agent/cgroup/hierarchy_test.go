@@ -1,12 +1,14 @@
 package cgroup
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"testing"
+	"time"
 )
 
 // processes makes what a kernel shows of processes: the first one is in a group, the others have a program or are threads
@@ -159,4 +161,23 @@ func TestGuardIsTakenAlong(t *testing.T) {
 	if still, err := stillBeside(own+"x", 0, false); still || err != nil {
 		t.Errorf("in another group: %v, %v", still, err)
 	}
+}
+
+func TestNobodyIsMovedWhileGroupsAreStopped(t *testing.T) {
+	root := t.TempDir()
+	first, err := lockMoves(t.Context(), root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := lockMoves(ctx, root); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("at the same time: %v", err)
+	}
+	first.Close()
+	second, err := lockMoves(t.Context(), root)
+	if err != nil {
+		t.Fatalf("afterwards: %v", err)
+	}
+	second.Close()
 }
