@@ -38,6 +38,8 @@ func (g *Guest) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) (*agentv
 	if g.isUntold() {
 		return nil, errUntold
 	}
+	ctx, cancel = sooner(ctx)
+	defer cancel()
 	if err := g.quiesce(ctx, r); err != nil {
 		return nil, err
 	}
@@ -46,6 +48,17 @@ func (g *Guest) Quiesce(ctx context.Context, r *agentv1.QuiesceRequest) (*agentv
 		response.HeldNanos, response.Lacking = int64(time.Since(g.held.since)), g.held.lacking
 	}
 	return &response, nil
+}
+
+// answerTime is kept of the host's patience: it is told what took too long.
+const answerTime = time.Second
+
+func sooner(ctx context.Context) (context.Context, context.CancelFunc) {
+	deadline, ok := ctx.Deadline()
+	if !ok || time.Until(deadline) < 4*answerTime {
+		return context.WithCancel(ctx)
+	}
+	return context.WithDeadline(ctx, deadline.Add(-answerTime))
 }
 
 var errUntold = errors.New("the guest stands still until it is told who it is, and was not yet")
