@@ -145,10 +145,10 @@ func (o *operation) notQuiesced(ctx, asking context.Context, m *machine, err err
 		return fault.New(fault.Conflict, "VM %s ended before its memory was saved", o.v.Spec.Name)
 	case ctx.Err() == nil && (asking.Err() != nil || connect.CodeOf(err) == connect.CodeDeadlineExceeded):
 		var said error // which of its parts took too long, unless the agent does not answer at all
-		if answer := new(connect.Error); errors.As(err, &answer) && connect.IsWireError(err) {
+		if answer := new(connect.Error); errors.As(err, &answer) && answer.Message() != context.DeadlineExceeded.Error() {
 			said = errors.New(clip(fault.Printable(answer.Message())))
 		}
-		return fault.Wrap(fault.Timeout, said, "the guest of VM %s did not write out its data within %s and runs on", o.v.Spec.Name, o.e.c.QuiesceTimeout).
+		return fault.Wrap(fault.Timeout, said, "the guest of VM %s runs on: it did not write out its data within %s", o.v.Spec.Name, o.e.c.QuiesceTimeout).
 			WithHint("see what keeps it: banger vm exec %s -- ps aux", o.v.Spec.Name)
 	case connect.CodeOf(err) == connect.CodeUnimplemented:
 		return fault.New(fault.Precondition, "the agent of VM %s is of an earlier version, which cannot be saved with its memory: it runs on", o.v.Spec.Name).

@@ -406,7 +406,7 @@ func TestGuestThatHangsAtQuiesce(t *testing.T) {
 		b.w.arm(hangAt("quiesce"))
 		err := verb(t.Context())
 		b.w.arm(nil)
-		if fault.KindOf(err) != fault.Timeout || !strings.Contains(err.Error(), "it runs on") || fault.HintOf(err) == "" {
+		if fault.KindOf(err) != fault.Timeout || !strings.Contains(err.Error(), "runs on") || fault.HintOf(err) == "" {
 			t.Errorf("%s: %v", name, err)
 		}
 		if strings.Contains(err.Error(), "suspend") && name != "suspend" {
