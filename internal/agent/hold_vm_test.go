@@ -301,21 +301,34 @@ func TestRealGuestWithoutControlGroupsIsHeld(t *testing.T) {
 	check(t, m.running.Stop(ctx))
 }
 
-// A guest is held again and again while its systemd starts, and takes the agent from group to group: each time it goes on.
-func TestRealGuestIsHeldWhileItBoots(t *testing.T) {
+// A guest is held again and again while the agent is taken from group to group: by systemd as it starts, and by two services
+// then that never leave it alone. Each time it goes on.
+func TestRealGuestIsHeldWhileItsAgentIsMoved(t *testing.T) {
 	m := newMachine(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	m.boot(ctx)
 	m.ping(ctx)
-	times := 0
-	for adopted := false; !adopted && times < 200; times++ {
+	hold := func() {
+		t.Helper()
 		_, err := m.client.Quiesce(ctx, &agentv1.QuiesceRequest{Hold: true})
 		check(t, err)
 		m.released(ctx)
+	}
+	times := 0
+	for adopted := false; !adopted && times < 200; times++ {
+		hold()
 		adopted = strings.Contains(m.shell(ctx, "cat /proc/self/cgroup"), "/banger-agent.service/")
 	}
 	t.Logf("held %d times until it was a service of systemd's", times)
 	m.settled(ctx)
+	m.shell(ctx, `adopt=$(sed -n 's/^ExecStart=//p' /run/systemd/system/banger-agent.service)
+for name in one two; do systemd-run -p KillMode=process --unit=$name sh -c "while $adopt; do :; done"; done`)
+	for range 30 {
+		hold()
+	}
+	if out := m.shell(ctx, "systemctl is-active one two; systemctl stop one two"); out != "active\nactive\n" {
+		t.Errorf("who took it along is %q", out)
+	}
 	m.shutdown(ctx, agentv1.ShutdownRequest_MODE_POWEROFF, vmm.ExitPowerOff)
 }
