@@ -25,7 +25,7 @@ const commandLimit = 4 * time.Minute
 const insideVariable = "BANGER_E2E_INSIDE"
 
 // templatesVariable names the directory of the templates that all tests of a run share. With coldVariable set
-// there are none, and every VM boots.
+// they share none: VMs boot until each test's daemon has made its own.
 const (
 	templatesVariable = "BANGER_E2E_TEMPLATES"
 	coldVariable      = "BANGER_E2E_COLD"
@@ -101,7 +101,7 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-// newColdWorld is a banger without templates.
+// newColdWorld is a banger that has no templates yet. It makes its own, some seconds after the first boot.
 func newColdWorld(t *testing.T) *world {
 	t.Helper()
 	need.Root(t)

@@ -74,6 +74,7 @@ func guestsFindNames(t *testing.T, w *world, web, db shown) {
 	if out := w.guest("web", "getent ahostsv4 db.vm && getent ahostsv4 there.example"); !strings.HasPrefix(out, db.IP+" ") || !strings.Contains(out, "\n203.0.113.9 ") {
 		t.Errorf("web finds %q", out)
 	}
+	w.banger("vm", "ssh", "db", "--", "true") // its SSH server listens
 	w.guest("web", `perl -MIO::Socket::INET -e 'IO::Socket::INET->new(PeerAddr => "db.vm:22", Timeout => 20) or die "db.vm: $@"'`)
 	if out := w.guest("db", "getent ahostsv4 web.vm"); !strings.HasPrefix(out, web.IP+" ") {
 		t.Errorf("db finds %q", out)
