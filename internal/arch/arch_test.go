@@ -42,7 +42,7 @@ var rooms = map[string][]string{
 	"internal/doctor":   {"internal/fault"},
 	"internal/channel":  {"internal/fault"},
 	"internal/tomlfile": {"internal/fault"},
-	"internal/fileio":   {},
+	"internal/fileio":   {"internal/fault"},
 
 	// Layer 1: hands.
 	"internal/system":         {"internal/bundle", "internal/fault", "internal/paths"},
@@ -64,7 +64,7 @@ var rooms = map[string][]string{
 		"internal/archive", "internal/artifact", "internal/bundle", "internal/download", "internal/fault", "internal/fileio", "internal/progress",
 		"internal/system", "internal/tomlfile",
 	},
-	"internal/kernel":      {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/paths", "internal/progress", "internal/system"},
+	"internal/kernel":      {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/fileio", "internal/paths", "internal/progress", "internal/system"},
 	"internal/image":       {"internal/artifact", "internal/debian", "internal/disk", "internal/fault", "internal/image/layer", "internal/image/oci", "internal/paths", "internal/progress", "internal/system"},
 	"internal/image/layer": {"internal/disk", "internal/fault"},
 	"internal/image/oci":   {"internal/debian", "internal/fault", "internal/image/layer"},

@@ -514,7 +514,7 @@ func TestCreateExt4FromTar(t *testing.T) {
 func TestSkippedIsBounded(t *testing.T) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	for i := range maxSkipped + 7 {
+	for i := range MaxLeftOut + 7 {
 		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("two\nlines %d", i)}); err != nil {
 			t.Fatal(err)
 		}
@@ -524,7 +524,7 @@ func TestSkippedIsBounded(t *testing.T) {
 	}
 	need.Binary(t, "mke2fs")
 	skipped, err := CreateExt4FromTar(t.Context(), filepath.Join(t.TempDir(), "seed.ext4"), MinExt4, "work", &b)
-	if err != nil || len(skipped) != maxSkipped+1 || skipped[maxSkipped] != "and 7 more" {
+	if err != nil || len(skipped) != MaxLeftOut+1 || skipped[MaxLeftOut] != "and 7 more" {
 		t.Errorf("%d lines: %q, %v", len(skipped), skipped, err)
 	}
 }

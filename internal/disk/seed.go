@@ -46,10 +46,7 @@ func CreateExt4FromTar(ctx context.Context, path string, size int64, label strin
 	if err != nil {
 		return nil, errors.Join(spaceFault(err, path), os.Remove(path))
 	}
-	if more := t.left - maxSkipped; more > 0 {
-		t.skipped = append(t.skipped, fmt.Sprintf("and %d more", more))
-	}
-	return t.skipped, nil
+	return t.skipped.Lines(), nil
 }
 
 // treeUnpacker writes a tree below a directory, and the commands for debugfs that give its files what the user who runs
@@ -59,8 +56,7 @@ type treeUnpacker struct {
 	made       map[string]bool // directories
 	attributes []attributed
 	commands   strings.Builder
-	skipped    []string
-	left       int // how many were skipped
+	skipped    LeftOut
 }
 
 // attributed is a file with extended attributes.
@@ -97,7 +93,7 @@ func unpackTree(r *tar.Reader, dir string) (*treeUnpacker, error) {
 func (t *treeUnpacker) take(h *tar.Header, r io.Reader) error {
 	name := filepath.Clean("/" + h.Name)[1:]
 	if !quotable(name) {
-		t.skip(name, "its name cannot be written")
+		t.skipped.Add(name, "its name cannot be written")
 		return nil
 	}
 	if name != "" {
@@ -141,16 +137,6 @@ func (t *treeUnpacker) directory(name string) error {
 	return err
 }
 
-// maxSkipped is how many lines there are about what was left out: they go into a manifest.
-const maxSkipped = 100
-
-func (t *treeUnpacker) skip(name, what string) {
-	if t.left++; t.left > maxSkipped {
-		return
-	}
-	t.skipped = append(t.skipped, fmt.Sprintf("%q: %s", name, what))
-}
-
 // unpack returns the file type bits of the entry's mode; 0: it has none of its own.
 func (t *treeUnpacker) unpack(name string, h *tar.Header, r io.Reader) (kind int64, err error) {
 	switch h.Typeflag {
@@ -178,7 +164,7 @@ func (t *treeUnpacker) unpack(name string, h *tar.Header, r io.Reader) (kind int
 	case tar.TypeBlock:
 		return 0o060000, t.device(name, 'b', h)
 	}
-	t.skip(name, "its type is unknown")
+	t.skipped.Add(name, "its type is unknown")
 	return 0, nil
 }
 
@@ -203,7 +189,7 @@ func (t *treeUnpacker) device(name string, kind byte, h *tar.Header) error {
 func (t *treeUnpacker) link(name, target string) error {
 	err := t.root.Link(filepath.Clean("/" + target)[1:], name)
 	if errors.Is(err, fs.ErrNotExist) { // its target was left out, or only debugfs makes it
-		t.skip(name, "a hard link to "+strconv.Quote(target))
+		t.skipped.Add(name, "a hard link to "+strconv.Quote(target))
 		return nil
 	}
 	return err
@@ -261,11 +247,11 @@ func (t *treeUnpacker) setAttributes(path, values string) error {
 	for _, a := range t.attributes {
 		kept, left := room.Fit(a.values)
 		for _, name := range left {
-			t.skip(a.file, "its attribute "+name+" has no room beside the others")
+			t.skipped.Add(a.file, "its attribute "+name+" has no room beside the others")
 		}
 		for _, name := range kept {
 			if !quotable(name) {
-				t.skip(a.file, "its attribute "+strconv.Quote(name)+": its name cannot be written")
+				t.skipped.Add(a.file, "its attribute "+strconv.Quote(name)+": its name cannot be written")
 				continue
 			}
 			value := a.values[name]

@@ -8,7 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+
+	"banger/internal/fault"
 )
 
 func TestUntil(t *testing.T) {
@@ -25,6 +28,24 @@ func TestUntil(t *testing.T) {
 	all, err := io.ReadAll(Until(t.Context(), strings.NewReader("abc")))
 	if err != nil || string(all) != "abc" {
 		t.Errorf("got %q, %v", all, err)
+	}
+}
+
+func TestPlain(t *testing.T) {
+	dir := t.TempDir()
+	file, pipe := filepath.Join(dir, "file"), filepath.Join(dir, "pipe")
+	if err := errors.Join(os.WriteFile(file, []byte("abc"), 0o600), syscall.Mkfifo(pipe, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := Plain(file); err != nil || info.Size() != 3 {
+		t.Errorf("a file: %v, %v", info, err)
+	}
+	for path, want := range map[string]fault.Kind{
+		pipe: fault.Usage, dir: fault.Usage, os.DevNull: fault.Usage, filepath.Join(dir, "none"): fault.NotFound, filepath.Join(file, "below"): fault.Precondition,
+	} {
+		if _, err := Plain(path); fault.KindOf(err) != want {
+			t.Errorf("%s: %v", path, err)
+		}
 	}
 }
 

@@ -133,7 +133,7 @@ func makeImage(ctx context.Context, dir, mmdebstrap string, source bootstrapPlan
 	if err != nil {
 		return m, err
 	}
-	m.Skipped = append(result.skipped, skipped...)
+	m.Skipped = append(result.skipped.Lines(), skipped...)
 	m.Packages = result.packages
 	m.PackagesHash = hash(strings.Join(m.Packages, "\n"))
 	if m.Files, err = artifact.Describe(dir, rootName, seedName); err != nil {

@@ -142,7 +142,7 @@ func (o BuildOptions) write(ctx context.Context, dir string, sink progress.Sink)
 	if err != nil {
 		return m, err
 	}
-	m.Skipped = append(result.skipped, skipped...)
+	m.Skipped = append(result.skipped.Lines(), skipped...)
 	if err := os.Remove(home); err != nil {
 		return m, err
 	}

@@ -62,7 +62,7 @@ var neededDirs = map[string]int64{
 type filtered struct {
 	home     bytes.Buffer // a tar stream of the content of /root; empty when it went elsewhere
 	packages []string     // "name=version", sorted
-	skipped  []string     // what could not be taken over, a line each
+	skipped  disk.LeftOut // what could not be taken over
 	files    int
 	bytes    int64
 }
@@ -140,7 +140,7 @@ func (f *filter) take(h *tar.Header, content io.Reader) error {
 		var left []string
 		h.PAXRecords, left = layer.KeepAttributes(h.PAXRecords)
 		for _, attribute := range left {
-			f.result.skipped = append(f.result.skipped, fmt.Sprintf("%q: its attribute %s has no room beside the others", "/"+name, attribute))
+			f.result.skipped.Add("/"+name, "its attribute "+attribute+" has no room beside the others")
 		}
 	}
 	if home {

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"banger/internal/debian"
+	"banger/internal/disk"
 	"banger/internal/fault"
 	"banger/internal/hosttest/need"
 	"banger/internal/progress"
@@ -407,5 +409,29 @@ func TestRootIsSeenAsAMount(t *testing.T) {
 		if got := rootMount.MatchString(line); got != want {
 			t.Errorf("%q: %v", line, got)
 		}
+	}
+}
+
+// What a build or a bootstrap has no room for is told of, and not without end.
+func TestFilterTellsOfAttributesWithoutRoom(t *testing.T) {
+	var in bytes.Buffer
+	w := tar.NewWriter(&in)
+	big := map[string]string{"SCHILY.xattr.user.a": strings.Repeat("a", 4000), "SCHILY.xattr.user.b": strings.Repeat("b", 4000)}
+	for i := range disk.MaxLeftOut + 5 {
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprintf("opt/%d", i), Mode: 0o644, PAXRecords: big}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var result filtered
+	f := newFilter(rules{raw: true, dropped: func(string, bool) bool { return false }}, io.Discard, io.Discard, &result)
+	if err := f.run(t.Context(), &in); err != nil {
+		t.Fatal(err)
+	}
+	got := result.skipped.Lines()
+	if len(got) != disk.MaxLeftOut+1 || got[0] != `"/opt/0": its attribute user.b has no room beside the others` || got[disk.MaxLeftOut] != "and 5 more" {
+		t.Errorf("%d lines: %q", len(got), got[:min(2, len(got))])
 	}
 }

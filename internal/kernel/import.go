@@ -21,6 +21,7 @@ import (
 	"banger/internal/debian"
 	"banger/internal/disk"
 	"banger/internal/fault"
+	"banger/internal/fileio"
 	"banger/internal/progress"
 )
 
@@ -160,14 +161,10 @@ func (s *Store) importAs(ctx context.Context, o ImportOptions, sink progress.Sin
 
 // checkFile refuses what is no file of up to limit bytes. It opens nothing: the opening of a pipe waits for who writes to it.
 func checkFile(path string, limit int64) error {
-	info, err := os.Stat(path)
+	info, err := fileio.Plain(path)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return fault.New(fault.NotFound, "there is no file %s", path)
 	case err != nil:
-		return fault.Wrap(fault.Precondition, err, "cannot read the kernel")
-	case !info.Mode().IsRegular():
-		return fault.New(fault.Usage, "%s is no file", path)
+		return err
 	case info.Size() == 0:
 		return fault.New(fault.Usage, "%s is empty", path)
 	case info.Size() > limit:

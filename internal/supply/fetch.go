@@ -2,7 +2,6 @@ package supply
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -14,6 +13,7 @@ import (
 	"banger/internal/bundle"
 	"banger/internal/download"
 	"banger/internal/fault"
+	"banger/internal/fileio"
 )
 
 const partBundle = "bundle"
@@ -82,22 +82,8 @@ func (s *Store) downloaded(done, total int64) {
 	s.Sink.Update(stageDownload, fmt.Sprintf("%d of %d MB", done/1_000_000, total/1_000_000), float64(done)/float64(total))
 }
 
-// plain refuses what is no file: the reading of a device or a pipe may never end.
-func plain(path string) error {
-	info, err := os.Stat(path)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return fault.New(fault.NotFound, "there is no file %s", path)
-	case err != nil:
-		return fault.Wrap(fault.Precondition, err, "cannot read %s", path)
-	case !info.Mode().IsRegular():
-		return fault.New(fault.Usage, "%s is no file", path)
-	}
-	return nil
-}
-
 func checkFile(path, sum string) error {
-	if err := plain(path); err != nil {
+	if _, err := fileio.Plain(path); err != nil {
 		return err
 	}
 	got, _, err := artifact.Sum(path)

@@ -19,6 +19,7 @@ import (
 	"banger/internal/bundle"
 	"banger/internal/download"
 	"banger/internal/fault"
+	"banger/internal/fileio"
 	"banger/internal/system"
 )
 
@@ -141,7 +142,7 @@ func (o FirecrackerOptions) sum(ctx context.Context, address string) (string, er
 		}
 		return pickSum(text, beside, path.Base(address))
 	}
-	if err := plain(address); err != nil {
+	if _, err := fileio.Plain(address); err != nil {
 		return "", err
 	}
 	text, err := os.ReadFile(beside)

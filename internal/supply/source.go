@@ -15,6 +15,7 @@ import (
 	"banger/internal/bundle"
 	"banger/internal/download"
 	"banger/internal/fault"
+	"banger/internal/fileio"
 	"banger/internal/tomlfile"
 )
 
@@ -38,7 +39,7 @@ const maxListing = 256 << 10 // bytes
 // ReadListing returns the listing in the file at path. A NotFound fault says that there is no such file.
 func ReadListing(path string) (Listing, error) {
 	var l Listing
-	if err := plain(path); err != nil {
+	if _, err := fileio.Plain(path); err != nil {
 		return l, err
 	}
 	f, err := os.Open(path)

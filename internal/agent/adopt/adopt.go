@@ -118,7 +118,7 @@ func (g *Guest) adopt(ctx context.Context, r *agentv1.AdoptRequest) (after func(
 	case id == nil:
 		return nil, t.run([]step{{"announce", identity.Announce}, {"thaw", g.release}})
 	case g.isAlready(id):
-		return nil, nil
+		return nil, g.releaseStuck()
 	case h != nil && h.template:
 		if err = t.run(g.firstIdentity(h, id)); err == nil {
 			h.told = true

@@ -61,6 +61,14 @@ func (g *Guest) releaseAlone() {
 	}
 }
 
+// releaseStuck tries once more what could not be let go, for somebody who asks; what still has its time is left alone.
+func (g *Guest) releaseStuck() error {
+	if g.held == nil || g.held.tries == 0 {
+		return nil
+	}
+	return g.release()
+}
+
 func (h *held) thawPrograms() error {
 	if h.thaw == nil {
 		return nil

@@ -135,3 +135,26 @@ func TestDeadDiskIsTriedAgain(t *testing.T) {
 		}
 	})
 }
+
+// Who asks again a clone that knows who it is, and whose programs could not be let go, is told, and tries as well.
+func TestWhoAsksAgainHearsWhatIsStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := still{stuck: 2}
+		g := s.guest(t)
+		if err := g.hold(t.Context(), forTemplate); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.releaseStuck(); err != nil || s.stuck != 2 {
+			t.Errorf("while they rest: %v", err)
+		}
+		if err := g.release(); !errors.Is(err, errStuck) {
+			t.Fatalf("after their rest: %v", err)
+		}
+		if err := g.releaseStuck(); !errors.Is(err, errStuck) {
+			t.Errorf("who asks again hears %v", err)
+		}
+		if err := g.releaseStuck(); err != nil || g.held != nil || s.thawed != 1 {
+			t.Errorf("thawed %d times: %v", s.thawed, err)
+		}
+	})
+}

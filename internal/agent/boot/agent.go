@@ -1,6 +1,7 @@
 package boot
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -10,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/gofrs/flock"
 	"golang.org/x/sys/unix"
 
 	"banger/internal/agent/identity"
@@ -53,21 +55,14 @@ func EnsureAgent(port string) (pid int, err error) {
 
 // lockAgent locks the agent's directory for whoever may start one. One that is stopped while it has the lock is waited
 // for only so long.
-func lockAgent(dir string) (*os.File, error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return nil, err
+func lockAgent(dir string) (*flock.Flock, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), ensureWait)
+	defer cancel()
+	lock := flock.New(dir, flock.SetFlag(os.O_RDONLY))
+	if _, err := lock.TryLockContext(ctx, ensurePoll); err != nil && ctx.Err() == nil {
+		return nil, errors.Join(err, lock.Close())
 	}
-	for end := time.Now().Add(ensureWait); ; time.Sleep(ensurePoll) {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil || errors.Is(err, unix.EWOULDBLOCK) && time.Now().After(end) {
-			return f, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			_ = f.Close()
-			return nil, err
-		}
-	}
+	return lock, nil
 }
 
 // starting is an agent that has been started and does not answer yet.

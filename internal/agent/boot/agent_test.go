@@ -1,17 +1,18 @@
 package boot
 
 import (
-	"os"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/gofrs/flock"
 )
 
 // Of those who would start an agent at the same time one does, and the next waits for it; not for one that is stopped.
 func TestOneStartsTheAgent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
-		lock := func() (*os.File, time.Duration) {
+		lock := func() (*flock.Flock, time.Duration) {
 			begin := time.Now()
 			f, err := lockAgent(dir)
 			if err != nil {

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/gofrs/flock"
 	"golang.org/x/sys/unix"
 )
 
@@ -136,29 +137,15 @@ const (
 	movesPoll = 5 * time.Millisecond
 )
 
-// lockMoves locks the groups below root, until the file is closed, for who moves the agent from one to another, and for who
+// lockMoves locks the groups below root, until it is closed, for who moves the agent from one to another, and for who
 // lets groups stand still. An agent that comes into a group which has just been told to stands still with it, and there is nobody
 // to let them go.
-func lockMoves(ctx context.Context, root string) (*os.File, error) {
-	f, err := os.Open(root)
-	if err != nil {
-		return nil, err
+func lockMoves(ctx context.Context, root string) (*flock.Flock, error) {
+	lock := flock.New(root, flock.SetFlag(os.O_RDONLY))
+	if _, err := lock.TryLockContext(ctx, movesPoll); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock the control groups: %w", err), lock.Close())
 	}
-	for {
-		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return f, nil
-		}
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			select {
-			case <-time.After(movesPoll):
-				continue
-			case <-ctx.Done():
-				err = ctx.Err()
-			}
-		}
-		return nil, errors.Join(fmt.Errorf("lock the control groups: %w", err), f.Close())
-	}
+	return lock, nil
 }
 
 // tidy removes what was stepped aside to, unless somebody is there, or about to be.

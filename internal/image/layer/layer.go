@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strings"
 
+	"banger/internal/disk"
 	"banger/internal/fault"
 )
 
@@ -39,7 +40,6 @@ const (
 	defaultBytes   = 60 << 30
 	defaultEntries = 2_000_000 // at up to some 500 bytes of memory each
 	maxTrailer     = 64 << 20  // bytes behind an archive's end: tar pads, but not without end
-	maxSkipped     = 100       // lines about what was left out
 )
 
 const (
@@ -82,9 +82,7 @@ type Merged struct {
 	count   int
 	// appended is text for the ends of files.
 	appended map[*node]string
-	// skipped are lines about what was left out, and how many more there were.
-	skipped []string
-	more    int
+	skipped  disk.LeftOut
 
 	Files int   // in the end, directories too
 	Bytes int64 // of content, with what later layers replace
@@ -125,21 +123,10 @@ func (n *node) whatElse() string {
 	return "it has to be a directory"
 }
 
-func (m *Merged) skip(name, what string) {
-	if len(m.skipped) == maxSkipped {
-		m.more++
-		return
-	}
-	m.skipped = append(m.skipped, fmt.Sprintf("%q: %s", "/"+name, what))
-}
+func (m *Merged) skip(name, why string) { m.skipped.Add("/"+name, why) }
 
 // Skipped tells what was left out, a line each. All of it is known when Write is done.
-func (m *Merged) Skipped() []string {
-	if m.more == 0 {
-		return m.skipped
-	}
-	return append(slices.Clone(m.skipped), fmt.Sprintf("and %d more", m.more))
-}
+func (m *Merged) Skipped() []string { return m.skipped.Lines() }
 
 // closeAfter closes what was read. Where the reading failed already, it would only say so again.
 func closeAfter(r io.Closer, err *error) {

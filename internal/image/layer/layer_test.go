@@ -16,6 +16,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"banger/internal/disk"
 	"banger/internal/fault"
 )
 
@@ -297,7 +298,7 @@ func TestDirectoriesInTheEnd(t *testing.T) {
 func TestAttributesWithoutRoom(t *testing.T) {
 	big := map[string]string{"SCHILY.xattr.user.a": strings.Repeat("a", 4000), "SCHILY.xattr.user.b": strings.Repeat("b", 4000), "SCHILY.xattr.user.c": "c"}
 	entries := []any{tar.Header{Typeflag: tar.TypeDir, Name: ".config/", PAXRecords: big}}
-	for i := range maxSkipped + 5 {
+	for i := range disk.MaxLeftOut + 5 {
 		entries = append(entries, tar.Header{Typeflag: tar.TypeReg, Name: fmt.Sprint(i), PAXRecords: big})
 	}
 	m, err := Merge(t.Context(), Options{}, opener(pack(t, entries...)))
@@ -321,7 +322,7 @@ func TestAttributesWithoutRoom(t *testing.T) {
 		}
 	}
 	got := m.Skipped()
-	if len(got) != maxSkipped+1 || got[0] != `"/.config": its attribute user.b has no room beside the others` || got[maxSkipped] != "and 6 more" {
+	if len(got) != disk.MaxLeftOut+1 || got[0] != `"/.config": its attribute user.b has no room beside the others` || got[disk.MaxLeftOut] != "and 6 more" {
 		t.Errorf("%d lines: %q", len(got), got[:2])
 	}
 }
