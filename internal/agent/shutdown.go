@@ -14,6 +14,7 @@ import (
 
 	agentv1 "banger/api/agent/v1"
 	"banger/internal/agent/boot"
+	"banger/internal/agent/serve"
 )
 
 const (
@@ -26,10 +27,13 @@ const (
 	systemdPoll = 50 * time.Millisecond
 
 	termGrace = 3 * time.Second // between SIGTERM and SIGKILL without systemd
+
+	// lastWords is the time in which the host is told what was asked for last and how the programs ended.
+	lastWords = 50 * time.Millisecond
 )
 
-// shutdown begins a power-off or reboot.
-func shutdown(_ context.Context, mode agentv1.ShutdownRequest_Mode) error {
+// shutdown begins a power-off or reboot. What ends the machine at once is begun when the caller has its answer.
+func shutdown(ctx context.Context, mode agentv1.ShutdownRequest_Mode) error {
 	reboot := mode == agentv1.ShutdownRequest_MODE_REBOOT
 	switch firstProcess() {
 	case systemd:
@@ -43,7 +47,7 @@ func shutdown(_ context.Context, mode agentv1.ShutdownRequest_Mode) error {
 		}()
 		return nil
 	case supervisor:
-		go halt(reboot)
+		serve.Later(ctx, func() { go halt(reboot) })
 		return nil
 	}
 	// Another init: these are what BusyBox and OpenRC and sysvinit agree on least badly.
@@ -145,6 +149,7 @@ func halt(reboot bool) {
 	}
 	_ = syscall.Kill(-1, syscall.SIGKILL)
 	unix.Sync()
+	time.Sleep(lastWords)
 	command := unix.LINUX_REBOOT_CMD_POWER_OFF
 	if reboot {
 		command = unix.LINUX_REBOOT_CMD_RESTART

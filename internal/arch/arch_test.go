@@ -163,7 +163,7 @@ var rooms = map[string][]string{
 	},
 	"internal/vmm/firecracker/fakefc/firecracker": {"internal/vmm/firecracker/fakefc"},
 	"internal/vmm/firecracker/fctest":             {"internal/hosttest/need", "internal/vmm/firecracker/fakefc"},
-	"internal/vmm/vmmtest":                        {"api/agent/v1", "internal/fault", "internal/guest", "internal/hosttest", "internal/hosttest/need", "internal/vm", "internal/vmm"},
+	"internal/vmm/vmmtest":                        {"api/agent/v1", "internal/agent", "internal/fault", "internal/guest", "internal/hosttest", "internal/hosttest/need", "internal/vm", "internal/vmm"},
 }
 
 // keys lists outside packages that only some rooms may hold.

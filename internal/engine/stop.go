@@ -17,6 +17,7 @@ import (
 
 const (
 	askTimeout    = 15 * time.Second // for the agent to take the request, on a host that is busy
+	lostAnswer    = time.Second      // for a machine to end whose agent's answer was lost, as may be when it ends
 	buttonTimeout = 10 * time.Second // for the guest to end after the power button
 	eraseTimeout  = time.Minute
 )
@@ -136,7 +137,7 @@ func (o *operation) askGuest(ctx context.Context, m *machine) bool {
 	asking, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	_, err := m.agent.Shutdown(asking, &agentv1.ShutdownRequest{Mode: agentv1.ShutdownRequest_MODE_POWEROFF})
-	if err != nil && !m.ended() {
+	if err != nil && !m.endsWithin(ctx, lostAnswer) {
 		o.sink.Update(stageShutdown, "the agent does not answer: pressing the power button", -1)
 		o.log.Warn("agent did not take the shutdown", "error", err)
 		return false

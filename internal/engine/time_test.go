@@ -32,6 +32,9 @@ func TestStopLadderTakesItsTime(t *testing.T) {
 			w.deaf = true
 			w.arm(failAt("button", 1, errInjected))
 		}, 200 * time.Millisecond, []string{"shutdown", "button", "driver stop"}},
+		"its answer is lost": {
+			func(w *world) { w.hasty = 300 * time.Millisecond }, 300 * time.Millisecond, []string{"shutdown", "driver stop"},
+		},
 		"guest obeys": {func(*world) {}, 0, []string{"shutdown", "driver stop"}},
 	} {
 		t.Run(name, func(t *testing.T) {

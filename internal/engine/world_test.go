@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -15,6 +16,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"connectrpc.com/connect"
 
 	agentv1 "banger/api/agent/v1"
 	"banger/api/agent/v1/agentv1connect"
@@ -39,6 +42,7 @@ type world struct {
 	at      func(ctx context.Context, point string) error // called at each point
 	mute    bool                                          // guests never answer
 	deaf    bool                                          // guests answer but do not shut down
+	hasty   time.Duration                                 // guests shut down before they answer, and end so much later
 	late    bool                                          // programs of restored guests ran on too early
 }
 
@@ -282,6 +286,10 @@ func (b *body) Ping(ctx context.Context, _ *agentv1.PingRequest) (*agentv1.PingR
 func (b *body) Shutdown(ctx context.Context, r *agentv1.ShutdownRequest) (*agentv1.ShutdownResponse, error) {
 	if err := b.w.point(ctx, "shutdown"); err != nil {
 		return nil, err
+	}
+	if b.w.hasty > 0 {
+		time.AfterFunc(b.w.hasty, func() { b.die(vmm.ExitPowerOff, "asked to") })
+		return nil, connect.NewError(connect.CodeUnavailable, io.ErrUnexpectedEOF)
 	}
 	if !b.w.deaf {
 		go b.die(vmm.ExitPowerOff, "asked to")

@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/cavaliergopher/cpio"
+
+	_ "banger/internal/agent" // which Initramfs builds: a test's result is kept for as long as that does not change
 )
 
 // echoSource is the one program of the test's guest.
