@@ -201,8 +201,10 @@ func (m *machine) shutdown(ctx context.Context, mode agentv1.ShutdownRequest_Mod
 	m.t.Helper()
 	begin := time.Now()
 	_, err := m.client.Shutdown(ctx, &agentv1.ShutdownRequest{Mode: mode})
-	check(m.t, err)
-	m.ended(ctx, want)
+	m.ended(ctx, want) // by which an answer may be lost
+	if err != nil {
+		m.t.Logf("shutdown: %v", err)
+	}
 	m.t.Logf("%v after %.2f s", want, time.Since(begin).Seconds())
 }
 

@@ -8,13 +8,13 @@ import (
 	"banger/internal/agent/serve"
 )
 
-// Agent says how the guest's agent does its work. Shutdown begins the end of the machine and returns at once; with
-// hangQuiesce a Quiesce is never answered.
+// Agent says how the guest's agent does its work. Shutdown begins the end of the machine, once the host
+// has its answer; with hangQuiesce a Quiesce is never answered.
 func Agent(m *Memory, shutdown func(agentv1.ShutdownRequest_Mode), hangQuiesce bool) serve.Options {
 	return serve.Options{
 		Runner: Runner{Memory: m},
-		Shutdown: func(_ context.Context, mode agentv1.ShutdownRequest_Mode) error {
-			shutdown(mode)
+		Shutdown: func(ctx context.Context, mode agentv1.ShutdownRequest_Mode) error {
+			serve.Later(ctx, func() { shutdown(mode) })
 			return nil
 		},
 		// The host's clock is the guest's: there is nothing to step.
