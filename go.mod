@@ -3,6 +3,7 @@ module banger
 go 1.26.8
 
 require (
+	al.essio.dev/pkg/shellescape v1.6.1
 	charm.land/fang/v2 v2.0.1
 	charm.land/lipgloss/v2 v2.0.6
 	connectrpc.com/connect v1.21.1

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"al.essio.dev/pkg/shellescape"
 	"golang.org/x/crypto/ssh"
 
 	"banger/internal/fault"
@@ -164,9 +165,9 @@ func (g *guest) output(ctx context.Context, line string) (string, error) {
 
 // put writes a file, by way of a new one beside it, so that a half-written one is never seen.
 func (g *guest) put(ctx context.Context, path, mode, owner string, content io.Reader) error {
-	p, t, d := quote(path), quote(path+".banger-new"), quote(filepath.Dir(path))
+	p, t, d := shellescape.Quote(path), shellescape.Quote(path+".banger-new"), shellescape.Quote(filepath.Dir(path))
 	line := fmt.Sprintf("test ! -d %s || { echo 'it is a directory' >&2; exit 1; }; ", p) +
-		fmt.Sprintf("umask 022 && mkdir -p %s && cat >%s && chown %s %s && chmod %s %s && mv -f %s %s", d, t, quote(owner), t, mode, t, t, p)
+		fmt.Sprintf("umask 022 && mkdir -p %s && cat >%s && chown %s %s && chmod %s %s && mv -f %s %s", d, t, shellescape.Quote(owner), t, mode, t, t, p)
 	g.log.begin(nil)
 	if err := g.run(ctx, line, content); err != nil {
 		if said := g.log.end(); len(said) > 0 {
@@ -176,6 +177,3 @@ func (g *guest) put(ctx context.Context, path, mode, owner string, content io.Re
 	}
 	return nil
 }
-
-// quote makes one word of the shell's.
-func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

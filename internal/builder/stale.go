@@ -2,7 +2,8 @@ package builder
 
 import (
 	"fmt"
-	"regexp"
+
+	"al.essio.dev/pkg/shellescape"
 
 	"banger/internal/image"
 )
@@ -14,7 +15,7 @@ func (b *Builder) Stale(i image.Image) (notice string, stale bool) {
 	if built == nil {
 		return "", false
 	}
-	again := "banger image build " + word(built.Recipe)
+	again := "banger image build " + shellescape.Quote(built.Recipe)
 	if built.From != "" {
 		again += " --from " + built.From
 	}
@@ -29,14 +30,4 @@ func (b *Builder) Stale(i image.Image) (notice string, stale bool) {
 		return fmt.Sprintf("steps of its recipe were left out: %d; to try again: %s", n, again), false
 	}
 	return "", false
-}
-
-var plainWord = regexp.MustCompile(`^[A-Za-z0-9._/+:@-]+$`)
-
-// word writes s as one word of a shell's line.
-func word(s string) string {
-	if plainWord.MatchString(s) {
-		return s
-	}
-	return quote(s)
 }

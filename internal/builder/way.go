@@ -9,6 +9,8 @@ import (
 	"os"
 	"strings"
 
+	"al.essio.dev/pkg/shellescape"
+
 	"banger/internal/fault"
 )
 
@@ -55,11 +57,11 @@ func (w Way) open(ctx context.Context, g *guest) (env string, err error) {
 		if err != nil {
 			return "", err
 		}
-		list = append(list, p.name+"="+quote(inside), strings.ToUpper(p.name)+"="+quote(inside))
+		list = append(list, p.name+"="+shellescape.Quote(inside), strings.ToUpper(p.name)+"="+shellescape.Quote(inside))
 	}
 	if len(list) > 0 {
 		none := strings.TrimPrefix(w.NoProxy+",localhost,127.0.0.1,::1", ",")
-		list = append(list, "no_proxy="+quote(none), "NO_PROXY="+quote(none))
+		list = append(list, "no_proxy="+shellescape.Quote(none), "NO_PROXY="+shellescape.Quote(none))
 	}
 	if w.Authorities != "" {
 		f, err := os.Open(w.Authorities)

@@ -305,7 +305,7 @@ func TestSSH(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"\nStrictHostKeyChecking=yes\n", "\nUserKnownHostsFile=\"/a b/known_hosts\"\n", "\nHostKeyAlias=web.vm\n", "-F\nnone\n", "\n--\n172.30.0.2\necho 'it'\\''s'\n"} {
+	for _, want := range []string{"\nStrictHostKeyChecking=yes\n", "\nUserKnownHostsFile=\"/a b/known_hosts\"\n", "\nHostKeyAlias=web.vm\n", "-F\nnone\n", "\n--\n172.30.0.2\necho 'it'\"'\"'s'\n"} {
 		if !strings.Contains(string(got), want) {
 			t.Errorf("ssh was not given %q:\n%s", want, got)
 		}

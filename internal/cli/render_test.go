@@ -134,7 +134,7 @@ func TestShellLine(t *testing.T) {
 	for want, words := range map[string][]string{
 		"ls | wc":              {"ls | wc"},
 		"sh -c 'echo a; b' ''": {"sh", "-c", "echo a; b", ""},
-		`echo 'it'\''s'`:       {"echo", "it's"},
+		`echo 'it'"'"'s'`:      {"echo", "it's"},
 	} {
 		if got := shellLine(words); got != want {
 			t.Errorf("%q: %s, want %s", words, got, want)

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"al.essio.dev/pkg/shellescape"
+
 	"banger/internal/artifact"
 	"banger/internal/debian"
 	"banger/internal/disk"
@@ -290,7 +292,7 @@ func importRules(merged *layer.Merged, env []string) rules {
 			continue
 		}
 		fmt.Fprintf(&lines, "%s=%s\n", name, value)
-		fmt.Fprintf(&exports, "export %s='%s'\n", name, strings.ReplaceAll(value, "'", `'\''`))
+		fmt.Fprintf(&exports, "export %s=%s\n", name, shellescape.Quote(value))
 	}
 	if lines.Len() == 0 {
 		return r

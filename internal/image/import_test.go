@@ -231,7 +231,7 @@ func checkBox(t *testing.T, i Image, container bool) {
 	environment, want := debugfs(t, i.Root, "cat /etc/environment"), "OWN=1\n"
 	if container {
 		want = "OWN=1\n# The environment that the image was made with.\nPATH=/opt/bin:/bin\nQUOTED=it's\n"
-		if got := debugfs(t, i.Root, "cat /etc/profile.d/00-image.sh"); !strings.Contains(got, `export QUOTED='it'\''s'`) {
+		if got := debugfs(t, i.Root, "cat /etc/profile.d/00-image.sh"); !strings.Contains(got, `export QUOTED='it'"'"'s'`) {
 			t.Errorf("profile: %s", got)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"al.essio.dev/pkg/shellescape"
 	"github.com/google/renameio/v2"
 
 	"banger/internal/fault"
@@ -67,15 +68,12 @@ func (c Config) Text() (string, error) {
 		"UpdateHostKeys no",
 		"ServerAliveInterval 15",
 		"ServerAliveCountMax 4",
-		"ProxyCommand " + percent(shellQuote(c.Program)) + " internal proxy %n %p",
+		"ProxyCommand " + percent(shellescape.Quote(c.Program)) + " internal proxy %n %p",
 	} {
 		fmt.Fprintf(&b, "    %s\n", line)
 	}
 	return b.String(), nil
 }
-
-// shellQuote quotes a word for the shell that ssh starts a ProxyCommand with.
-func shellQuote(word string) string { return "'" + strings.ReplaceAll(word, "'", `'\''`) + "'" }
 
 func (c Config) include() string { return `Include "` + c.Included + `"` + "\n" }
 

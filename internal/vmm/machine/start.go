@@ -9,6 +9,8 @@ import (
 	"syscall"
 	"time"
 
+	"al.essio.dev/pkg/shellescape"
+
 	"banger/internal/fault"
 	"banger/internal/system"
 	"banger/internal/vmm"
@@ -68,28 +70,18 @@ func CheckHost(m vmm.Machine) error {
 // WriteCommand writes the command line into the machine's directory as a script for a shell.
 func WriteCommand(dir string, argv []string) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "cd %s && exec", quote(dir))
+	fmt.Fprintf(&b, "cd %s && exec", shellescape.Quote(dir))
 	for i, a := range argv {
 		if i == 0 || strings.HasPrefix(a, "-") {
 			b.WriteString(" \\\n ")
 		}
-		b.WriteString(" " + quote(a))
+		b.WriteString(" " + shellescape.Quote(a))
 	}
 	b.WriteString("\n")
 	if err := os.WriteFile(filepath.Join(dir, vmm.CommandFile), []byte(b.String()), 0o600); err != nil {
 		return fault.Wrap(fault.Precondition, err, "cannot write the command line")
 	}
 	return nil
-}
-
-func quote(s string) string {
-	plain := func(r rune) bool {
-		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./=:,@+", r)
-	}
-	if s != "" && strings.IndexFunc(s, func(r rune) bool { return !plain(r) }) < 0 {
-		return s
-	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 }
 
 // Kill ends a process whose start failed, and waits for its end.
