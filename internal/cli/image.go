@@ -108,17 +108,10 @@ func (e *Env) tellDefault(what, from string) {
 }
 
 func newImageShowCommand(e *Env) *cobra.Command {
-	var o showOptions
-	cmd := &cobra.Command{
+	return showing(e, runImageShow, &cobra.Command{
 		Use: "show NAME", Short: "Show all about an image",
 		Args: oneName, ValidArgsFunction: firstOnly(e.completeImages),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			o.name = args[0]
-			return runImageShow(cmd.Context(), o, e)
-		},
-	}
-	addOutputFlag(cmd, &o.output)
-	return cmd
+	})
 }
 
 func runImageShow(ctx context.Context, o showOptions, e *Env) error {

@@ -153,19 +153,10 @@ func writeAll(path string, r io.Reader) error {
 }
 
 func newImageDefaultCommand(e *Env) *cobra.Command {
-	var o showOptions
-	cmd := &cobra.Command{
+	return showing(e, runImageDefault, &cobra.Command{
 		Use: "default [NAME]", Short: "Show or choose the image of VMs that name none",
 		Args: optionalName, ValidArgsFunction: firstOnly(e.completeImages),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				o.name = args[0]
-			}
-			return runImageDefault(cmd.Context(), o, e)
-		},
-	}
-	addOutputFlag(cmd, &o.output)
-	return cmd
+	})
 }
 
 // setDefaultImage makes an image the default, and tells when the configuration has another opinion.

@@ -14,17 +14,10 @@ import (
 )
 
 func newKernelShowCommand(e *Env) *cobra.Command {
-	var o showOptions
-	cmd := &cobra.Command{
+	return showing(e, runKernelShow, &cobra.Command{
 		Use: "show NAME", Short: "Show all about a kernel",
 		Args: oneName, ValidArgsFunction: firstOnly(e.completeKernels),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			o.name = args[0]
-			return runKernelShow(cmd.Context(), o, e)
-		},
-	}
-	addOutputFlag(cmd, &o.output)
-	return cmd
+	})
 }
 
 func runKernelShow(ctx context.Context, o showOptions, e *Env) error {
@@ -126,19 +119,10 @@ func runKernelImport(cmd *cobra.Command, o kernelImportOptions, e *Env) error {
 }
 
 func newKernelDefaultCommand(e *Env) *cobra.Command {
-	var o showOptions
-	cmd := &cobra.Command{
+	return showing(e, runKernelDefault, &cobra.Command{
 		Use: "default [NAME]", Short: "Show or choose the kernel of VMs that name none",
 		Args: optionalName, ValidArgsFunction: firstOnly(e.completeKernels),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				o.name = args[0]
-			}
-			return runKernelDefault(cmd.Context(), o, e)
-		},
-	}
-	addOutputFlag(cmd, &o.output)
-	return cmd
+	})
 }
 
 // setDefaultKernel makes a kernel the default, and tells when the configuration has another opinion.
@@ -186,19 +170,10 @@ type kernelCheckView struct {
 }
 
 func newKernelCheckCommand(e *Env) *cobra.Command {
-	var o showOptions
-	cmd := &cobra.Command{
+	return showing(e, runKernelCheck, &cobra.Command{
 		Use: "check [NAME]", Short: "Tell which options that banger or Docker needs are off in a kernel",
 		Args: optionalName, ValidArgsFunction: firstOnly(e.completeKernels),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				o.name = args[0]
-			}
-			return runKernelCheck(cmd.Context(), o, e)
-		},
-	}
-	addOutputFlag(cmd, &o.output)
-	return cmd
+	})
 }
 
 func runKernelCheck(ctx context.Context, o showOptions, e *Env) error {

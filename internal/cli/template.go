@@ -93,17 +93,10 @@ func (e *Env) templateTable(all []templateView) string {
 }
 
 func newTemplateShowCommand(e *Env) *cobra.Command {
-	var o showOptions
-	cmd := &cobra.Command{
+	return showing(e, runTemplateShow, &cobra.Command{
 		Use: "show KEY", Short: "Show all about a template", Long: "Show all about a template. The beginning of its key is enough.",
 		Args: oneName, ValidArgsFunction: firstOnly(e.completeTemplates),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			o.name = args[0]
-			return runTemplateShow(cmd.Context(), o, e)
-		},
-	}
-	addOutputFlag(cmd, &o.output)
-	return cmd
+	})
 }
 
 func runTemplateShow(ctx context.Context, o showOptions, e *Env) error {

@@ -11,26 +11,14 @@ import (
 	"banger/internal/client"
 )
 
-type pingOptions struct {
-	name   string
-	output outputFormat
-}
-
 func newVMPingCommand(e *Env) *cobra.Command {
-	var o pingOptions
-	cmd := &cobra.Command{
+	return showing(e, runVMPing, &cobra.Command{
 		Use: "ping NAME", Short: "Ask a VM's agent for an answer, over the guest channel",
 		Args: oneName, ValidArgsFunction: e.completeOneVM(isRunning),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			o.name = args[0]
-			return runVMPing(cmd.Context(), o, e)
-		},
-	}
-	addOutputFlag(cmd, &o.output)
-	return cmd
+	})
 }
 
-func runVMPing(ctx context.Context, o pingOptions, e *Env) error {
+func runVMPing(ctx context.Context, o showOptions, e *Env) error {
 	return e.quickly(ctx, func(ctx context.Context, c *client.Client) error {
 		res, err := c.VMs.PingVM(ctx, &bangerv1.PingVMRequest{Vm: o.name})
 		if err != nil {

@@ -16,18 +16,24 @@ type showOptions struct {
 	output outputFormat
 }
 
-func newVMShowCommand(e *Env) *cobra.Command {
+// showing makes cmd show one thing, whose name is its argument; empty where it may be left out and was.
+func showing(e *Env, show func(context.Context, showOptions, *Env) error, cmd *cobra.Command) *cobra.Command {
 	var o showOptions
-	cmd := &cobra.Command{
-		Use: "show NAME", Short: "Show all about a VM",
-		Args: oneName, ValidArgsFunction: e.completeOneVM(isAny),
-		RunE: func(cmd *cobra.Command, args []string) error {
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) > 0 {
 			o.name = args[0]
-			return runVMShow(cmd.Context(), o, e)
-		},
+		}
+		return show(cmd.Context(), o, e)
 	}
 	addOutputFlag(cmd, &o.output)
 	return cmd
+}
+
+func newVMShowCommand(e *Env) *cobra.Command {
+	return showing(e, runVMShow, &cobra.Command{
+		Use: "show NAME", Short: "Show all about a VM",
+		Args: oneName, ValidArgsFunction: e.completeOneVM(isAny),
+	})
 }
 
 func runVMShow(ctx context.Context, o showOptions, e *Env) error {

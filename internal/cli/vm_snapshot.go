@@ -125,17 +125,10 @@ func parseLabels(words []string) (map[string]string, error) {
 }
 
 func newSnapshotListCommand(e *Env) *cobra.Command {
-	var o showOptions
-	cmd := &cobra.Command{
+	return showing(e, runSnapshotList, &cobra.Command{
 		Use: "list NAME", Aliases: []string{"ls"}, Short: "List the snapshots of a VM, oldest first",
 		Args: oneName, ValidArgsFunction: e.completeOneVM(isAny),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			o.name = args[0]
-			return runSnapshotList(cmd.Context(), o, e)
-		},
-	}
-	addOutputFlag(cmd, &o.output)
-	return cmd
+	})
 }
 
 func runSnapshotList(ctx context.Context, o showOptions, e *Env) error {
