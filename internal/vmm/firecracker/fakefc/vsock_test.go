@@ -176,8 +176,10 @@ func TestPowerOff(t *testing.T) {
 		p.says("serial.log", "login:")
 		c := p.client()
 		defer c.Close()
-		if _, err := c.Shutdown(t.Context(), &agentv1.ShutdownRequest{Mode: mode}); err != nil {
-			t.Fatal(err)
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		if _, err := c.Shutdown(ctx, &agentv1.ShutdownRequest{Mode: mode}); err != nil {
+			t.Logf("the answer was lost: %v", err) // the guest was faster
 		}
 		p.says("serial.log", word)
 		if mode == agentv1.ShutdownRequest_MODE_REBOOT {
