@@ -182,7 +182,7 @@ func TestDebianPackage(t *testing.T) {
 			t.Errorf("%s: %q, want %q", field, got, want)
 		}
 	}
-	if info := run(t, nil, "dpkg-deb", "--info", deb); !strings.Contains(info, "postinst") || strings.Contains(info, " @") {
+	if info := run(t, nil, "dpkg-deb", "--info", deb); !strings.Contains(info, "postinst") || !strings.Contains(info, "prerm") || strings.Contains(info, " @") {
 		t.Error(info)
 	}
 	contents := run(t, nil, "dpkg-deb", "--contents", deb)
