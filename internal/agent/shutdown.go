@@ -66,8 +66,12 @@ const (
 )
 
 // firstProcess tells what runs as pid 1. Our own init in its last moments counts as what it becomes.
-func firstProcess() initKind {
-	b, err := os.ReadFile("/proc/1/cmdline")
+func firstProcess() initKind { return kindOf("/proc/1", boot.Init) }
+
+// kindOf tells what the process of a directory like /proc/1 is, or becomes when it is our init: next tells the program of
+// the image's.
+func kindOf(process string, next func() string) initKind {
+	b, err := os.ReadFile(filepath.Join(process, "cmdline"))
 	if err != nil {
 		return otherInit
 	}
@@ -75,18 +79,20 @@ func firstProcess() initKind {
 	if len(args) > 1 && args[1] == "supervise" {
 		return supervisor
 	}
-	comm, err := os.ReadFile("/proc/1/comm")
+	comm, err := os.ReadFile(filepath.Join(process, "comm"))
 	if err != nil {
 		return otherInit
 	}
 	if strings.TrimSpace(string(comm)) == "systemd" {
 		return systemd
 	}
-	// Not there yet: systemd names itself once it runs.
-	init, err := filepath.EvalSymlinks("/proc/1/exe")
-	if err == nil && ours("/proc/1/exe") {
-		init, err = filepath.EvalSymlinks(boot.Init())
+	// Not there yet: systemd names itself once it runs. Where our own init lies cannot be named any more, only opened: it
+	// is in the root that was there before the image's.
+	program := filepath.Join(process, "exe")
+	if ours(program) {
+		program = next()
 	}
+	init, err := filepath.EvalSymlinks(program)
 	if err == nil && filepath.Base(init) == "systemd" {
 		return systemd
 	}

@@ -94,7 +94,7 @@ func newDaemonRestartCommand(e *Env) *cobra.Command {
 
 func runDaemonRestart(ctx context.Context, e *Env) error {
 	return e.within(ctx, quickLimit, func(ctx context.Context) error {
-		if _, err := client.Stop(ctx, e.Paths); err != nil {
+		if err := client.Renew(ctx, client.Options{Paths: e.Paths}); err != nil {
 			return err
 		}
 		c, err := e.connect(ctx)

@@ -120,7 +120,7 @@ func runImageBuild(ctx context.Context, o imageBuildOptions, e *Env) error {
 		}
 	}
 	return e.connected(ctx, buildLimit, func(ctx context.Context, c *client.Client) error {
-		built, err := e.build(ctx, c, req, o.makeDefault)
+		built, err := e.build(ctx, c, req, "", o.makeDefault)
 		if err != nil {
 			return err
 		}
@@ -129,10 +129,10 @@ func runImageBuild(ctx context.Context, o imageBuildOptions, e *Env) error {
 	})
 }
 
-// build builds with progress, and tells once more at the end what the image is without.
-func (e *Env) build(ctx context.Context, c *client.Client, req *bangerv1.BuildImageRequest, makeDefault bool) (*bangerv1.BuiltImage, error) {
+// build builds with progress, each line of which begins with label unless that is empty, and tells once more at the end what the image is without.
+func (e *Env) build(ctx context.Context, c *client.Client, req *bangerv1.BuildImageRequest, label string, makeDefault bool) (*bangerv1.BuiltImage, error) {
 	d := e.newDisplay()
-	built, err := c.BuildImage(ctx, req, d.sink(""))
+	built, err := c.BuildImage(ctx, req, d.sink(label))
 	d.close()
 	if err != nil {
 		return nil, err

@@ -78,6 +78,6 @@ func (e *Env) ensureBuilt(ctx context.Context, c *client.Client, recipe string, 
 			return def, true, err
 		}
 	}
-	built, err := e.build(ctx, c, &bangerv1.BuildImageRequest{Recipe: recipe}, true)
+	built, err := e.build(ctx, c, &bangerv1.BuildImageRequest{Recipe: recipe}, filepath.Base(recipe), true)
 	return built.GetImage(), false, err
 }

@@ -11,6 +11,9 @@ import (
 	"banger/internal/build"
 )
 
+// versionPatience is how long the daemon may take to say which build it is.
+const versionPatience = 3 * time.Second
+
 func newVersionCommand(e *Env) *cobra.Command {
 	var output outputFormat
 	cmd := &cobra.Command{
@@ -25,20 +28,27 @@ func newVersionCommand(e *Env) *cobra.Command {
 // runVersion works without a daemon; one that runs is asked.
 func runVersion(ctx context.Context, output outputFormat, e *Env) error {
 	v := versionView{Build: build.ID(), Go: runtime.Version(), OS: runtime.GOOS, Architecture: runtime.GOARCH}
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	ctx, cancel := context.WithTimeout(ctx, versionPatience)
 	defer cancel()
-	if c, err := e.Dial(ctx, false); err == nil {
-		v.DaemonBuild = c.Hello.Build
-		c.Close()
+	if listens(ctx, e.Paths.Socket()) {
+		c, err := e.Dial(ctx, false)
+		if err == nil {
+			v.DaemonBuild = c.Hello.Build
+			c.Close()
+		} else {
+			v.DaemonProblem = err.Error()
+		}
 	}
 	return e.print(output, v, func() string {
-		text := fmt.Sprintf("banger %s (%s, %s/%s)\n", v.Build, v.Go, v.OS, v.Architecture)
-		switch v.DaemonBuild {
-		case "":
-			return text + "daemon: not running\n"
-		case v.Build:
-			return text + "daemon: the same\n"
+		daemon := v.DaemonBuild
+		switch {
+		case v.DaemonProblem != "":
+			daemon = v.DaemonProblem
+		case daemon == "":
+			daemon = "not running"
+		case daemon == v.Build:
+			daemon = "the same"
 		}
-		return text + "daemon: " + v.DaemonBuild + "\n"
+		return fmt.Sprintf("banger %s (%s, %s/%s)\ndaemon: %s\n", v.Build, v.Go, v.OS, v.Architecture, daemon)
 	})
 }

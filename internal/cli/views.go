@@ -212,11 +212,12 @@ type setupView struct {
 }
 
 type versionView struct {
-	Build        string `json:"build"`
-	DaemonBuild  string `json:"daemon_build"`
-	Go           string `json:"go"`
-	OS           string `json:"os"`
-	Architecture string `json:"architecture"`
+	Build         string `json:"build"`
+	DaemonBuild   string `json:"daemon_build"`
+	DaemonProblem string `json:"daemon_problem"`
+	Go            string `json:"go"`
+	OS            string `json:"os"`
+	Architecture  string `json:"architecture"`
 }
 
 type checkView struct {

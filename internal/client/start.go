@@ -82,14 +82,26 @@ func (c *Client) replace(ctx context.Context, o Options) error {
 		return nil
 	}
 	old := c.Hello.Build
-	if err := c.end(ctx, o.Paths, false); err != nil {
-		return err
-	}
-	if err := c.start(ctx, o); err != nil {
+	if err := c.exchange(ctx, o, command[0]); err != nil {
 		return err
 	}
 	o.notice("bangerd was build " + old + ", restarted as " + c.Hello.Build)
 	return nil
+}
+
+// exchange has the daemon end and one of program start, which answers then.
+func (c *Client) exchange(ctx context.Context, o Options, program string) error {
+	if !runsInUnit(o.Paths, program) {
+		if err := c.end(ctx, o.Paths, false); err != nil {
+			return err
+		}
+		return c.start(ctx, o)
+	}
+	if err := restartUnit(ctx, o); err != nil {
+		return err
+	}
+	c.http.CloseIdleConnections()
+	return c.greet(ctx)
 }
 
 // ownStart is the environment of a daemon that we start, given ours (nil: the process's): without the address of a service manager
@@ -221,7 +233,7 @@ func Stop(ctx context.Context, p paths.Paths) (bool, error) {
 
 // Restart ends the daemon, if one runs, and starts this build's.
 func Restart(ctx context.Context, o Options) (*Client, error) {
-	if _, err := Stop(ctx, o.Paths); err != nil {
+	if err := Renew(ctx, o); err != nil {
 		return nil, err
 	}
 	o.AutoStart = true

@@ -28,7 +28,10 @@ func WriteExt4(ctx context.Context, tarStream io.Reader, out io.ReadWriteSeeker)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		return spaceFault(fmt.Errorf("cannot write the tar stream as ext4: %w", err), nameOf(out))
+		if full := spaceFault(err, nameOf(out)); full != err {
+			return full
+		}
+		return fmt.Errorf("cannot write the tar stream as ext4: %w", err)
 	}
 	if _, err := io.Copy(io.Discard, r); err != nil { // the padding of the stream's end
 		return err

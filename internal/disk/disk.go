@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -72,5 +73,14 @@ func spaceFault(err error, path string) error {
 		return err
 	}
 	return fault.Wrap(fault.Precondition, err, "disk full while writing %s", path).
-		WithHint("free some space in %s, for instance by deleting VMs you no longer need", filepath.Dir(path))
+		WithHint("free some space in %s, for instance by deleting VMs you no longer need", whereRoom(path))
+}
+
+// whereRoom is the directory in which room has to be made for a file: not the one that goes when what is made in it fails.
+func whereRoom(path string) string {
+	dir := filepath.Dir(path)
+	if strings.HasPrefix(filepath.Base(dir), temporaryPrefix) {
+		return filepath.Dir(dir)
+	}
+	return dir
 }

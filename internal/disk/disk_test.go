@@ -587,4 +587,10 @@ func TestSpaceFault(t *testing.T) {
 	if spaceFault(nil, "/x") != nil {
 		t.Error("no error became one")
 	}
+	// Where room is to be made is there also when what was made is gone.
+	for path, want := range map[string]string{"/s/images/.new-7/root.ext4": "/s/images,", "/s/vms/7/overlay.ext4": "/s/vms/7,", "/.s/x": "/.s,"} {
+		if hint := fault.HintOf(spaceFault(syscall.ENOSPC, path)); !strings.HasPrefix(hint, "free some space in "+want) {
+			t.Errorf("%s: %s", path, hint)
+		}
+	}
 }

@@ -112,7 +112,7 @@ func toolFault(err error, path string) error {
 		return err
 	}
 	return fault.Wrap(fault.Precondition, err, "disk full while writing %s", path).
-		WithHint("free some space in %s", filepath.Dir(path))
+		WithHint("free some space in %s", whereRoom(path))
 }
 
 // CloneSeed makes dst a sparse file of size bytes with an empty ext4 in it, by cloning one that

@@ -200,6 +200,8 @@ func firstCause(ctx context.Context, writeErr, filterErr, runErr error) error {
 		return runErr
 	case ctx.Err() != nil:
 		return ctx.Err()
+	case writeErr != nil && errors.Is(filterErr, writeErr): // which names a file that is not to blame
+		return writeErr
 	case filterErr != nil && runErr != nil && errors.Is(filterErr, runErr):
 		return runErr
 	case writeErr != nil && (filterErr == nil || !errors.Is(writeErr, filterErr)):

@@ -121,3 +121,21 @@ func TestBuildTakesItselfBack(t *testing.T) {
 		}
 	}
 }
+
+// A disk that becomes full meanwhile is told as that, not as a fault of the file that was under way.
+func TestDiskFullMeanwhile(t *testing.T) {
+	home := filepath.Join(t.TempDir(), "home")
+	root := filepath.Join(hosttest.SmallDisk(t, 1<<20), rootName)
+	_, err := writeTree(t.Context(), root, home, exportRules(true), func(w io.Writer) error {
+		out := tar.NewWriter(w)
+		const size = 4 << 20
+		if err := out.WriteHeader(&tar.Header{Name: "./opt/large", Mode: 0o644, Size: size, Format: tar.FormatPAX}); err != nil {
+			return err
+		}
+		_, err := io.Copy(out, strings.NewReader(strings.Repeat("banger ", size/7+1)[:size]))
+		return errors.Join(err, out.Close())
+	})
+	if fault.KindOf(err) != fault.Precondition || !strings.HasPrefix(err.Error(), "disk full while writing "+root) || strings.Contains(err.Error(), "large") {
+		t.Errorf("got %v", err)
+	}
+}

@@ -260,15 +260,20 @@ func writeModulesDisk(ctx context.Context, tree, out string) (err error) {
 	return disk.WriteExt4(ctx, r, f)
 }
 
-// tarTree writes the directories and regular files below dir, all owned by root.
+// tarTree writes the directories and regular files below dir, all owned by root. Where a file system of their own is mounted,
+// as in banger's guests, what is lost and found there does not belong to it.
 func tarTree(out io.Writer, dir string) error {
 	w := tar.NewWriter(out)
 	err := filepath.WalkDir(dir, func(name string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(dir, name)
-		if err != nil {
+		rel, relErr := filepath.Rel(dir, name)
+		switch {
+		case relErr != nil:
+			return relErr
+		case rel == "lost+found" && d.IsDir():
+			return filepath.SkipDir
+		case errors.Is(err, fs.ErrPermission):
+			return fault.Wrap(fault.Precondition, err, "the kernel's modules may not be read").WithHint("copy them to where you may read all of them")
+		case err != nil:
 			return err
 		}
 		info, err := d.Info()

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -111,6 +112,7 @@ func TestInstallAndUninstall(t *testing.T) {
 	if err != nil || !strings.Contains(string(unit), "ExecStart=\"/opt/of all/banger/bin/bangerd\"\n") || !strings.Contains(string(unit), "\nType=notify\n") || strings.Contains(string(unit), "@") {
 		t.Errorf("the unit: %v\n%s", err, unit)
 	}
+	deadLinks(t, filepath.Join(to, "share/doc/banger"))
 	run(t, env, "scripts/install") // again, over it
 	if len(modes(t, to)) != len(found) {
 		t.Errorf("a second install left %v", modes(t, to))
@@ -123,6 +125,29 @@ func TestInstallAndUninstall(t *testing.T) {
 	})
 	if err != nil || !slices.Equal(left, []string{"", "/opt"}) { // which was there before
 		t.Errorf("left behind: %q, %v", left, err)
+	}
+}
+
+var link = regexp.MustCompile(`\]\(([^):#]+)\)`)
+
+// deadLinks finds links of pages below dir to what is not there.
+func deadLinks(t *testing.T, dir string) {
+	t.Helper()
+	links := 0
+	for name := range modes(t, dir) {
+		text, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range link.FindAllSubmatch(text, -1) {
+			links++
+			if _, err := os.Stat(filepath.Join(dir, filepath.Dir(name), string(m[1]))); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+	if links == 0 {
+		t.Error("no links were found")
 	}
 }
 
@@ -182,7 +207,7 @@ func TestDebianPackage(t *testing.T) {
 			t.Errorf("%s: %q, want %q", field, got, want)
 		}
 	}
-	if info := run(t, nil, "dpkg-deb", "--info", deb); !strings.Contains(info, "postinst") || strings.Contains(info, " @") {
+	if info := run(t, nil, "dpkg-deb", "--info", deb); !strings.Contains(info, "postinst") || !strings.Contains(info, "prerm") || strings.Contains(info, " @") {
 		t.Error(info)
 	}
 	contents := run(t, nil, "dpkg-deb", "--contents", deb)

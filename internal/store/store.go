@@ -14,6 +14,7 @@ import (
 	"os"
 
 	"github.com/pressly/goose/v3"
+	"golang.org/x/sys/unix"
 	"modernc.org/sqlite"
 	sqlite3 "modernc.org/sqlite/lib"
 
@@ -73,12 +74,28 @@ func (s *Store) connect(ctx context.Context, migrations fs.FS, version int64) er
 	if err := s.migrate(ctx, migrations, version); err != nil {
 		return err
 	}
+	keepRoom(s.path + "-wal")
 	if s.read, err = sql.Open("sqlite", s.dsn("query_only(1)")); err != nil {
 		return err
 	}
 	s.read.SetMaxOpenConns(readers)
 	s.read.SetMaxIdleConns(readers)
 	return nil
+}
+
+// logRoom is what the write-ahead log may take on disk, in bytes. It is begun anew after 1000 pages of 4 KiB, and one
+// transaction more (https://www.sqlite.org/wal.html, "Checkpointing").
+const logRoom = 5 << 20
+
+// keepRoom has the blocks of the write-ahead log set aside now: on a full disk VMs can be deleted then, which is how
+// room is made. Its length stays what SQLite made it. A file system that cannot do that, or has no room, goes without.
+func keepRoom(log string) {
+	f, err := os.OpenFile(log, os.O_WRONLY, 0) // SQLite keeps its locks on other files, so closing this one drops none
+	if err != nil {
+		return
+	}
+	_ = unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_KEEP_SIZE, 0, logRoom)
+	_ = f.Close()
 }
 
 func (s *Store) dsn(pragmas ...string) string {
