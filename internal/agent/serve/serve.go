@@ -98,7 +98,7 @@ func Serve(ctx context.Context, l net.Listener, h agentv1connect.AgentServiceHan
 	var protocols http.Protocols
 	protocols.SetUnencryptedHTTP2(true)
 	server := &http.Server{
-		Handler: withAnswers(mux), Protocols: &protocols, ReadHeaderTimeout: 30 * time.Second,
+		Handler: mux, Protocols: &protocols, ReadHeaderTimeout: 30 * time.Second,
 		ErrorLog: log.New(io.Discard, "", 0),
 	}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() }) // Serve returns its error

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
@@ -64,29 +64,18 @@ func call[Request, Response proto.Message](ctx context.Context, question []byte,
 	return proto.Marshal(response)
 }
 
-// laterKey is the key of what is left to do after a word, answeredKey that of the context which ends with an answer by HTTP.
 type laterKey struct{}
 
-type answeredKey struct{}
+// answerTime is what an answer over HTTP has to go out in before what was put off begins. The call's context ends when its
+// handler returns, with the answer still to be written, and net/http does not say when it was.
+const answerTime = 20 * time.Millisecond
 
-// withAnswers serves by h, and lets Later know when an answer is with the connection: the request's context ends then. What
-// h derives of it for a caller with a deadline ends as soon as the handler returns, before anything is written.
-func withAnswers(h http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ctx := r.Context()
-		h.ServeHTTP(w, r.WithContext(context.WithValue(ctx, answeredKey{}, ctx)))
-	})
-}
-
-// Later does something once the answer to the question whose context it is has been sent. Of one over HTTP the last bytes
-// may still be on their way to the pipe: who ends the machine leaves them a moment.
+// Later does something once the answer to the question whose context it is has been sent. Over HTTP that is as good as
+// sure, no more: the host has to bear that a machine ends without an answer.
 func Later(ctx context.Context, f func()) {
 	if later, ok := ctx.Value(laterKey{}).(*[]func()); ok {
 		*later = append(*later, f)
 		return
 	}
-	if answered, ok := ctx.Value(answeredKey{}).(context.Context); ok {
-		ctx = answered
-	}
-	context.AfterFunc(ctx, f)
+	context.AfterFunc(ctx, func() { time.AfterFunc(answerTime, f) })
 }

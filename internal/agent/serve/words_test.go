@@ -3,18 +3,13 @@ package serve_test
 import (
 	"context"
 	"errors"
-	"net"
-	"path/filepath"
-	"sync/atomic"
 	"testing"
-	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
 
 	agentv1 "banger/api/agent/v1"
 	"banger/internal/agent/serve"
-	"banger/internal/guest"
 )
 
 func TestWords(t *testing.T) {
@@ -95,74 +90,4 @@ func TestLaterOverHTTP(t *testing.T) {
 	}
 	close(answered)
 	<-done
-}
-
-// gate is a connection on which nothing is written, once shut, until what waits for that has begun or some time is over.
-type gate struct {
-	net.Conn
-	shut  atomic.Bool
-	begun <-chan struct{}
-	early atomic.Bool // it began meanwhile
-}
-
-func (g *gate) Write(p []byte) (int, error) {
-	if g.shut.Swap(false) {
-		select {
-		case <-g.begun:
-			g.early.Store(true)
-		case <-time.After(100 * time.Millisecond): // a shorter time would find less, never too much
-		}
-	}
-	return g.Conn.Write(p)
-}
-
-// gates is a listener of one connection, with a gate.
-type gates struct {
-	net.Listener
-	gate *gate
-}
-
-func (l gates) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	l.gate.Conn = c
-	return l.gate, nil
-}
-
-// A caller with a deadline has its answer before what is left to do begins, too, also when the answer is slow to go out.
-func TestLaterIsAfterASlowAnswer(t *testing.T) {
-	begun := make(chan struct{})
-	g := &gate{begun: begun}
-	path := filepath.Join(t.TempDir(), "s")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	served := make(chan error, 1)
-	go func() {
-		served <- serve.Serve(ctx, gates{l, g}, serve.New(serve.Options{Adopt: func(ctx context.Context, _ *agentv1.AdoptRequest) (*agentv1.AdoptResponse, error) {
-			g.shut.Store(true)
-			serve.Later(ctx, func() { close(begun) })
-			return &agentv1.AdoptResponse{Late: true}, nil
-		}}))
-	}()
-	client := guest.NewClient(func(ctx context.Context) (net.Conn, error) {
-		var d net.Dialer
-		return d.DialContext(ctx, "unix", path)
-	})
-	if _, err := client.Adopt(within(t), &agentv1.AdoptRequest{Entropy: make([]byte, 32)}); err != nil {
-		t.Error(err)
-	}
-	<-begun
-	if g.early.Load() {
-		t.Error("it began before the answer was sent")
-	}
-	client.Close()
-	cancel()
-	if err := <-served; err != nil {
-		t.Error(err)
-	}
 }
