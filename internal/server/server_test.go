@@ -649,7 +649,7 @@ func TestSSHEndpoint(t *testing.T) {
 	if e := res.GetEndpoint(); e.GetHost() != "127.1.2.3" || e.GetHostKeyAlias() != "web.vm" || e.GetIdentityFile() != o.Paths.SSHKey() {
 		t.Errorf("got %v", e)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second) // enough for the daemon to find out, and to say so
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second) // enough for the daemon to find out, and to say so
 	defer cancel()
 	_, err = c.VMs.GetSSHEndpoint(ctx, &bangerv1.GetSSHEndpointRequest{Vm: "web", Wait: true})
 	wantKind(t, err, fault.Timeout)
