@@ -137,10 +137,10 @@ func (w *world) end() {
 	for _, v := range w.list() {
 		w.try("vm", "delete", "--force", "--yes", v.Name)
 	}
+	w.try("daemon", "stop") // which also ends the machine of a template that it is making
 	if left := w.taps(); len(left) > 0 {
 		t.Errorf("TAP devices left: %v", left)
 	}
-	w.try("daemon", "stop")
 	if r := w.try("internal", "clean"); r.code != 0 {
 		t.Errorf("clean: %+v", r)
 	}
