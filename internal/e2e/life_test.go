@@ -28,6 +28,9 @@ func TestLife(t *testing.T) {
 
 	w.guest("web", "echo kept >/root/work && echo kept >/etc/system")
 	first := w.show("web")
+	if open := w.taps(); len(open) != 1 {
+		t.Errorf("one VM runs, and its TAP device is %v", open)
+	}
 	w.banger("vm", "stop", "web")
 	w.await("web", "stopped", 0)
 	if left := w.taps(); len(left) > 0 {
