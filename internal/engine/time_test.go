@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
 
 	"banger/internal/fault"
@@ -152,6 +154,27 @@ func TestAgentWaitsForTheOwner(t *testing.T) {
 			t.Errorf("after its end: %v", err)
 		}
 		b.expect("web", vm.Stopped)
+		b.finish()
+	})
+}
+
+// A machine that ends while it is to be saved: the channel breaks a moment before the end is known.
+func TestSuspendOfAMachineThatEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		v := b.create("web")
+		b.w.arm(func(_ context.Context, point string) error {
+			if point != "quiesce" {
+				return nil
+			}
+			time.AfterFunc(300*time.Millisecond, func() { b.w.body(v.ID).die(vmm.ExitKilled, "by somebody") })
+			return connect.NewError(connect.CodeUnavailable, io.ErrUnexpectedEOF)
+		})
+		err := b.suspend(t.Context())
+		if fault.KindOf(err) != fault.Conflict || strings.Contains(err.Error(), "runs on") {
+			t.Errorf("%v", err)
+		}
+		b.expect("web", vm.Failed)
 		b.finish()
 	})
 }
