@@ -141,7 +141,7 @@ func TestRealGuestIsRestored(t *testing.T) {
 	if got := m.shell(ctx, "cat /sys/class/net/*/operstate | sort -u; ip -o addr show scope global"); strings.Contains(got, "up") {
 		t.Errorf("an interface without an address is up: %s", got)
 	}
-	m.shell(ctx, `setsid perl -e '$| = 1; for (;;) { open F, ">", "/run/count"; print F ++$i; close F; select undef, undef, undef, 0.1 }' >/dev/null 2>&1 &`)
+	m.shell(ctx, `setsid perl -e '$| = 1; for (;;) { open F, ">", "/run/count.new"; print F ++$i; close F; rename "/run/count.new", "/run/count"; select undef, undef, undef, 0.1 }' >/dev/null 2>&1 &`)
 	held := m.hold(ctx)
 	m.saved(ctx, template, true)
 	if err := <-held; err == nil {
@@ -215,15 +215,18 @@ func TestRealGuestIsRestored(t *testing.T) {
 	}
 }
 
-// hold runs a program that never ends by itself and says in a file when it is hung up; its stream's end is sent.
+// hold runs a program that never ends by itself and says in a file when it is hung up; its stream's end is sent. It
+// returns when the program does so.
 func (m *machine) hold(ctx context.Context) <-chan error {
+	m.t.Helper()
 	ended := make(chan error, 1)
 	go func() {
 		_, _, err := m.exec(ctx, &agentv1.ExecStart{Argv: []string{
-			"sh", "-c", "trap 'echo yes >/run/hung-up; exit' HUP; sleep infinity & wait",
+			"sh", "-c", "trap 'echo yes >/run/hung-up; exit' HUP; echo >/run/holds; sleep infinity & wait",
 		}})
 		ended <- err
 	}()
+	m.shell(ctx, "until test -e /run/holds; do sleep 0.1; done")
 	return ended
 }
 

@@ -458,6 +458,36 @@ func askFrom(t *testing.T, ns *hosttest.NS, network, from, name string) (reply *
 	return reply
 }
 
+// A guest that asks while the daemon is about to answer has its answer, too.
+func TestForwarderAnswersWhoWasFirst(t *testing.T) {
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	udp, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(tcp.Addr().(*net.TCPAddr).AddrPort()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := dns.Dial("udp", udp.LocalAddr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.WriteMsg(new(dns.Msg).SetQuestion("web.vm.", dns.TypeA)); err != nil {
+		t.Fatal(err)
+	}
+	s := New(quiet)
+	s.Set(zone)
+	f := s.Forward(udp, tcp, "/dev/null")
+	_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
+	if reply, err := conn.ReadMsg(); err != nil || len(reply.Answer) != 1 {
+		t.Errorf("%v, %v", reply, err)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestForwarder(t *testing.T) {
 	ns, resolvConf := guests(t, "nameserver 172.30.0.1\nnameserver 127.0.0.53\nsearch example\n")
 	upstream(t, "127.0.0.53:53", world("203.0.113.5"))

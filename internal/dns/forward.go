@@ -29,6 +29,7 @@ const (
 type Forwarder struct {
 	server    *Server
 	log       *slog.Logger
+	own       netip.Addr // that guests ask
 	upstreams *upstreams
 	slots     slots
 	under     sync.WaitGroup // questions under way
@@ -44,8 +45,9 @@ func (s *Server) Forward(udp *net.UDPConn, tcp net.Listener, resolvConf string) 
 	}
 	f.life, f.end = context.WithCancel(context.Background())
 	own := tcp.Addr().(*net.TCPAddr).AddrPort()
-	f.upstreams.own = netip.AddrPortFrom(own.Addr().Unmap(), own.Port())
-	f.Listener = s.serve(udp, tcp, f.answer)
+	f.own = own.Addr().Unmap()
+	f.upstreams.own = netip.AddrPortFrom(f.own, own.Port())
+	f.Listener = s.serve(udp, tcp, f.answer) // which answers already while this is assigned
 	return f
 }
 
@@ -62,7 +64,7 @@ func (f *Forwarder) Close() error {
 func (f *Forwarder) answer(w writer, m *dns.Msg) {
 	t := f.server.table.Load()
 	from := remote(w)
-	if !t.knows(from, f.address.Addr().Unmap()) {
+	if !t.knows(from, f.own) {
 		_ = w.Close()
 		return
 	}

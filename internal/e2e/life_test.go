@@ -14,6 +14,7 @@ import (
 // TestLife is one VM's life: enter it, keep things in it, stop, start, reboot, power off, throw away.
 func TestLife(t *testing.T) {
 	w := newWorld(t)
+	w.banger("template", "warm") // none is made meanwhile, whose machine would be counted
 	if out := w.banger("vm", "create", "web"); out != "web" {
 		t.Errorf("create printed %q", out)
 	}
@@ -28,6 +29,9 @@ func TestLife(t *testing.T) {
 
 	w.guest("web", "echo kept >/root/work && echo kept >/etc/system")
 	first := w.show("web")
+	if open := w.taps(); len(open) != 1 {
+		t.Errorf("one VM runs, and its TAP device is %v", open)
+	}
 	w.banger("vm", "stop", "web")
 	w.await("web", "stopped", 0)
 	if left := w.taps(); len(left) > 0 {

@@ -137,10 +137,10 @@ func (w *world) end() {
 	for _, v := range w.list() {
 		w.try("vm", "delete", "--force", "--yes", v.Name)
 	}
+	w.try("daemon", "stop") // which also ends the machine of a template that it is making
 	if left := w.taps(); len(left) > 0 {
 		t.Errorf("TAP devices left: %v", left)
 	}
-	w.try("daemon", "stop")
 	if r := w.try("internal", "clean"); r.code != 0 {
 		t.Errorf("clean: %+v", r)
 	}
@@ -257,17 +257,18 @@ func (w *world) await(name, state string, limit time.Duration) shown {
 	}
 }
 
-// taps lists banger's TAP devices in this network namespace that a machine has open; the others wait for VMs.
+// taps lists banger's TAP devices in this network namespace that a machine has open; the others wait for VMs. The kernel is
+// asked: /sys shows the devices of the namespace in which it was mounted.
 func (w *world) taps() []string {
-	var taps []string
-	links, err := os.ReadDir("/sys/class/net")
+	out, err := exec.Command("ip", "-brief", "link").Output()
 	if err != nil {
-		w.t.Error(err)
+		w.t.Errorf("list network devices: %v", err)
 	}
-	for _, l := range links {
-		carrier, err := os.ReadFile(filepath.Join("/sys/class/net", l.Name(), "carrier"))
-		if strings.HasPrefix(l.Name(), "tap-pool-") && err == nil && strings.TrimSpace(string(carrier)) == "1" {
-			taps = append(taps, l.Name())
+	var taps []string
+	for line := range strings.Lines(string(out)) {
+		name, rest, _ := strings.Cut(line, " ")
+		if strings.HasPrefix(name, "tap-pool-") && strings.Contains(rest, "LOWER_UP") {
+			taps = append(taps, name)
 		}
 	}
 	return taps

@@ -46,6 +46,13 @@ func newInternet(t *testing.T, host *hosttest.NS) {
 	host.Run(t, "ip", "link", "set", "up0", "addrgenmode", "none", "up") // its own addresses would come later
 	there.Run(t, "ip", "addr", "add", internet+"/24", "dev", "net0")
 	there.Run(t, "ip", "link", "set", "net0", "up")
+	// That the other end is up the kernel looks after when it has the time (net/core/link_watch.c), at the latest a second later.
+	for deadline := time.Now().Add(time.Minute); strings.Contains(host.Run(t, "ip", "route", "show", "dev", "up0"), "linkdown"); {
+		if time.Now().After(deadline) {
+			t.Fatal("the way to the internet stays down")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
 	serve(t, there, net.JoinHostPort(internet, internetPort))
 }
 

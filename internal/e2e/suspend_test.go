@@ -41,7 +41,7 @@ func (w *world) ticks(name, file string) {
 // TestSuspend takes a VM with programs at work through suspend and resume, over a daemon's death as well.
 func TestSuspend(t *testing.T) {
 	w := newWorld(t)
-	w.banger("template", "warm") // none is made meanwhile, whose machine would be counted
+	w.banger("template", "warm", "--memory", "512M") // none of this shape is made meanwhile, whose machine would be counted
 	w.banger("vm", "create", "web", "--memory", "512M")
 	w.guest("web", "cat >/root/counter.pl <<'EOT'\n"+counter+"EOT\nsetsid perl /root/counter.pl >/root/counter.log 2>&1 &")
 	w.guest("web", "i=0; until grep -q ':1B58 ' /proc/net/tcp; do i=$((i+1)); [ $i -lt 300 ]; sleep 0.1; done")

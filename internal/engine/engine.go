@@ -144,9 +144,14 @@ func (e *Engine) Agent(ctx context.Context, ref string) (*guest.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if m, ok := e.live[v.ID]; ok {
+	m := e.machineOf(v.ID)
+	if m == nil && v.State.HasProcess() {
+		// The row says so already, or still: its owner is about to have the machine, or about to write what became of it.
+		if v, m, err = e.settled(ctx, v); err != nil {
+			return nil, err
+		}
+	}
+	if m != nil {
 		return m.agent, nil
 	}
 	refusal := fault.New(fault.Conflict, "VM %s is not running: it is %s", v.Spec.Name, v.State)
@@ -159,6 +164,17 @@ func (e *Engine) Agent(ctx context.Context, ref string) (*guest.Client, error) {
 		return nil, notHeld(v.Spec.Name)
 	}
 	return nil, refusal.WithHint("start it: banger vm start %s", v.Spec.Name)
+}
+
+// settled returns a VM and its machine once nobody works on it.
+func (e *Engine) settled(ctx context.Context, v vm.VM) (vm.VM, *machine, error) {
+	release, err := e.locks.acquire(ctx, v.ID)
+	if err != nil {
+		return v, nil, interrupted(ctx, "use", v, err)
+	}
+	defer release()
+	v, err = e.c.Store.Get(ctx, string(v.ID))
+	return v, e.machineOf(v.ID), err
 }
 
 func notHeld(name string) error {

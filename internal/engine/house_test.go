@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -40,8 +41,8 @@ type house struct {
 	net   *hostnet.Fake
 	files files
 	store *store.Store
-	hook  func(operation, stage string)
-	more  []vmm.Driver // beside the fake
+	hook  atomic.Pointer[func(operation, stage string)] // the maker of templates looks at it at any time
+	more  []vmm.Driver                                  // beside the fake
 
 	templates TemplateConfig
 	images    capability.Images
@@ -131,8 +132,8 @@ func (h *house) open() {
 		},
 		MAC: hostnet.MAC, Templates: h.templates,
 		AfterStage: func(operation, stage string) {
-			if h.hook != nil {
-				h.hook(operation, stage)
+			if hook := h.hook.Load(); hook != nil {
+				(*hook)(operation, stage)
 			}
 		},
 	})
@@ -149,6 +150,15 @@ func houseSpec(name string) vm.Spec {
 	s := spec(name)
 	s.DiskBytes, s.WorkDiskBytes, s.NAT = houseSeed, houseSeed, true
 	return s
+}
+
+// after has f called after each stage of each operation; nil ends that.
+func (h *house) after(f func(operation, stage string)) {
+	if f == nil {
+		h.hook.Store(nil)
+		return
+	}
+	h.hook.Store(&f)
 }
 
 func (h *house) create(name string) vm.VM {
@@ -275,16 +285,16 @@ func TestNextDaemonAdopts(t *testing.T) {
 func TestProcessWithoutARowIsFound(t *testing.T) {
 	h := newHouse(t)
 	dead, reached, release := h.Engine, make(chan struct{}), make(chan struct{})
-	h.hook = func(_, stage string) {
+	h.after(func(_, stage string) {
 		if stage == stageMachine {
 			close(reached)
 			<-release
 		}
-	}
+	})
 	ended := make(chan error, 1)
 	go func() { _, err := h.Create(context.Background(), houseSpec("web"), true, nil); ended <- err }()
 	<-reached
-	h.hook = nil
+	h.after(nil)
 	old := h.store
 	dead.die()
 	h.open()

@@ -103,11 +103,11 @@ func TestVMMsKilledAtEachStage(t *testing.T) {
 				h := newTemplateHouse(t)
 				v.before(h)
 				var once sync.Once
-				h.hook = func(o, stage string) {
+				h.after(func(o, stage string) {
 					if o == operation && stage == at {
 						once.Do(h.killAll)
 					}
-				}
+				})
 				err := v.verb(t.Context(), h)
 				once.Do(func() { t.Error("there is no such stage") })
 				h.settled(err)
@@ -191,15 +191,15 @@ func TestVMMOfATemplateKilledAtEachStage(t *testing.T) {
 		t.Run(at, func(t *testing.T) {
 			t.Parallel()
 			h := newTemplateHouse(t)
-			h.hook = func(operation, stage string) {
+			h.after(func(operation, stage string) {
 				if operation == "template" && stage == at {
 					h.killAll()
 				}
-			}
+			})
 			if _, err := h.WarmTemplate(t.Context(), houseSpec("any"), nil); err == nil {
 				t.Error("made of a dead machine")
 			}
-			h.hook = nil
+			h.after(nil)
 			h.nothingButTemplates(t, 0)
 			h.warm()
 		})

@@ -17,7 +17,7 @@ import (
 
 const (
 	askTimeout    = 15 * time.Second // for the agent to take the request, on a host that is busy
-	lostAnswer    = time.Second      // for a machine to end whose agent's answer was lost, as may be when it ends
+	lostAnswer    = time.Second      // for a machine to end whose agent's or monitor's answer was lost, as may be when it ends
 	buttonTimeout = 10 * time.Second // for the guest to end after the power button
 	eraseTimeout  = time.Minute
 )

@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	pauseTimeout = 10 * time.Second // for the VMM to halt a guest, or to let it go on
+	pauseTimeout = 30 * time.Second // for the VMM to halt a guest, which flushes its disks, or to let it go on
 	saveTimeout  = 10 * time.Minute // for large memories on slow disks
 
 	// saveMargin is what saved memory may take beyond the memory itself: the devices.
@@ -141,7 +141,7 @@ func (o *operation) quiesce(ctx context.Context, m *machine, hold bool) (held ti
 // notQuiesced says why a guest did not write out its data.
 func (o *operation) notQuiesced(ctx, asking context.Context, m *machine, err error) error {
 	switch {
-	case m.ended():
+	case m.ended(), broke(err) && m.endsWithin(ctx, lostAnswer): // the channel breaks before the end is known
 		return fault.New(fault.Conflict, "VM %s ended before its memory was saved", o.v.Spec.Name)
 	case ctx.Err() == nil && (asking.Err() != nil || connect.CodeOf(err) == connect.CodeDeadlineExceeded):
 		var said error // which of its parts took too long, unless the agent does not answer at all
@@ -167,7 +167,7 @@ func (o *operation) goOn(ctx context.Context, m *machine) error {
 	if !ok {
 		return errors.Join(left, fault.New(fault.Precondition, "%s cannot let VM %s go on", o.v.Driver, o.v.Spec.Name))
 	}
-	if err := guest.Resume(ctx); err != nil && !m.ended() {
+	if err := guest.Resume(ctx); err != nil && !m.endsWithin(ctx, lostAnswer) {
 		return errors.Join(left, fmt.Errorf("let VM %s go on: %w", o.v.Spec.Name, err))
 	}
 	if stood := o.failed != stageRecord && o.failed != stageQuiesce; stood && !m.ended() {

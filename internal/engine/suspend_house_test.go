@@ -87,15 +87,15 @@ func TestDiskThatFillsUpInTheMiddle(t *testing.T) {
 		t.Fatal(err)
 	}
 	filler := filepath.Join(h.p.VMs(), "filler")
-	h.hook = func(_, stage string) {
+	h.after(func(_, stage string) {
 		if stage == stagePause {
 			fill(t, filler)
 		}
-	}
+	})
 	boot := h.bootID("web")
 	files := listing(t, h.p.VM(v.ID))
 	_, err = h.Suspend(t.Context(), "web", nil)
-	h.hook = nil
+	h.after(nil)
 	if fault.KindOf(err) != fault.Precondition {
 		t.Errorf("a full disk: %v", err)
 	}
@@ -173,14 +173,14 @@ func TestDiskThatFillsUpUnderACopy(t *testing.T) {
 	}
 	for _, v := range verbs {
 		for _, at := range v.stages {
-			h.hook = func(operation, stage string) {
+			h.after(func(operation, stage string) {
 				if operation == v.name && stage == at {
 					fill(t, filler)
 				}
-			}
+			})
 			before := tree(t, h.p.VMs())
 			err := v.verb()
-			h.hook = nil
+			h.after(nil)
 			if err := os.Remove(filler); err != nil {
 				t.Fatalf("%s %s: %v", v.name, at, err)
 			}
@@ -211,13 +211,13 @@ func TestDiskThatFillsUpUnderATemplate(t *testing.T) {
 		h := newTemplateHouse(t)
 		h.smallDisk(h.p.Templates(), "400m")
 		filler := filepath.Join(h.p.Templates(), "filler")
-		h.hook = func(operation, stage string) {
+		h.after(func(operation, stage string) {
 			if operation == "template" && stage == at {
 				fill(t, filler)
 			}
-		}
+		})
 		_, err := h.WarmTemplate(t.Context(), s, nil)
-		h.hook = nil
+		h.after(nil)
 		if err := os.Remove(filler); err != nil {
 			t.Fatalf("%s: %v", at, err)
 		}

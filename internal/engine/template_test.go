@@ -273,13 +273,13 @@ func TestRaceForTheFirstTemplate(t *testing.T) {
 	h := newTemplateHouse(t)
 	var mu sync.Mutex
 	makers := 0
-	h.hook = func(operation, stage string) {
+	h.after(func(operation, stage string) {
 		if operation == "template" && stage == stageMachine {
 			mu.Lock()
 			makers++
 			mu.Unlock()
 		}
-	}
+	})
 	var both sync.WaitGroup
 	for i := range 2 {
 		both.Go(func() {
@@ -421,7 +421,7 @@ func TestTemplateVanishes(t *testing.T) {
 	h := newTemplateHouse(t)
 	made := h.warm()
 	var once sync.Once
-	h.hook = func(operation, stage string) {
+	h.after(func(operation, stage string) {
 		if operation == "create" && stage == "root-disk" {
 			once.Do(func() {
 				if err := h.c.Templates.Store.Delete(made.Key); err != nil {
@@ -429,7 +429,7 @@ func TestTemplateVanishes(t *testing.T) {
 				}
 			})
 		}
-	}
+	})
 	v, stages, _ := h.createTold(houseSpec("web"))
 	if !slices.Contains(stages, stageBoot) || TemplateOf(v) != "" {
 		t.Errorf("it went through %v", stages)
@@ -444,11 +444,11 @@ func TestCancelledRestore(t *testing.T) {
 			h := newTemplateHouse(t)
 			h.warm()
 			ctx, cancel := context.WithCancel(t.Context())
-			h.hook = func(operation, stage string) {
+			h.after(func(operation, stage string) {
 				if operation == "create" && stage == at {
 					cancel()
 				}
-			}
+			})
 			if _, err := h.Create(ctx, houseSpec("web"), true, nil); fault.KindOf(err) != fault.Interrupted {
 				t.Errorf("create: %v", err)
 			}
@@ -501,11 +501,11 @@ func TestCancelledMaking(t *testing.T) {
 		t.Run(at, func(t *testing.T) {
 			h := newTemplateHouse(t)
 			ctx, cancel := context.WithCancel(t.Context())
-			h.hook = func(operation, stage string) {
+			h.after(func(operation, stage string) {
 				if operation == "template" && stage == at {
 					cancel()
 				}
-			}
+			})
 			if _, err := h.WarmTemplate(ctx, houseSpec("any"), nil); err == nil {
 				t.Error("made, though cancelled")
 			}
@@ -513,7 +513,7 @@ func TestCancelledMaking(t *testing.T) {
 			if console, err := os.ReadFile(h.templates.Store.FailedLog()); spoken && len(console) == 0 {
 				t.Errorf("the console is lost: %v", err)
 			}
-			h.hook = nil
+			h.after(nil)
 			h.warm()
 		})
 	}
@@ -533,12 +533,12 @@ func TestDieInChild(t *testing.T) {
 		return
 	}
 	h := houseIn(t, dir, houseTemplates(dir))
-	h.hook = func(operation, stage string) {
+	h.after(func(operation, stage string) {
 		if operation == os.Getenv(dieDoing) && stage == os.Getenv(dieAfter) {
 			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 			select {} // until it has come
 		}
-	}
+	})
 	if os.Getenv(dieDoing) == "create" {
 		h.create("web")
 	} else {

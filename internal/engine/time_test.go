@@ -3,18 +3,22 @@ package engine
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"connectrpc.com/connect"
 	"golang.org/x/sys/unix"
 
 	"banger/internal/fault"
 	"banger/internal/hosttest/need"
 	"banger/internal/vm"
+	"banger/internal/vmm"
 )
 
 // A guest that ignores agent and power button is killed once its time is over, not before.
@@ -116,4 +120,61 @@ func TestCreateOnAFullDisk(t *testing.T) {
 	if v := b.create("web"); v.State != vm.Running { // and once there is room again
 		t.Errorf("VM is %s", v.State)
 	}
+}
+
+// Who reads that a VM runs may ask for its agent, also while its owner has not yet taken the machine; and who asks while
+// its end is being written down hears of that.
+func TestAgentWaitsForTheOwner(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		asked := make(chan error, 1)
+		ask := func(at string) func(string, string) {
+			return func(operation, stage string) {
+				if operation+" "+stage != at {
+					return
+				}
+				go func() { _, err := b.Agent(context.Background(), "web"); asked <- err }()
+				synctest.Wait() // until it waits, or has its answer
+			}
+		}
+		b.hook = ask("create ready")
+		v := b.create("web")
+		if err := <-asked; err != nil {
+			t.Errorf("when the row said that it runs: %v", err)
+		}
+		b.hook = nil
+		b.w.arm(func(_ context.Context, point string) error {
+			if point == "driver stop" {
+				ask("exit stop")("exit", "stop")
+			}
+			return nil
+		})
+		b.w.body(v.ID).die(vmm.ExitPowerOff, "by itself")
+		if err := <-asked; fault.KindOf(err) != fault.Conflict || !strings.Contains(err.Error(), "it is stopped") {
+			t.Errorf("after its end: %v", err)
+		}
+		b.expect("web", vm.Stopped)
+		b.finish()
+	})
+}
+
+// A machine that ends while it is to be saved: the channel breaks a moment before the end is known.
+func TestSuspendOfAMachineThatEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		v := b.create("web")
+		b.w.arm(func(_ context.Context, point string) error {
+			if point != "quiesce" {
+				return nil
+			}
+			time.AfterFunc(300*time.Millisecond, func() { b.w.body(v.ID).die(vmm.ExitKilled, "by somebody") })
+			return connect.NewError(connect.CodeUnavailable, io.ErrUnexpectedEOF)
+		})
+		err := b.suspend(t.Context())
+		if fault.KindOf(err) != fault.Conflict || strings.Contains(err.Error(), "runs on") {
+			t.Errorf("%v", err)
+		}
+		b.expect("web", vm.Failed)
+		b.finish()
+	})
 }

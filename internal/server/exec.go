@@ -10,6 +10,7 @@ import (
 	agentv1 "banger/api/agent/v1"
 	bangerv1 "banger/api/banger/v1"
 	"banger/internal/fault"
+	"banger/internal/wire/wirefault"
 )
 
 type execStream = connect.BidiStream[bangerv1.ExecVMRequest, bangerv1.ExecVMResponse]
@@ -97,18 +98,19 @@ func agentFault(err error, ref string) error {
 	if errors.As(err, &f) {
 		return err
 	}
-	switch connect.CodeOf(err) {
-	case connect.CodeCanceled:
+	code := connect.CodeOf(err)
+	switch {
+	case code == connect.CodeCanceled:
 		return fault.New(fault.Interrupted, "interrupted")
-	case connect.CodeDeadlineExceeded:
+	case code == connect.CodeDeadlineExceeded:
 		return fault.New(fault.Timeout, "the agent of VM %s does not answer", ref).
 			WithHint("banger vm logs %s shows the guest's console", ref)
-	case connect.CodeUnavailable, connect.CodeUnknown:
+	case code == connect.CodeUnavailable, code == connect.CodeUnknown, wirefault.Broke(err):
 		return fault.Wrap(fault.Conflict, err, "the connection to the agent of VM %s broke", ref).
 			WithHint("banger vm show %s tells whether it still runs", ref)
-	case connect.CodeInvalidArgument:
+	case code == connect.CodeInvalidArgument:
 		return fault.Wrap(fault.Usage, err, "the agent of VM %s refused", ref)
-	case connect.CodeNotFound:
+	case code == connect.CodeNotFound:
 		return fault.Wrap(fault.NotFound, err, "the agent of VM %s", ref)
 	}
 	return fault.Wrap(fault.Unexpected, err, "the agent of VM %s", ref)

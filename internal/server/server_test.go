@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
+	"github.com/hashicorp/yamux"
 
 	agentv1 "banger/api/agent/v1"
 	"banger/api/agent/v1/agentv1connect"
@@ -596,6 +597,99 @@ func TestExecRefusals(t *testing.T) {
 	}
 }
 
+// mortal is an agent whose machine ends while a program runs: at once, after some output, or within a message.
+type mortal struct {
+	scripted
+	says bool
+	die  func()
+}
+
+func (m mortal) Exec(ctx context.Context, s *connect.BidiStream[agentv1.ExecRequest, agentv1.ExecResponse]) error {
+	if m.says {
+		if err := s.Send(&agentv1.ExecResponse{Output: &agentv1.ExecResponse_Stdout{Stdout: []byte("x")}}); err != nil {
+			return err
+		}
+	}
+	m.die()
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// breakable is a connection that its owner can end, with a few bytes that are no whole message before.
+type breakable struct {
+	net.Conn
+	last []byte
+	end  error
+	over chan struct{}
+}
+
+func (b *breakable) Read(p []byte) (int, error) {
+	n, err := b.Conn.Read(p)
+	select {
+	case <-b.over:
+		n, b.last = copy(p, b.last), nil
+		if n == 0 {
+			return 0, b.end
+		}
+		return n, nil
+	default:
+		return n, err
+	}
+}
+
+// A program whose machine ends is no bug of banger's, at whatever moment that is.
+func TestExecWhoseMachineEnds(t *testing.T) {
+	for name, c := range map[string]struct {
+		says bool
+		last []byte
+		end  error
+	}{
+		"at once":          {false, nil, io.EOF},
+		"after output":     {true, nil, io.EOF},
+		"within a message": {true, []byte{0, 0, 7, 0, 0, 0, 0, 0, 1, 0, 0}, io.EOF}, // of a DATA frame (RFC 9113, 6.1)
+		"closed":           {true, nil, net.ErrClosed},
+		"the channel's":    {true, nil, yamux.ErrSessionShutdown},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld()
+			socket := filepath.Join(t.TempDir(), "a")
+			over := make(chan struct{})
+			mux := http.NewServeMux()
+			var conn net.Conn
+			mux.Handle(agentv1connect.NewAgentServiceHandler(mortal{says: c.says, die: func() {
+				close(over)
+				_ = conn.SetReadDeadline(time.Unix(1, 0)) // wakes the reader
+			}}))
+			serveUnix(t, socket, mux)
+			transport := &http.Transport{Protocols: new(http.Protocols), DialContext: func(context.Context, string, string) (_ net.Conn, err error) {
+				if conn, err = net.Dial("unix", socket); err != nil {
+					return nil, err
+				}
+				return &breakable{conn, c.last, c.end, over}, nil
+			}}
+			transport.Protocols.SetUnencryptedHTTP2(true)
+			t.Cleanup(transport.CloseIdleConnections)
+			w.agent = agentv1connect.NewAgentServiceClient(&http.Client{Transport: transport}, "http://agent")
+			w.vms["web"] = vm.VM{ID: "0badc0de", Spec: vm.Spec{Name: "web"}, State: vm.Running}
+			stream, err := dial(t, options(t, w)).VMs.ExecVM(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := stream.Send(&bangerv1.ExecVMRequest{Input: &bangerv1.ExecVMRequest_Vm{Vm: "web"}}); err != nil {
+				t.Fatal(err)
+			}
+			if err := stream.Send(execInput(&agentv1.ExecRequest{Input: &agentv1.ExecRequest_Start{Start: &agentv1.ExecStart{}}})); err != nil {
+				t.Fatal(err)
+			}
+			for err == nil {
+				_, err = stream.Receive()
+			}
+			t.Log(err)
+			wantKind(t, err, fault.Conflict)
+		})
+	}
+}
+
 func TestPing(t *testing.T) {
 	w := newWorld()
 	withAgent(t, w)
@@ -649,7 +743,7 @@ func TestSSHEndpoint(t *testing.T) {
 	if e := res.GetEndpoint(); e.GetHost() != "127.1.2.3" || e.GetHostKeyAlias() != "web.vm" || e.GetIdentityFile() != o.Paths.SSHKey() {
 		t.Errorf("got %v", e)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second) // enough for the daemon to find out, and to say so
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second) // enough for the daemon to find out, and to say so
 	defer cancel()
 	_, err = c.VMs.GetSSHEndpoint(ctx, &bangerv1.GetSSHEndpointRequest{Vm: "web", Wait: true})
 	wantKind(t, err, fault.Timeout)

@@ -21,7 +21,7 @@ const (
 	sshLook      = 300 * time.Millisecond // the agent's look for the server: others have to ask it, too
 	sshPause     = 100 * time.Millisecond // between two attempts
 	sshPort      = 22
-	replyReserve = 300 * time.Millisecond // kept of the deadline to tell the client what was wrong
+	replyReserve = time.Second // kept of the deadline to tell the client what was wrong
 )
 
 // GetSSHEndpoint tells how to reach a VM by SSH and, on request, waits until its server answers.

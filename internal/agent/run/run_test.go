@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -18,7 +19,11 @@ import (
 	"banger/internal/hosttest"
 )
 
-func TestMain(m *testing.M) { hosttest.Main(m) }
+func TestMain(m *testing.M) {
+	// As the agent does: what its parent has it ignore, as a shell without job control does, its programs would ignore, too.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGINT, syscall.SIGQUIT)
+	hosttest.Main(m)
+}
 
 type result struct {
 	serve.Exit

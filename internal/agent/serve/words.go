@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
@@ -65,12 +66,16 @@ func call[Request, Response proto.Message](ctx context.Context, question []byte,
 
 type laterKey struct{}
 
-// Later does something once the answer to the question whose context it is has been sent. Of one over HTTP the context
-// ends with the answer.
+// answerTime is what an answer over HTTP has to go out in before what was put off begins. The call's context ends when its
+// handler returns, with the answer still to be written, and net/http does not say when it was.
+const answerTime = 20 * time.Millisecond
+
+// Later does something once the answer to the question whose context it is has been sent. Over HTTP that is as good as
+// sure, no more: the host has to bear that a machine ends without an answer.
 func Later(ctx context.Context, f func()) {
 	if later, ok := ctx.Value(laterKey{}).(*[]func()); ok {
 		*later = append(*later, f)
 		return
 	}
-	context.AfterFunc(ctx, f)
+	context.AfterFunc(ctx, func() { time.AfterFunc(answerTime, f) })
 }

@@ -19,6 +19,7 @@ import (
 // Bounds of a migration, which is QEMU's word for saving and restoring.
 const (
 	migrateTimeout = 10 * time.Minute // a disk that is slower than 10 MB/s is not waited for
+	pauseTimeout   = 30 * time.Second // for QEMU to finish and flush what the disks were asked for, on a host that writes much else
 	cancelTimeout  = 5 * time.Second
 	pollFirst      = time.Millisecond // between looks at a migration
 	pollMost       = 20 * time.Millisecond
@@ -100,7 +101,7 @@ func (r *running) Pause(ctx context.Context) error {
 		return err
 	}
 	defer release()
-	return r.told(r.mon.callFor(ctx, "stop", nil))
+	return r.told(r.mon.call(ctx, command{name: "stop", most: pauseTimeout}, nil))
 }
 
 // Resume lets the guest run. A Save that a daemon began and did not live to finish is given up.

@@ -86,8 +86,8 @@ func FromConnect(err error) error {
 	return fromCode(e)
 }
 
-// Broke tells whether err, of a client's call, is no answer of the daemon but the loss of it: the connection
-// ended, as it does when the daemon is killed.
+// Broke tells whether err, of a client's call, is no answer of the daemon, or of a guest's agent, but the loss of it: the
+// connection ended, as it does when the daemon is killed or a machine ends.
 func Broke(err error) bool {
 	var e *connect.Error
 	if !errors.As(err, &e) || connect.IsWireError(err) || errors.Is(err, io.EOF) { // EOF is a stream's orderly end

@@ -41,23 +41,28 @@ func Version(t testing.TB, path string) string {
 }
 
 var (
-	dir   string // of programs that were built; set by Main
+	under bool   // Main
+	dir   string // of programs that were built; empty: none was
 	build = sync.OnceValues(buildFake)
 )
 
 // Main runs the tests of a package that wants the fake, which is built once it is asked for, and removes it. It
-// returns the exit code for TestMain.
+// returns the exit code for TestMain. A copy of the tests that is killed before it asks leaves nothing.
 func Main(m *testing.M) int {
-	var err error
-	if dir, err = os.MkdirTemp("", "fakefc"); err != nil {
-		panic(err)
-	}
-	defer os.RemoveAll(dir)
+	under = true
+	defer func() {
+		if dir != "" {
+			os.RemoveAll(dir)
+		}
+	}()
 	return m.Run()
 }
 
-func buildFake() (string, error) {
-	path := filepath.Join(dir, "firecracker")
+func buildFake() (path string, err error) {
+	if dir, err = os.MkdirTemp("", "fakefc"); err != nil {
+		return "", err
+	}
+	path = filepath.Join(dir, "firecracker")
 	cmd := exec.Command("go", "build", "-ldflags=-s -w", "-o", path, "banger/internal/vmm/firecracker/fakefc/firecracker")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if said, err := cmd.CombinedOutput(); err != nil {
@@ -76,7 +81,7 @@ func (e *buildError) Error() string { return e.err.Error() + "\n" + string(e.sai
 // Fake returns the path of a fake Firecracker.
 func Fake(t testing.TB) string {
 	t.Helper()
-	if dir == "" {
+	if !under {
 		t.Fatal("the tests of this package do not run under fctest.Main")
 	}
 	path, err := build()
