@@ -173,8 +173,17 @@ func (e *Engine) settled(ctx context.Context, v vm.VM) (vm.VM, *machine, error) 
 		return v, nil, interrupted(ctx, "use", v, err)
 	}
 	defer release()
-	v, err = e.c.Store.Get(ctx, string(v.ID))
-	return v, e.machineOf(v.ID), err
+	now, err := e.again(ctx, v)
+	return now, e.machineOf(v.ID), err
+}
+
+// again returns a VM as it is now that the caller's turn has come.
+func (e *Engine) again(ctx context.Context, v vm.VM) (vm.VM, error) {
+	now, err := e.c.Store.Get(ctx, string(v.ID))
+	if fault.KindOf(err) == fault.NotFound { // which names what was asked for: the id, of which the user knows nothing
+		return now, fault.New(fault.NotFound, "VM %s was deleted meanwhile", v.Spec.Name)
+	}
+	return now, err
 }
 
 func notHeld(name string) error {

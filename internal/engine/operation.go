@@ -73,7 +73,7 @@ func (e *Engine) begin(ctx context.Context, ref, name string, sink progress.Sink
 	if err != nil {
 		return nil, nil, err
 	}
-	if o.v, err = e.c.Store.Get(ctx, string(v.ID)); err != nil { // it may have changed while we waited
+	if o.v, err = e.again(ctx, v); err != nil { // it may have changed while we waited
 		o.end()
 		return nil, nil, err
 	}

@@ -143,17 +143,32 @@ func TestAgentWaitsForTheOwner(t *testing.T) {
 			t.Errorf("when the row said that it runs: %v", err)
 		}
 		b.hook = nil
-		b.w.arm(func(_ context.Context, point string) error {
+		atEnd := func(_ context.Context, point string) error {
 			if point == "driver stop" {
 				ask("exit stop")("exit", "stop")
 			}
 			return nil
-		})
+		}
+		b.w.arm(atEnd)
 		b.w.body(v.ID).die(vmm.ExitPowerOff, "by itself")
 		if err := <-asked; fault.KindOf(err) != fault.Conflict || !strings.Contains(err.Error(), "it is stopped") {
 			t.Errorf("after its end: %v", err)
 		}
 		b.expect("web", vm.Stopped)
+		if err := b.Delete(t.Context(), "web", false, nil); err != nil {
+			t.Fatal(err)
+		}
+		s := spec("web")
+		s.Ephemeral = true
+		v, err := b.Create(t.Context(), s, true, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.w.arm(atEnd)
+		b.w.body(v.ID).die(vmm.ExitPowerOff, "by itself")
+		if err := <-asked; fault.KindOf(err) != fault.NotFound || !strings.Contains(err.Error(), "VM web was deleted") {
+			t.Errorf("after the end of one that goes with its machine: %v", err)
+		}
 		b.finish()
 	})
 }
