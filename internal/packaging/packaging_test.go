@@ -263,3 +263,26 @@ func TestDebianPackageInstalls(t *testing.T) {
 		t.Error("purging left the runtime directory")
 	}
 }
+
+// The managers of all users, not the system's, read their units again when the package brings another one or takes it away.
+func TestPackageHasUnitsReadAgain(t *testing.T) {
+	need.Root(t)
+	need.Binary(t, "unshare")
+	dir := t.TempDir()
+	asked := filepath.Join(dir, "asked")
+	for name, text := range map[string]string{"systemctl": "echo \"$@\" >>'" + asked + "'", "setcap": ":"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\n"+text+"\n"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const booted = `mount -t tmpfs none /run && mkdir -p /run/systemd/system && PATH=$0:$PATH exec sh "$@"`
+	for _, script := range [][]string{{"packaging/deb/postinst", "configure"}, {"packaging/deb/postrm", "remove"}} {
+		run(t, nil, "unshare", append([]string{"--mount", "sh", "-c", booted, dir}, script...)...)
+		if got, err := os.ReadFile(asked); err != nil || string(got) != "kill --kill-who=main --signal=HUP user@*.service\n" {
+			t.Errorf("%q asked systemd: %q, %v", script, got, err)
+		}
+		if err := os.RemoveAll(asked); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
