@@ -37,25 +37,35 @@ func absent(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)
 }
 
+// takeTurn waits until no other client starts a daemon of p; the caller's turn ends when it closes what is returned.
+func takeTurn(ctx context.Context, p paths.Paths) (*flock.Flock, error) {
+	if err := p.Make(); err != nil {
+		return nil, err
+	}
+	turn := flock.New(p.StartLock(), flock.SetPermissions(0o600))
+	waiting, cancel := context.WithTimeout(ctx, startTimeout+stopTimeout)
+	defer cancel()
+	_, err := turn.TryLockContext(waiting, 20*time.Millisecond)
+	switch {
+	case err == nil:
+		return turn, nil
+	case ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded):
+		return nil, fault.New(fault.Timeout, "another banger has been starting the daemon for %s", startTimeout+stopTimeout).
+			WithHint("see %s", p.DaemonLog())
+	}
+	return nil, err
+}
+
 // ensureDaemon brings about a daemon of this build. One client does so at a time; the others find
 // it done when their turn comes.
 func (c *Client) ensureDaemon(ctx context.Context, o Options) error {
-	if err := o.Paths.Make(); err != nil {
-		return err
-	}
-	turn := flock.New(o.Paths.StartLock(), flock.SetPermissions(0o600))
-	waiting, cancel := context.WithTimeout(ctx, startTimeout+stopTimeout)
-	defer cancel()
-	if _, err := turn.TryLockContext(waiting, 20*time.Millisecond); err != nil {
-		if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
-			return fault.New(fault.Timeout, "another banger has been starting the daemon for %s", startTimeout+stopTimeout).
-				WithHint("see %s", o.Paths.DaemonLog())
-		}
+	turn, err := takeTurn(ctx, o.Paths)
+	if err != nil {
 		return err
 	}
 	defer turn.Close()
 
-	err := c.greet(ctx)
+	err = c.greet(ctx)
 	switch {
 	case c.usable(err):
 		return nil

@@ -19,11 +19,17 @@ const unitName = "bangerd.service"
 // is left to it, and runs again when Renew returns: one that we started in its place would be out of the unit, with
 // another environment.
 func Renew(ctx context.Context, o Options) error {
-	if command, err := o.command(); err == nil && runsInUnit(o.Paths, command[0]) {
-		return restartUnit(ctx, o)
+	if command, err := o.command(); err != nil || !runsInUnit(o.Paths, command[0]) {
+		_, err := Stop(ctx, o.Paths)
+		return err
 	}
-	_, err := Stop(ctx, o.Paths)
-	return err
+	// Whoever finds no daemon in between waits, and does not start one beside the unit.
+	turn, err := takeTurn(ctx, o.Paths)
+	if err != nil {
+		return err
+	}
+	defer turn.Close()
+	return restartUnit(ctx, o)
 }
 
 // runsInUnit tells whether the daemon of p is the unit's, and of the program that we would start. It may have been replaced

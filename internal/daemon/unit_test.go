@@ -50,17 +50,19 @@ func (p place) systemctl(t *testing.T, lines string) (asked string) {
 	return asked
 }
 
-// restarting is what systemctl does: it ends the daemon and starts another, which listens then.
+// restarting is what systemctl does: it ends the daemon and starts another, which listens then. Meanwhile no client may start one.
 func (p place) restarting(pid int) string {
-	return fmt.Sprintf(`kill %d
+	return fmt.Sprintf(`flock -n '%s' true && echo 'while others could start one' >>"${0%%/*}/asked"
+kill %d
 for i in $(seq 600); do kill -0 %d 2>/dev/null || break; sleep 0.05; done
 setsid '%s' >/dev/null 2>&1 </dev/null &
 for i in $(seq 600); do [ -S '%s' ] && exit 0; sleep 0.05; done
 exit 1
-`, pid, pid, p.options().Command[0], p.Socket())
+`, p.StartLock(), pid, pid, p.options().Command[0], p.Socket())
 }
 
 func TestSystemdsDaemonStaysSystemds(t *testing.T) {
+	need.Binary(t, "flock")
 	for name, newer := range map[string]bool{"restart": false, "another build": true} {
 		t.Run(name, func(t *testing.T) {
 			p := newPlace(t)
