@@ -28,8 +28,8 @@ func WriteExt4(ctx context.Context, tarStream io.Reader, out io.ReadWriteSeeker)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if full := spaceFault(err, nameOf(out)); full != err {
-			return full
+		if isFull(err) {
+			return spaceFault(err, nameOf(out))
 		}
 		return fmt.Errorf("cannot write the tar stream as ext4: %w", err)
 	}

@@ -69,11 +69,15 @@ func atomically(path string, f func(temporary *os.File) error) (err error) {
 
 // spaceFault turns the errors of a full disk into a fault that says so.
 func spaceFault(err error, path string) error {
-	if err == nil || !errors.Is(err, syscall.ENOSPC) && !errors.Is(err, syscall.EDQUOT) {
+	if !isFull(err) {
 		return err
 	}
 	return fault.Wrap(fault.Precondition, err, "disk full while writing %s", path).
 		WithHint("free some space in %s, for instance by deleting VMs you no longer need", whereRoom(path))
+}
+
+func isFull(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
 // whereRoom is the directory in which room has to be made for a file: not the one that goes when what is made in it fails.
