@@ -193,3 +193,42 @@ func TestSuspendOfAMachineThatEnds(t *testing.T) {
 		b.finish()
 	})
 }
+
+// Who waits for the owner of a VM waits no longer than it wants to.
+func TestAgentIsNotWaitedForWithoutEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBench(t)
+		v := b.create("web")
+		release, err := b.locks.acquire(t.Context(), v.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := b.machineOf(v.ID)
+		b.setLive(v.ID, nil) // as while its end is written down
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := b.Agent(ctx, "web"); fault.KindOf(err) != fault.Timeout {
+			t.Errorf("when its time was over: %v", err)
+		}
+		ctx, interrupt := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, interrupt)
+		if _, err := b.Agent(ctx, "web"); fault.KindOf(err) != fault.Interrupted {
+			t.Errorf("on Ctrl-C: %v", err)
+		}
+		b.setLive(v.ID, m)
+		release()
+		if _, err := b.Agent(t.Context(), "web"); err != nil {
+			t.Error(err)
+		}
+		b.finish()
+	})
+}
+
+func (b *bench) setLive(id vm.ID, m *machine) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.live, id)
+	if m != nil {
+		b.live[id] = m
+	}
+}
