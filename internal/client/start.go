@@ -241,15 +241,6 @@ func Stop(ctx context.Context, p paths.Paths) (bool, error) {
 	return true, nil
 }
 
-// Restart ends the daemon, if one runs, and starts this build's.
-func Restart(ctx context.Context, o Options) (*Client, error) {
-	if err := Renew(ctx, o); err != nil {
-		return nil, err
-	}
-	o.AutoStart = true
-	return Dial(ctx, o)
-}
-
 func (o Options) notice(text string) {
 	if o.Notice != nil {
 		o.Notice(text)

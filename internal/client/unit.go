@@ -35,12 +35,15 @@ func Renew(ctx context.Context, o Options) error {
 // runsInUnit tells whether the daemon of p is the unit's, and of the program that we would start. It may have been replaced
 // by a newer one meanwhile.
 func runsInUnit(p paths.Paths, program string) bool {
+	if os.Getenv("XDG_RUNTIME_DIR") == "" { // by which systemctl finds the user's systemd: a shell of su, or of cron
+		return false
+	}
 	h, proc := holder(p)
 	if proc == nil {
 		return false
 	}
 	defer proc.Close()
-	if !system.InUnit(h.PID, unitName) {
+	if !system.InUserUnit(h.PID, unitName) {
 		return false
 	}
 	theirs, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", h.PID))
@@ -51,15 +54,20 @@ func runsInUnit(p paths.Paths, program string) bool {
 	return err == nil && strings.TrimSuffix(theirs, " (deleted)") == ours
 }
 
-// restartUnit has systemd start the daemon anew. The unit is Type=notify: then it listens.
+// restartUnit has systemd start the daemon anew, by the unit as it is now. The unit is Type=notify: then it listens.
 func restartUnit(ctx context.Context, o Options) error {
 	systemctl, err := system.Find("systemctl", "systemd")
 	if err != nil {
 		return err
 	}
-	_, err = system.Run(ctx, system.Command{
-		Path: systemctl, Args: []string{"--user", "restart", unitName}, Env: o.Env, Timeout: startTimeout + stopTimeout,
-	})
+	for _, words := range [][]string{{"daemon-reload"}, {"restart", unitName}} {
+		_, err = system.Run(ctx, system.Command{
+			Path: systemctl, Args: append([]string{"--user"}, words...), Env: o.Env, Timeout: startTimeout + stopTimeout,
+		})
+		if err != nil {
+			break
+		}
+	}
 	if err != nil && ctx.Err() == nil {
 		return fault.Wrap(fault.Precondition, err, "systemd did not restart the daemon").
 			WithHint("why, tells: systemctl --user status bangerd; the daemon's log is %s", o.Paths.DaemonLog())

@@ -445,7 +445,7 @@ func TestStopAndRestart(t *testing.T) {
 	p := newPlace(t)
 	p.dial(t)
 	first := p.daemon(t)
-	c, err := client.Restart(t.Context(), p.options())
+	c, err := renewed(t.Context(), p.options())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -540,4 +540,12 @@ func greeting(t *testing.T, socket string, uid uint32) string {
 		t.Fatalf("%v", err)
 	}
 	return string(out)
+}
+
+// renewed is a new daemon of the place, and a client of it.
+func renewed(ctx context.Context, o client.Options) (*client.Client, error) {
+	if err := client.Renew(ctx, o); err != nil {
+		return nil, err
+	}
+	return client.Dial(ctx, o)
 }

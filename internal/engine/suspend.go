@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	pauseTimeout = 30 * time.Second // for the VMM to halt a guest, which flushes its disks, or to let it go on
+	pauseTimeout = 40 * time.Second // for the VMM to halt a guest, which flushes its disks, or to let it go on; it gives up before
 	saveTimeout  = 10 * time.Minute // for large memories on slow disks
 
 	// saveMargin is what saved memory may take beyond the memory itself: the devices.

@@ -7,27 +7,36 @@ import (
 	"testing"
 )
 
-func TestInUnit(t *testing.T) {
-	root, group := mountCgroups(t)
+func TestInUserUnit(t *testing.T) {
+	_, group := mountCgroups(t)
 	p, err := Start(StartOptions{Path: "/bin/sleep", Args: []string{"100"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	ours := filepath.Join(group, "app.slice", "ours")
-	if err := os.WriteFile(filepath.Join(ours, "cgroup.procs"), []byte(strconv.Itoa(p.PID())), 0); err != nil {
+	theirs := filepath.Join(group, "user@7.service")
+	t.Cleanup(func() { RemoveCgroup(filepath.Join(theirs, "ours")); RemoveCgroup(theirs) })
+	if err := os.MkdirAll(filepath.Join(theirs, "ours"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for unit, want := range map[string]bool{"ours": true, "app.slice": false, "": false, "/": false} {
-		if got := InUnit(p.PID(), unit); got != want {
-			t.Errorf("in %q below %s: %v", unit, root, got)
+	for dir, units := range map[string]map[string]bool{
+		filepath.Join(group, "app.slice"): {"ours": false}, // which the system's manager looks after
+		theirs:                            {"ours": true, "user@7.service": false, "": false, "/": false},
+	} {
+		if err := os.WriteFile(filepath.Join(dir, "ours", "cgroup.procs"), []byte(strconv.Itoa(p.PID())), 0); err != nil {
+			t.Fatal(err)
+		}
+		for unit, want := range units {
+			if got := InUserUnit(p.PID(), unit); got != want {
+				t.Errorf("in %q of %s: %v", unit, dir, got)
+			}
 		}
 	}
 	if err := p.Signal(9); err != nil {
 		t.Fatal(err)
 	}
 	<-p.Done()
-	if InUnit(p.PID(), "ours") {
+	if InUserUnit(p.PID(), "ours") {
 		t.Error("who has ended is in a unit")
 	}
 }
