@@ -341,7 +341,7 @@ func TestRunWithoutSSHMakesNothing(t *testing.T) {
 	s := newSession(t)
 	_, _, code := s.run("run web")
 	if _, err := os.Stat("/usr/sbin/ssh"); err == nil {
-		t.Skip("this host has ssh where banger looks beside PATH")
+		need.Missing(t, "host", "ssh is where banger looks beside PATH")
 	}
 	if code != 5 || len(s.world.calls) != 0 {
 		t.Errorf("code %d, calls %q", code, s.world.calls)

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -186,9 +185,7 @@ func writeKernel(t *testing.T, name string, content []byte) string {
 }
 
 func TestImportFile(t *testing.T) {
-	if runtime.GOARCH != "amd64" {
-		t.Skip("the kernels of this test are for amd64")
-	}
+	need.Architecture(t, "amd64") // as its kernels are
 	s := Open(filepath.Join(t.TempDir(), "kernels"), t.TempDir())
 	k, err := s.Import(t.Context(), ImportOptions{Source: writeKernel(t, "bzImage", bzImage64(vmlinux(t, true, builtInConfig)))}, nil)
 	if err != nil {
@@ -221,9 +218,7 @@ func TestImportFile(t *testing.T) {
 }
 
 func TestImportFileRefuses(t *testing.T) {
-	if runtime.GOARCH != "amd64" {
-		t.Skip("the kernels of this test are for amd64")
-	}
+	need.Architecture(t, "amd64") // as its kernels are
 	s := Open(filepath.Join(t.TempDir(), "kernels"), t.TempDir())
 	good := writeKernel(t, "bzImage", bzImage64(vmlinux(t, true, builtInNames)))
 	silent := writeKernel(t, "silent", bzImage64(vmlinux(t, true, "")))
@@ -311,9 +306,7 @@ func hostTree(t *testing.T, indexed bool) string {
 }
 
 func TestHostKernel(t *testing.T) {
-	if runtime.GOARCH != "amd64" {
-		t.Skip("the kernels of this test are for amd64")
-	}
+	need.Architecture(t, "amd64") // as its kernels are
 	root := hostTree(t, true)
 	o, err := hostKernel(ImportOptions{Release: testRelease}, root)
 	if err != nil {
@@ -336,9 +329,7 @@ func TestHostKernel(t *testing.T) {
 }
 
 func TestImportPackage(t *testing.T) {
-	if runtime.GOARCH != "amd64" {
-		t.Skip("the kernels of this test are for amd64")
-	}
+	need.Architecture(t, "amd64") // as its kernels are
 	need.Binary(t, "depmod")
 	root := hostTree(t, false)
 	control := "Package: linux-image-test\nVersion: 6.1-1\nArchitecture: amd64\nMaintainer: nobody <nobody@example.org>\nDescription: test\n"

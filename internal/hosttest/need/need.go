@@ -1,7 +1,8 @@
 // Package need says what a test needs of the machine. Where it is missing the test is skipped,
 // unless the environment variable BANGER_REQUIRE names it: then the test fails, so that a skip
 // never looks like a pass. BANGER_REQUIRE is a list with commas: root, binary, kvm, vm, network, firecracker,
-// kernel, ipv6, cgroup2; or all.
+// kernel, ipv6, cgroup2, architecture, host (one that is
+// less able than this one); or all.
 package need
 
 import (
@@ -48,6 +49,14 @@ func Binary(t testing.TB, name string) string {
 	}
 	Missing(t, "binary", "program "+name+" is not installed")
 	return ""
+}
+
+// Architecture needs a processor of that kind, as Go names it.
+func Architecture(t testing.TB, name string) {
+	t.Helper()
+	if runtime.GOARCH != name {
+		Missing(t, "architecture", "this test is for "+name)
+	}
 }
 
 // Kernel needs a feature of the running kernel; has tells whether it is there.

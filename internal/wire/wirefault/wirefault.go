@@ -87,7 +87,8 @@ func FromConnect(err error) error {
 }
 
 // Broke tells whether err, of a client's call, is no answer of the daemon, or of a guest's agent, but the loss of it: the
-// connection ended, as it does when the daemon is killed or a machine ends.
+// connection ended, as it does when the daemon is killed or a machine ends. It may be asked again; what the other side says
+// that it could not do is no loss.
 func Broke(err error) bool {
 	var e *connect.Error
 	if !errors.As(err, &e) || connect.IsWireError(err) || errors.Is(err, io.EOF) { // EOF is a stream's orderly end

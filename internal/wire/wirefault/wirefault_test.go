@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"syscall"
 	"testing"
 
 	"connectrpc.com/connect"
@@ -61,6 +62,26 @@ func TestOtherErrors(t *testing.T) {
 	for _, err := range []error{nil, io.EOF} {
 		if got := FromConnect(err); got != err {
 			t.Errorf("%v became %v", err, got)
+		}
+	}
+}
+
+// TestBroke: what the other side says that it could not do is no loss.
+func TestBroke(t *testing.T) {
+	for _, c := range []struct {
+		err  error
+		want bool
+	}{
+		{connect.NewError(connect.CodeUnavailable, errors.New("connection refused")), true},
+		{connect.NewError(connect.CodeUnknown, fmt.Errorf("read message: %w", io.ErrUnexpectedEOF)), true},
+		{connect.NewError(connect.CodeInternal, errors.New("no room for the host key")), false},
+		{connect.NewError(connect.CodeFailedPrecondition, errors.New("busy")), false},
+		{connect.NewError(connect.CodeUnknown, fmt.Errorf("read message: %w", syscall.ECONNRESET)), true},
+		{connect.NewError(connect.CodeUnknown, io.EOF), false},
+		{nil, false},
+	} {
+		if got := Broke(c.err); got != c.want {
+			t.Errorf("%v: got %v", c.err, got)
 		}
 	}
 }
