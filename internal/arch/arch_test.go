@@ -94,7 +94,7 @@ var rooms = map[string][]string{
 	"internal/engine": {
 		"api/agent/v1", "api/agent/v1/agentv1connect", "internal/capability", "internal/disk", "internal/fault", "internal/fileio",
 		"internal/guest", "internal/paths", "internal/progress", "internal/snapshot", "internal/store", "internal/system",
-		"internal/template", "internal/undo", "internal/vm", "internal/vmm", "internal/wire/wirefault",
+		"internal/template", "internal/undo", "internal/vm", "internal/vmm",
 	},
 
 	// Layer 5.

@@ -3,15 +3,18 @@ package engine
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
+	"io"
 	"time"
+
+	"connectrpc.com/connect"
 
 	agentv1 "banger/api/agent/v1"
 	"banger/internal/capability"
 	"banger/internal/fault"
 	"banger/internal/guest"
 	"banger/internal/vmm"
-	"banger/internal/wire/wirefault"
 )
 
 // identityTimeout bounds how long a restored guest may take to answer, file systems grown.
@@ -91,8 +94,13 @@ func (o *operation) identify(ctx context.Context, m *machine, b *capability.Buil
 			}
 			return false, nil
 		}
-		return wirefault.Broke(err), fault.Wrap(fault.Unexpected, err, "the guest of VM %s did not become this VM again", o.v.Spec.Name)
+		return broke(err), fault.Wrap(fault.Unexpected, err, "the guest of VM %s did not become this VM again", o.v.Spec.Name)
 	})
+}
+
+// broke tells that a stream broke, perhaps in the middle of the answer: it is opened again. What the agent could not do stays undone.
+func broke(err error) bool {
+	return connect.CodeOf(err) == connect.CodeUnavailable || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 func newEntropy() []byte {
@@ -106,7 +114,7 @@ func newEntropy() []byte {
 func (o *operation) letGo(ctx context.Context, m *machine) {
 	err := o.ask(context.WithoutCancel(ctx), m, clockTimeout, func(ctx context.Context) (again bool, err error) {
 		_, err = m.agent.Adopt(ctx, &agentv1.AdoptRequest{Entropy: newEntropy()})
-		return wirefault.Broke(err), err
+		return broke(err), err
 	})
 	if err != nil && !m.ended() { // else its watcher tells
 		o.sink.Notice(fmt.Sprintf("the programs of VM %s stand still some seconds longer: %v", o.v.Spec.Name, err))
@@ -118,7 +126,7 @@ func (o *operation) letGo(ctx context.Context, m *machine) {
 func (o *operation) setClock(ctx context.Context, m *machine) {
 	err := o.ask(ctx, m, clockTimeout, func(ctx context.Context) (again bool, err error) {
 		err = o.trySetClock(ctx, m)
-		return wirefault.Broke(err), err
+		return broke(err), err
 	})
 	if err != nil && !m.ended() {
 		o.tellClock(err)

@@ -15,7 +15,6 @@ import (
 	"banger/internal/fault"
 	"banger/internal/vm"
 	"banger/internal/vmm"
-	"banger/internal/wire/wirefault"
 )
 
 const (
@@ -142,7 +141,7 @@ func (o *operation) quiesce(ctx context.Context, m *machine, hold bool) (held ti
 // notQuiesced says why a guest did not write out its data.
 func (o *operation) notQuiesced(ctx, asking context.Context, m *machine, err error) error {
 	switch {
-	case m.ended(), wirefault.Broke(err) && m.endsWithin(ctx, lostAnswer): // the channel breaks before the end is known
+	case m.ended(), broke(err) && m.endsWithin(ctx, lostAnswer): // the channel breaks before the end is known
 		return fault.New(fault.Conflict, "VM %s ended before its memory was saved", o.v.Spec.Name)
 	case ctx.Err() == nil && (asking.Err() != nil || connect.CodeOf(err) == connect.CodeDeadlineExceeded):
 		var said error // which of its parts took too long, unless the agent does not answer at all
